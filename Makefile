@@ -1,0 +1,37 @@
+# `make` alone prints what there is.  Every target installs what it needs into .venv first.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test check fix golden soak benchmark clean
+help:  ## print this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+install: $(STAMP)  ## make .venv with everything and the command vqbank in it
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[extract,dev]'
+	touch $(STAMP)
+
+demo: install  ## make a small data set, bank its features, train heads, write a report, score a new video
+	$(BIN)/vqbank demo
+
+test: install  ## run all tests
+	$(BIN)/python -m pytest
+
+check: install  ## what CI runs: formatter, linter, import contracts, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(MAKE) test
+
+fix: install  ## format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what the demo made (the bank too) and caches
+	rm -rf demo .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,480 @@
+"""Opening, decoding and writing videos: the only module that knows PyAV, decord and torchcodec.
+
+`probe` says what there is to decode, `decode` gives the pictures, `encode` writes a clip.
+On 8-bit video the three decoders give the same bits; on 10-bit they round differently, which is
+why the decoder's name is part of a feature's key.  Pixels are taken as square.
+Shape letters: n presented frames, k frames of a chunk, h w pixels.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from store.errors import DecodeError, UnknownNameError, unknown_name
+
+# ITU-T H.273 (2021), table 4, by the names that FFmpeg prints.
+_COLOUR_SPACES = {0: "gbr", 1: "bt709", 2: "unspecified", 5: "bt470bg", 6: "smpte170m"}
+_COLOUR_SPACES |= {7: "smpte240m", 9: "bt2020nc", 10: "bt2020c"}
+_COLOUR_RANGES = {0: "unspecified", 1: "limited", 2: "full"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """What a file says of its video stream; only the first frame is decoded."""
+
+    pts_seconds: NDArray[np.float64]
+    """[n]: presented times, increasing, starting where the file starts.  Decoding times where the
+    container has no others (AVI)."""
+    header_frames: int
+    """Frames according to the header; 0 where it says nothing."""
+    rate: float
+    """Average frames per second according to the container; 0 where it says nothing."""
+    width: int
+    """Pixels, as displayed: after the rotation tag."""
+    height: int
+    """Pixels, as displayed."""
+    rotation: int
+    """Quarter turns of the rotation tag, counter-clockwise: 0, 90, 180 or 270 degrees."""
+    codec: str
+    pixel_format: str
+    colour_space: str
+    colour_range: str
+    variable_frame_rate: bool
+    """Whether presented intervals differ by more than the rounding of the time base."""
+    discarded_packets: int
+    """Packets that are never shown: outside an edit list, or undecodable without what came before
+    the file's start."""
+    has_pts: bool
+    """Whether the container carries presentation times, by which decoded frames are recognised."""
+
+    def record(self) -> dict[str, Any]:
+        """What is banked of a video, as JSON values."""
+        count = len(self.pts_seconds)
+        duration = 1 / self.rate if self.rate > 0 else 0.0
+        if count > 1:  # the last frame stays for a mean interval
+            duration = float(np.ptp(self.pts_seconds)) * count / (count - 1)
+        said = {field.name: getattr(self, field.name) for field in fields(self)}
+        del said["pts_seconds"], said["has_pts"]
+        return {"frames": count, "duration_seconds": duration, **said}
+
+
+@contextmanager
+def _opened(path: Path, *, threads: int = 1) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream that is not a cover picture."""
+    try:
+        if path.stat().st_size == 0:
+            raise DecodeError(f"{path}: the file is empty (0 bytes); fetch it again")
+        # "file:" keeps a colon in a name from being read as a protocol; titles and comments that
+        # are not UTF-8 say nothing of the picture.
+        container = av.open(f"file:{path}", metadata_errors="replace")
+    except OSError as error:
+        raise DecodeError(f"{path}: cannot be read: {error.strerror}") from error
+    except av.FFmpegError as error:
+        raise DecodeError(f"{path}: is no video that FFmpeg can open: {error.strerror}") from error
+    with container:
+        cover = av.stream.Disposition.attached_pic
+        streams = [s for s in container.streams.video if not s.disposition & cover]
+        if not streams:
+            raise DecodeError(f"{path}: has no video stream")
+        if streams[0].codec_context is None:
+            raise DecodeError(f"{path}: this FFmpeg has no decoder for its video stream")
+        # FFmpeg invents missing presentation times, wrongly for H.264 with B-frames in AVI.
+        container.flags &= ~av.container.Flags.gen_pts.value
+        context = streams[0].codec_context
+        # Without "explode" FFmpeg hides most damage (of HEVC: all) behind guessed pixels.
+        context.options = {"err_detect": "crccheck+explode"}
+        context.thread_type = "AUTO"
+        context.thread_count = threads
+        yield container, streams[0]
+
+
+def _packets(container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
+    """Every packet and whether it can be decoded: broadcasts may begin before a key frame."""
+    decodable = "mpeg" not in container.format.name
+    for packet in container.demux(stream):
+        decodable = decodable or packet.is_keyframe
+        if packet.size:  # an empty one would end decoding
+            yield packet, decodable
+        elif packet.dts is None:
+            return  # PyAV's mark of the end; it fails beyond if streams appeared late
+
+
+def _seconds(ticks: int, time_base: Fraction) -> float:
+    return ticks * time_base.numerator / time_base.denominator
+
+
+def probe(path: Path) -> Probe:
+    """Read all packets of a video and decode its first frame, always by PyAV.
+
+    Raises:
+        DecodeError: if the file cannot be opened, has no video stream, was cut off, or holds
+            packets that the container knows to be damaged or gives no time.
+    """
+    shown, corrupt, discarded, start = [], [], 0, None
+    with _opened(path) as (container, stream):
+        codec = stream.codec_context.codec.canonical_name
+        try:
+            for packet, decodable in _packets(container, stream):
+                stamps = (packet.pts, packet.dts)
+                if decodable and start is None:
+                    start = stamps
+                # VP8 puts pictures that are never shown into packets of their own: show_frame of
+                # RFC 6386, section 9.1.
+                hidden = codec == "vp8" and not memoryview(packet)[0] & 0x10
+                if packet.is_discard or hidden or not decodable:
+                    discarded += 1
+                    continue
+                shown.append((*stamps, packet.duration or 0))
+                if packet.is_corrupt:
+                    corrupt.append(stamps)
+        except av.FFmpegError as error:
+            raise DecodeError(f"{path}: cannot be read to its end: {error.strerror}") from error
+        _refuse_cut_mp4(path, container, stream)
+        header_frames, rate = stream.frames, float(stream.average_rate or 0)
+        time_base = stream.time_base
+        # Other containers' durations are estimates, or belong to the sound as well.
+        tells_end = "matroska" in container.format.name and len(container.streams) == 1
+        header_seconds = (container.duration or 0) / av.time_base if tells_end else 0.0
+
+    if not shown or start is None:
+        raise DecodeError(f"{path}: has no frame that could be shown")
+    has_pts = all(pts is not None for pts, _, _ in shown)
+    clock = 0 if has_pts else 1
+    if any(stamps[clock] is None for stamps in shown):
+        raise DecodeError(
+            f"{path}: its frames carry no times; put it into a container, as by "
+            f"`ffmpeg -i {path.name} -c copy {path.stem}.mp4`"
+        )
+    # What is presented before the first key frame refers to frames that the file does not hold.
+    ticks = sorted(stamps[clock] for stamps in shown if stamps[clock] >= start[clock])
+    discarded += len(shown) - len(ticks)
+    pts_seconds = np.array([_seconds(tick, time_base) for tick in ticks])
+    if corrupt:
+        index = int(np.searchsorted(ticks, corrupt[0][clock]))
+        raise DecodeError(f"{path}: frame {index} of {len(ticks)} is cut off or damaged")
+
+    intervals = np.diff(ticks) if len(ticks) > 1 else np.zeros(1, np.int64)
+    end = max(_seconds(stamps[clock] + stamps[2], time_base) for stamps in shown)
+    if header_seconds - end > max(0.5, 2 * _seconds(int(intervals.max()), time_base)):
+        raise DecodeError(
+            f"{path}: header says {header_seconds:.2f} s, the file ends after {end:.2f} s; "
+            "fetch it again"
+        )
+    # One tick of spread is rounding, unless ticks are nearly as long as frames.
+    spread = int(np.ptp(intervals))
+
+    first = next((f for _, f in _decoded(path, pts_seconds, has_pts=has_pts, threads=1)), None)
+    if first is None:
+        raise DecodeError(f"{path}: no frame can be decoded")
+    rotation = 90 * (round(first.rotation / 90) % 4)
+    size = (first.width, first.height)
+    width, height = size[::-1] if rotation % 180 else size
+    return Probe(
+        pts_seconds=pts_seconds,
+        header_frames=header_frames,
+        rate=rate,
+        width=width,
+        height=height,
+        rotation=rotation,
+        codec=codec,
+        pixel_format=first.format.name,
+        colour_space=_COLOUR_SPACES.get(first.colorspace, str(first.colorspace)),
+        colour_range=_COLOUR_RANGES.get(first.color_range, str(first.color_range)),
+        variable_frame_rate=bool(spread > 1 or 4 * spread > np.median(intervals)),
+        discarded_packets=discarded,
+        has_pts=has_pts,
+    )
+
+
+def _refuse_cut_mp4(path: Path, container: Any, stream: Any) -> None:
+    entries = stream.index_entries if "mp4" in container.format.name else ()
+    whole = sum(entry.pos + entry.size <= container.size for entry in entries)
+    if whole < len(entries):
+        raise DecodeError(
+            f"{path}: header says {len(entries)} frames, the file ends after {whole}; fetch it "
+            "again"
+        )
+
+
+def _decoded(
+    path: Path, pts_seconds: NDArray[np.float64], *, has_pts: bool, threads: int
+) -> Iterator[tuple[int, Any]]:
+    """Frames in order with their presented indices, by PyAV, until the first damaged one."""
+    index = -1
+    with _opened(path, threads=threads) as (container, stream):
+        packets = (packet for packet, decodable in _packets(container, stream) if decodable)
+        packet = None
+        try:
+            for packet in chain(packets, [None]):
+                for frame in stream.codec_context.decode(packet):
+                    index += 1
+                    if has_pts and frame.pts is not None:
+                        seconds = _seconds(frame.pts, stream.time_base)
+                        if seconds < pts_seconds[0]:  # left out by probe as well
+                            index -= 1
+                            continue
+                        index = max(index, int(np.searchsorted(pts_seconds, seconds)))
+                    if frame.is_corrupt:
+                        raise DecodeError(f"{path}: frame {index} is damaged")
+                    yield index, frame
+        except av.FFmpegError as error:
+            index += 1
+            if has_pts and packet is not None:
+                seconds = _seconds(packet.pts, stream.time_base)
+                index = int(np.searchsorted(pts_seconds, seconds))
+            raise DecodeError(f"{path}: frame {index} is damaged: {error.strerror}") from error
+
+
+def _pyav_frames(path: Path, probe: Probe, threads: int) -> Iterator[tuple[int, Any]]:
+    """As `_decoded`, with results and errors that do not depend on the number of threads."""
+    index = -1
+    if threads > 1:
+        # With frame threads PyAV reports damage late, or not at all among the last frames; what
+        # is not in order here is left to one thread.
+        try:
+            for found, frame in _decoded(
+                path, probe.pts_seconds, has_pts=probe.has_pts, threads=threads
+            ):
+                if found != index + 1:
+                    break
+                index = found
+                yield index, frame
+        except DecodeError:
+            pass
+        if index == len(probe.pts_seconds) - 1:
+            return
+    for found, frame in _decoded(path, probe.pts_seconds, has_pts=probe.has_pts, threads=1):
+        if found > index:
+            yield found, frame
+
+
+Pictures = Generator[tuple[int, NDArray[np.uint8]], None, None]
+"""For each wanted index, in order: the index of the frame that stands for it, and its RGB."""
+
+
+def _pyav(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -> Pictures:
+    def rgb(frame: Any) -> NDArray[np.uint8]:
+        return np.rot90(frame.to_ndarray(format="rgb24"), probe.rotation // 90)
+
+    waiting = wanted[::-1].tolist()
+    last: tuple[int, Any] | None = None
+    for index, frame in _pyav_frames(path, probe, threads):
+        while waiting and waiting[-1] < index:  # frames that the decoder left out
+            waiting.pop()
+            shown, picture = last or (index, frame)
+            yield shown, rgb(picture)
+        if waiting and waiting[-1] == index:
+            waiting.pop()
+            yield index, rgb(frame)
+        if not waiting:
+            return
+        last = index, frame
+    if last is None:
+        raise DecodeError(f"{path}: no frame can be decoded")
+    shown, picture = last[0], rgb(last[1])
+    for _ in waiting:
+        yield shown, picture
+
+
+def _decord(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -> Pictures:
+    try:
+        import decord
+    except (ImportError, OSError) as error:
+        raise DecodeError(
+            f"{path}: decord cannot be loaded ({error}); `pip install decord` (macOS on arm64 has "
+            "no wheel), or use the decoder pyav"
+        ) from error
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        reader = decord.VideoReader(str(path), num_threads=threads)
+        times = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
+        # Single precision: 0.25 ms at one hour.
+        expected = probe.pts_seconds
+        if len(times) != len(expected) or not np.allclose(times, expected, rtol=0, atol=2e-3):
+            raise _other_times(path, "decord", probe)
+        # Its skipping goes wrong at a variable frame rate, its reading in order does not.
+        position = -1
+        for index in wanted.tolist():
+            while position < index:
+                picture = reader.next()
+                position += 1
+            yield index, picture.asnumpy()
+    except DecodeError:
+        raise
+    except (decord.DECORDError, RuntimeError, StopIteration) as error:
+        raise DecodeError(f"{path}: decord cannot read it; use the decoder pyav") from error
+
+
+def _torchcodec(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -> Pictures:
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, OSError, RuntimeError) as error:
+        raise DecodeError(
+            f"{path}: torchcodec cannot be loaded; it needs `pip install torchcodec` and FFmpeg's "
+            "shared libraries, as from `conda install ffmpeg` or `apt install ffmpeg`.  Or use "
+            "the decoder pyav"
+        ) from error
+    try:
+        reader = VideoDecoder(
+            str(path), seek_mode="exact", dimension_order="NHWC", num_ffmpeg_threads=threads
+        )
+        if len(reader) != len(probe.pts_seconds):
+            raise _other_times(path, "torchcodec", probe)
+        for index in wanted.tolist():
+            frame = reader.get_frame_at(index)
+            if abs(frame.pts_seconds - probe.pts_seconds[index]) > 1e-3:
+                raise _other_times(path, "torchcodec", probe)
+            yield index, frame.data.numpy()
+    except DecodeError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise DecodeError(
+            f"{path}: torchcodec cannot read it: it is damaged, or does not start at 0 s (it "
+            f"starts at {probe.pts_seconds[0]:.3f} s); use the decoder pyav"
+        ) from error
+
+
+def _other_times(path: Path, decoder: str, probe: Probe) -> DecodeError:
+    return DecodeError(
+        f"{path}: {decoder} sees other frames or times than the {len(probe.pts_seconds)} from "
+        f"{probe.pts_seconds[0]:.3f} s that the container presents, as with edit lists and "
+        "containers that do not start at 0 s; use the decoder pyav"
+    )
+
+
+DECODERS: dict[str, Callable[[Path, Probe, NDArray[np.int64], int], Pictures]] = {
+    "pyav": _pyav,
+    "decord": _decord,
+    "torchcodec": _torchcodec,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Decoded:
+    """The chunks of one decoding, to be looped over once.
+
+    Each chunk is (frame_index int64 [k], RGB uint8 [k, h, w, 3]).
+    """
+
+    path: Path
+    probe: Probe
+    frame_index: NDArray[np.int64]
+    chunk: int
+    pictures: Pictures
+    shortfall: int = 0
+    """Wanted frames, so far, in whose place the last frame before them stands: the file ended
+    cleanly, or left them out, with fewer frames than it announces."""
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        with closing(self.pictures):
+            for start in range(0, len(self.frame_index), self.chunk):
+                yield from self._chunk(self.frame_index[start : start + self.chunk])
+
+    def _chunk(
+        self, wanted: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        shape = (self.probe.height, self.probe.width, 3)
+        frames = np.empty((len(wanted), *shape), np.uint8)
+        given = 0
+        try:
+            for shown, picture in islice(self.pictures, len(wanted)):
+                if picture.shape != shape:
+                    raise DecodeError(
+                        f"{self.path}: frame {shown} has shape {picture.shape}, the video's first "
+                        f"one {shape}; a video has one size"
+                    )
+                frames[given] = picture
+                self.shortfall += int(shown != wanted[given])
+                given += 1
+        except DecodeError:
+            if given:  # what came before the damage is whole
+                yield wanted[:given], frames[:given]
+            raise
+        yield wanted, frames
+
+
+def decode(
+    path: Path,
+    probe: Probe,
+    frame_index: Sequence[int] | NDArray[np.int64],
+    *,
+    decoder: str = "pyav",
+    chunk: int = 32,
+    threads: int = 1,
+) -> Decoded:
+    """Decode a video once, in order, and give the wanted frames in chunks.
+
+    Only wanted frames are converted to RGB, and nothing is decoded after the last of them.  PyAV
+    refuses every frame that FFmpeg can tell to be damaged; decord and torchcodec do not tell.
+
+    Args:
+        path: the file that was probed.
+        probe: what `probe` said of it.
+        frame_index: presented indices, strictly increasing, within [0, n).
+        decoder: a name of DECODERS.
+        chunk: frames in memory at a time.
+        threads: FFmpeg's decoding threads; they change neither pictures nor errors.
+
+    Raises:
+        DecodeError: while looping, if a frame is damaged or of another size, or the decoder cannot
+            be trusted with this file.
+        UnknownNameError: if there is no such decoder.
+    """
+    if decoder not in DECODERS:
+        raise UnknownNameError(unknown_name("decoder", decoder, DECODERS))
+    wanted = np.array(frame_index, np.int64)
+    frames = len(probe.pts_seconds)
+    if np.any(np.diff(wanted) <= 0) or np.any((wanted < 0) | (wanted >= frames)):
+        raise DecodeError(
+            f"{path}: wanted frames must increase and lie within [0, {frames}), got "
+            f"{wanted.tolist()}"
+        )
+    return Decoded(path, probe, wanted, chunk, DECODERS[decoder](path, probe, wanted, threads))
+
+
+def encode(
+    path: Path,
+    frames: Iterable[NDArray[np.uint8]],
+    *,
+    rate: int | Fraction,
+    crf: float,
+    preset: str = "veryfast",
+    pixel_format: str = "yuv420p",
+    pts_seconds: Iterable[float] | None = None,
+    options: dict[str, str] | None = None,
+) -> None:
+    """Write an H.264 mp4 by libx264; the same frames and options give the same bytes.
+
+    Args:
+        path: the file to write.
+        frames: RGB [h, w, 3], h and w even, all of one size.
+        rate: frames per second.
+        crf: libx264's constant rate factor; 0 is lossless, 51 the worst.
+        preset: libx264's preset.
+        pixel_format: of the file, as FFmpeg names it.
+        pts_seconds: a time for each frame, for a variable frame rate.
+        options: further options of libx264 by FFmpeg's names, such as {"g": "12", "bf": "2"}.
+    """
+    clock = Fraction(1, 90_000) if pts_seconds is not None else 1 / Fraction(rate)
+    ticks = (round(t / clock) for t in pts_seconds) if pts_seconds is not None else count()
+    with av.open(str(path), "w", format="mp4", options={"fflags": "bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.pix_fmt = pixel_format
+        stream.time_base = stream.codec_context.time_base = clock
+        # The number of threads changes what x264 writes.
+        stream.options = {"crf": str(crf), "preset": preset, "threads": "1", **(options or {})}
+        for tick, picture in zip(ticks, frames, strict=pts_seconds is not None):
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = tick, clock
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

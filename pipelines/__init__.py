@@ -1,0 +1,1 @@
+"""What a person runs: command line, recipes, runs over many videos, tables, pictures."""

@@ -1,0 +1,353 @@
+"""The command line.  Libraries are imported inside the commands, so that `--help` is quick."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from store.errors import VqbankError
+
+if TYPE_CHECKING:
+    import torch
+
+    from extractors.base import Extractor
+    from pipelines.evaluate import SplitResult, Trial
+    from pipelines.extract import Extraction
+    from pipelines.recipe import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Bank frozen video-quality features once; train, ablate and ship light heads from it.",
+)
+
+RecipeFile = Annotated[
+    Path | None, typer.Argument(metavar="[RECIPE]", help="YAML recipe; options override it.")
+]
+Videos = Annotated[
+    Path | None, typer.Option("--videos", help="Manifest (.csv), folder of videos, or one video.")
+]
+Bank = Annotated[Path | None, typer.Option("--bank", help="Folder of the bank.")]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights", metavar="EXTRACTOR=CHOICE", help="A file, a published name, or `random`."
+    ),
+]
+Features = Annotated[
+    list[str] | None,
+    typer.Option("--features", metavar="[ROLE=]NAME[@KEY]", help="Banked features that heads see."),
+]
+Device = Annotated[str, typer.Option("--device", help="`cpu`, `cuda`, `cuda:1`, ...")]
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where everything goes.")] = Path("demo"),
+) -> None:
+    """Make a small data set, bank its features, train heads, write a report, score a new video."""
+    from pipelines.demo import run_demo
+
+    run_demo(folder, _console(stderr=True), extract=_show_extraction, evaluate=_show_trial)
+
+
+@app.command()
+def extract(
+    recipe: RecipeFile = None,
+    videos: Videos = None,
+    bank: Bank = None,
+    extractor: Annotated[
+        list[str] | None, typer.Option("--extractor", help="Name; may be given several times.")
+    ] = None,
+    weights: Weights = None,
+    decoder: Annotated[
+        str | None, typer.Option("--decoder", help="pyav (default), decord or torchcodec.")
+    ] = None,
+    device: Device = "cpu",
+) -> None:
+    """Run extractors over videos into a bank.  Run it again to go on where it stopped."""
+    from pipelines.extract import Extraction
+    from pipelines.manifest import read_videos
+    from pipelines.recipe import required
+    from store.bank import FeatureStore
+
+    chosen = _recipe(recipe, videos=videos, bank=bank, decoder=decoder)
+    if extractor:
+        chosen = chosen.model_copy(
+            update={"extractors": {name: chosen.extractors.get(name, {}) for name in extractor}}
+        )
+    extractors = _extractors(
+        required(chosen, "extractors", option="--extractor"), _pairs(weights, "--weights")
+    )
+    extraction = Extraction(
+        read_videos(required(chosen, "videos", option="--videos")),
+        extractors,
+        FeatureStore.create(required(chosen, "bank", option="--bank")),
+        decoder=chosen.decoder,
+        device=_device(device),
+    )
+    failed = _show_extraction(extraction)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeFile = None,
+    videos: Videos = None,
+    bank: Bank = None,
+    features: Features = None,
+    head: Annotated[
+        list[str] | None, typer.Option("--head", help="Name; may be given several times.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Folder for tables, pictures and a page.")
+    ] = None,
+) -> None:
+    """Try heads on splits of a bank; prints medians over the test parts."""
+    from pipelines.evaluate import Trial
+    from pipelines.report import result_table, write_report
+
+    chosen = _recipe(recipe, videos=videos, bank=bank, features=features, heads=head)
+    trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
+    results = _show_trial(trial)
+    _console().print(result_table(trial, results))
+    if report is not None:
+        typer.echo(f"report: {write_report(trial, results, report)}")
+
+
+@app.command()
+def train(
+    recipe: RecipeFile = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder of the head.")] = Path(
+        "head"
+    ),
+    videos: Videos = None,
+    bank: Bank = None,
+    features: Features = None,
+    head: Annotated[str | None, typer.Option("--head", help="Which head; one.")] = None,
+) -> None:
+    """Fit one head on all rows and write a folder that `predict` can use."""
+    from pipelines.evaluate import Trial
+    from pipelines.predict import train as train_head
+
+    heads = [head] if head is not None else None
+    chosen = _recipe(recipe, videos=videos, bank=bank, features=features, heads=heads)
+    trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
+    fitted = train_head(trial, output, recipe=chosen)
+    typer.echo(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
+    typer.echo(f"head: {output}")
+
+
+@app.command()
+def predict(
+    head: Annotated[Path, typer.Argument(help="What `train` wrote.")],
+    videos: Annotated[list[Path], typer.Argument(help="Videos, folders or manifests.")],
+    bank: Annotated[
+        Path | None,
+        typer.Option("--bank", help="Where features are kept (default: the user's cache)."),
+    ] = None,
+    weights: Weights = None,
+    device: Device = "cpu",
+) -> None:
+    """Score videos with a shipped head; prints `score<TAB>id` per video."""
+    import platformdirs
+
+    from pipelines.predict import Scorer, videos_to_score
+    from store.bank import FeatureStore
+
+    store = FeatureStore.create(bank or platformdirs.user_cache_path("vqbank") / "predicted")
+    scorer = Scorer(head, weights=_pairs(weights, "--weights"))
+    if scorer.card["random_weights"]:
+        typer.echo("warning: this head was trained on features of RANDOM weights", err=True)
+    wanted = list(videos_to_score(videos))
+    failed = _show_extraction(scorer.extraction(wanted, store, device=_device(device)))
+    done = [video for video in wanted if video.id not in failed]
+    if done:
+        for video, score in zip(done, scorer.scores(done, store), strict=True):
+            typer.echo(f"{score:.4f}\t{video.id}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ls(bank: Annotated[Path, typer.Argument(help="Folder of the bank.")]) -> None:
+    """List the features of a bank."""
+    from rich.table import Table
+
+    from store.bank import FeatureStore
+
+    store = FeatureStore(bank)
+    table = Table("feature", "row", "dtype", "weights", "videos", title=str(bank))
+    for spec in store.specs():
+        weights = str(spec.identity.get("weights", "none"))
+        row = " x ".join(str(axis) for axis in spec.shape)
+        cells = (spec.key, row, spec.stored_dtype, weights[:12])
+        table.add_row(*cells, str(len(store.video_ids(spec))))
+    _console().print(table)
+
+
+@app.command()
+def show(
+    bank: Annotated[Path, typer.Argument(help="Folder of the bank.")],
+    name: Annotated[str, typer.Argument(help="A feature (name or key), or a video id.")],
+) -> None:
+    """Show what a feature is, or what a bank knows of a video."""
+    import json
+
+    from store.bank import FeatureStore
+
+    store = FeatureStore(bank)
+    specs = [spec for spec in store.specs() if name in (spec.name, spec.key)]
+    if specs:
+        for spec in specs:
+            typer.echo(json.dumps({"key": spec.key, **json.loads(spec.to_json())}, indent=2))
+        return
+    known = [spec for spec in store.specs() if name in store.video_ids(spec)]
+    if not known:
+        store.resolve(name)  # says which names there are
+    record = store.video_record(known[0], name)
+    typer.echo(json.dumps({"id": name, **dict(record.probe)}, indent=2))
+    for spec in known:
+        feature = store.read(spec, name)
+        first, last = feature.pts_seconds[[0, -1]]
+        typer.echo(
+            f"{spec.key}: {len(feature.values)} rows, {first:.3f} to {last:.3f} s, "
+            f"values {feature.values.min():.4g} to {feature.values.max():.4g}"
+        )
+
+
+def main() -> None:
+    """Run the command line; an expected error is one line and exit code 2."""
+    try:
+        app()
+    except VqbankError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def _recipe(
+    path: Path | None,
+    *,
+    features: list[str] | None = None,
+    heads: list[str] | None = None,
+    **overrides: Any,
+) -> "Recipe":
+    from pipelines.recipe import Recipe, read_recipe
+
+    recipe = read_recipe(path) if path is not None else Recipe()
+    update = {key: value for key, value in overrides.items() if value is not None}
+    if features:
+        update["features"] = _roles(features)
+    if heads:
+        update["heads"] = {name: recipe.heads.get(name, {}) for name in heads}
+    return recipe.model_copy(update=update)
+
+
+def _roles(features: Iterable[str]) -> dict[str, str]:
+    roles = {}
+    for feature in features:
+        role, _, name = feature.rpartition("=")
+        roles[role or name.partition("@")[0]] = name
+    return roles
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    from store.errors import RecipeError
+
+    pairs = {}
+    for text in given or []:
+        name, separator, value = text.partition("=")
+        if not separator or not value:
+            raise RecipeError(f"{option} {text!r} is not of the form NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _extractors(
+    parameters: dict[str, dict[str, Any]], weights: dict[str, str]
+) -> "list[Extractor]":
+    from extractors import make_extractor
+    from store.errors import UnknownNameError, unknown_name
+
+    for name in weights:
+        if name not in parameters:
+            raise UnknownNameError(f"--weights: {unknown_name('extractor', name, parameters)}")
+    given = {
+        name: {**values, "weights": weights[name]} if name in weights else values
+        for name, values in parameters.items()
+    }
+    return [make_extractor(name, **values) for name, values in given.items()]
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    from store.errors import RecipeError
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise RecipeError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _show_extraction(extraction: "Extraction") -> set[str]:
+    """Run with a progress bar; prints a line per failed video and gives their ids."""
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    failed: set[str] = set()
+    cached = 0
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console(stderr=True)) as progress:
+        task = progress.add_task("extract", total=len(extraction.videos))
+        for outcome in extraction.run():
+            progress.advance(task)
+            cached += outcome.cached
+            if outcome.failures:
+                failed.add(outcome.video.id)
+                for reason in dict.fromkeys(outcome.failures.values()):
+                    progress.console.print(
+                        f"failed: {escape(outcome.video.id)}: {escape(reason)}", soft_wrap=True
+                    )
+    typer.echo(
+        f"{len(extraction.videos)} videos: {cached} banked before, "
+        f"{len(extraction.videos) - cached - len(failed)} extracted, {len(failed)} failed; "
+        f"{extraction.decoded_frames} frames decoded",
+        err=True,
+    )
+    return failed
+
+
+def _show_trial(trial: "Trial") -> "list[SplitResult]":
+    """Run with a progress bar."""
+    from rich.progress import track
+
+    total = len(trial.splits) * len(trial.heads)
+    console = _console(stderr=True)
+    return list(track(trial.run(), description="evaluate", total=total, console=console))
+
+
+def _console(*, stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    # Into a file or pipe: wide enough that no table is broken.
+    return console if console.is_terminal else Console(stderr=stderr, width=120)

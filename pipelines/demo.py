@@ -1,0 +1,80 @@
+"""The demo: the main job from pictures to a score, on data that it makes itself."""
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from extractors import make_extractor
+from pipelines.demo_clips import make_demo_set
+from pipelines.evaluate import SplitResult, Trial
+from pipelines.extract import Extraction
+from pipelines.manifest import read_videos
+from pipelines.predict import Scorer, train, videos_to_score
+from pipelines.recipe import read_recipe, required
+from pipelines.report import result_table, write_report
+from store.bank import FeatureStore
+from store.errors import BankError
+
+
+def run_demo(
+    folder: Path,
+    console: Console,
+    *,
+    extract: Callable[[Extraction], set[str]],
+    evaluate: Callable[[Trial], list[SplitResult]],
+) -> None:
+    """Make clips, bank features, try heads, write a report, ship a head, score an unseen video.
+
+    Args:
+        folder: Where everything goes; what is there already is not made again.
+        console: Where to say what happens.
+        extract: Runs an extraction to its end and gives the ids of failed videos.
+        evaluate: Runs a trial to its end.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    console.print(f"1. A small data set of moving pictures, in {folder / 'set'}")
+    _make_set(folder / "set", console)
+    recipe_file = folder / "demo.yaml"
+    recipe_file.write_text(files("pipelines").joinpath("recipes/demo.yaml").read_text())
+    recipe = read_recipe(recipe_file)
+
+    console.print("2. Its features, into a bank: every video is decoded once")
+    store = FeatureStore.create(required(recipe, "bank", option="--bank"))
+    extractors = [make_extractor(name, **given) for name, given in recipe.extractors.items()]
+    videos = read_videos(required(recipe, "videos", option="--videos"))
+    device = torch.device("cpu")
+    failed = extract(Extraction(videos, extractors, store, decoder=recipe.decoder, device=device))
+    if failed:
+        raise BankError(f"{len(failed)} demo clips cannot be read; remove {folder} and try again")
+
+    console.print("3. Heads, each fitted on some scenes and tested on others")
+    trial = Trial.of(recipe, title="vqbank demo")
+    results = evaluate(trial)
+    console.print(result_table(trial, results))
+    console.print(f"   report: {write_report(trial, results, folder / 'report')}")
+
+    name = next(iter(recipe.heads))  # the recipe's first: choosing by test scores would be peeking
+    console.print(f"4. The {name} head, fitted on all clips, scores a video of an unseen scene")
+    one_head = recipe.model_copy(update={"heads": {name: recipe.heads[name]}})
+    train(Trial.of(one_head, title="vqbank demo"), folder / "head", recipe=one_head)
+    scorer = Scorer(folder / "head", weights={})
+    unseen = list(videos_to_score(sorted((folder / "set" / "unseen").glob("*.mp4"))))
+    extract(scorer.extraction(unseen, store, device=device))
+    for video, score in zip(unseen, scorer.scores(unseen, store), strict=True):
+        console.print(f"   {video.path.stem}: {score:.1f} of 100")
+
+
+def _make_set(folder: Path, console: Console) -> None:
+    if (folder / "manifest.csv").exists():  # written last
+        console.print("   made before")
+        return
+    with Progress(console=console) as progress:
+        task = progress.add_task("make clips")
+        make_demo_set(
+            folder,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )

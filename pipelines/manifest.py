@@ -1,0 +1,128 @@
+"""Manifests: which videos, their scores and scenes."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import get_args
+
+from store.errors import ManifestError, unknown_name
+from store.schema import Part, Video
+
+COLUMNS = ("id", "path", "mos", "scene", "part")
+VIDEO_SUFFIXES = frozenset(
+    [".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv"]
+)
+
+
+def read_videos(source: Path) -> list[Video]:
+    """The videos of a manifest (`.csv`), of a folder, or the single video at `source`.
+
+    Raises:
+        ManifestError: naming file and line.
+    """
+    if source.is_dir():
+        return _folder_videos(source)
+    if source.suffix.lower() == ".csv":
+        return read_manifest(source)
+    return [Video(id=f"{source.absolute().parent.name}/{source.name}", path=source)]
+
+
+def read_manifest(manifest: Path) -> list[Video]:
+    """The videos of a CSV file with a header line.
+
+    Columns: `path` (relative to the manifest's folder), and optionally `id` (default: manifest
+    name / path), `mos`, `scene`, `part` (train, validation or test).
+
+    Raises:
+        ManifestError: naming file and line.
+    """
+    try:
+        text = manifest.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ManifestError(f"{manifest} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{manifest} is not UTF-8 text: {error}") from error
+    videos: dict[str, tuple[int, Video]] = {}
+    for line, video in _rows(manifest, text):
+        if video.id in videos:
+            raise ManifestError(
+                f"{manifest}:{line}: id {video.id!r} stands in line {videos[video.id][0]} already"
+            )
+        videos[video.id] = (line, video)
+    if not videos:
+        raise ManifestError(f"{manifest} names no videos")
+    return [video for _, video in videos.values()]
+
+
+def _rows(manifest: Path, text: str) -> Iterator[tuple[int, Video]]:
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(rows, [])
+        for column in header:
+            if column not in COLUMNS:
+                raise ManifestError(f"{manifest}:1: {unknown_name('column', column, COLUMNS)}")
+        if "path" not in header:
+            raise ManifestError(f"{manifest}:1: no column 'path'; columns are {', '.join(COLUMNS)}")
+        for cells in rows:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise ManifestError(
+                    f"{manifest}:{rows.line_num}: {len(cells)} cells under {len(header)} columns"
+                )
+            row = dict(zip(header, cells, strict=True))
+            yield rows.line_num, _video(manifest, rows.line_num, row)
+    except csv.Error as error:
+        raise ManifestError(f"{manifest}:{rows.line_num}: {error}") from error
+
+
+def _video(manifest: Path, line: int, row: dict[str, str]) -> Video:
+    where = f"{manifest}:{line}"
+    if not row["path"]:
+        raise ManifestError(f"{where}: path is empty")
+    part = row.get("part") or None
+    if part is not None and part not in get_args(Part):
+        raise ManifestError(f"{where}: {unknown_name('part', part, get_args(Part))}")
+    return Video(
+        id=row.get("id") or f"{manifest.stem}/{row['path']}",
+        path=manifest.parent / row["path"],
+        mos=_score(where, row.get("mos", "")),
+        scene=row.get("scene") or None,
+        part=part,  # type: ignore[arg-type]
+    )
+
+
+def _score(where: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        score = float(text)
+    except ValueError:
+        raise ManifestError(f"{where}: mos {text!r} is not a number") from None
+    if not math.isfinite(score):
+        raise ManifestError(f"{where}: mos {text!r} is not a finite number")
+    return score
+
+
+def _folder_videos(folder: Path) -> list[Video]:
+    name = folder.resolve().name
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not paths:
+        raise ManifestError(f"{folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+    return [Video(id=f"{name}/{path.relative_to(folder).as_posix()}", path=path) for path in paths]
+
+
+def scores(videos: Sequence[Video]) -> list[float]:
+    """The score of every video.
+
+    Raises:
+        ManifestError: naming the videos that have none.
+    """
+    without = [video.id for video in videos if video.mos is None]
+    if without:
+        raise ManifestError(
+            f"{len(without)} of {len(videos)} videos have no mos: {', '.join(without[:3])}"
+        )
+    return [video.mos for video in videos if video.mos is not None]

@@ -1,0 +1,101 @@
+"""Recipes: a YAML file that names videos, bank, extractors, features, heads and protocol."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from store.errors import RecipeError, unknown_name
+
+
+class Protocol(BaseModel):
+    """How a head is tried."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    splits: Literal["scene", "official"] = "scene"
+    """Random parts with no scene on two sides, or the parts that the manifest states."""
+    count: int = Field(default=10, ge=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    min_test_scenes: int = Field(default=1, ge=1)
+    seed: int = 0
+
+
+class Recipe(BaseModel):
+    """Everything of a run; paths are relative to the recipe's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    videos: Path | None = None
+    """Manifest (.csv), folder, or one video."""
+    bank: Path | None = None
+    decoder: str = "pyav"
+    extractors: dict[str, dict[str, Any]] = {}
+    """Parameters by extractor name."""
+    features: dict[str, str] = {}
+    """Feature name or key by role; the order is that of concatenation."""
+    heads: dict[str, dict[str, Any]] = {}
+    """Parameters by head name."""
+    score_name: str = "MOS"
+    """What the manifest's `mos` column holds, for tables and pictures."""
+    protocol: Protocol = Protocol()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe at `path`.
+
+    Raises:
+        RecipeError: naming the file and the key; unknown keys with the nearest known one.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} is not a YAML mapping of keys to values")
+    for key in ("extractors", "heads"):
+        if isinstance(content.get(key), dict):  # `nss:` alone means no parameters
+            content[key] = {name: value or {} for name, value in content[key].items()}
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_first_problem(error)}") from error
+    folder = path.parent
+    return recipe.model_copy(
+        update={
+            key: folder / value
+            for key in ("videos", "bank")
+            if (value := getattr(recipe, key)) is not None
+        }
+    )
+
+
+def required(recipe: Recipe, key: str, *, option: str) -> Any:
+    """The value of a recipe key that this command cannot do without.
+
+    Args:
+        recipe: After the command line's options have been laid over it.
+        key: Of the recipe.
+        option: Of the command line, that gives the same.
+
+    Raises:
+        RecipeError: if neither the recipe nor the command line gives it.
+    """
+    value = getattr(recipe, key)
+    if value is None or value == {}:
+        raise RecipeError(f"no {key} given; set `{key}:` in the recipe, or {option}")
+    return value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    *parents, key = problem["loc"]
+    place = ".".join(str(step) for step in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        model = Protocol if parents == ["protocol"] else Recipe
+        known = unknown_name("key", str(key), model.model_fields)
+        return f"{'.'.join(map(str, parents))}: {known}" if parents else known
+    return f"{place}: {problem['msg']}, got {problem['input']!r}"

@@ -1,0 +1,182 @@
+"""What a run found: table, CSV files, pictures, one HTML page."""
+
+import base64
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from pipelines.evaluate import SplitResult, Trial
+from regressors.metrics import fit_mapping
+
+METRICS = ("srcc", "krcc", "plcc", "rmse")
+COLOURS = ("#3b6fb6", "#c1592f", "#4d8f5b", "#8a5aa8", "#8c6d1f", "#5b7083")
+"""One per head, in order of appearance."""
+INK = "#22262b"
+GRID = "#d9dde2"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One head over all splits."""
+
+    head: str
+    splits: int
+    undefined: int
+    """Splits without a correlation, because predictions or scores were constant; they count in no
+    median."""
+    median: Mapping[str, float]
+    """By metric."""
+    std: Mapping[str, float]
+    """By metric, of the population."""
+    selection: str
+
+
+def summarise(results: Sequence[SplitResult]) -> list[Summary]:
+    """Median and standard deviation over splits, per head, in order of appearance."""
+    summaries = []
+    for head in dict.fromkeys(result.head for result in results):
+        own = [result for result in results if result.head == head]
+        defined = [result for result in own if np.isfinite(result.metrics.srcc)]
+        values = {m: [getattr(result.metrics, m) for result in defined] for m in METRICS}
+        rules = list(dict.fromkeys(result.selection for result in own))
+        summaries.append(
+            Summary(
+                head=head,
+                splits=len(own),
+                undefined=len(own) - len(defined),
+                median={m: float(np.median(v)) if v else math.nan for m, v in values.items()},
+                std={m: float(np.std(v)) if v else math.nan for m, v in values.items()},
+                selection=rules[0] if len(rules) == 1 else f"{rules[0]} (differs by split)",
+            )
+        )
+    return summaries
+
+
+def result_table(trial: Trial, results: Sequence[SplitResult]) -> Table:
+    """The table for a terminal."""
+    title = f"{trial.title}: median (standard deviation) over test parts"
+    if trial.has_random_weights:
+        title += "\n[bold]RANDOM WEIGHTS: these numbers say nothing about any network[/bold]"
+    table = Table(title=title, caption=trial.protocol_text)
+    table.add_column("head")
+    for metric in METRICS:
+        table.add_column(metric.upper(), justify="right")
+    table.add_column("splits", justify="right")
+    for summary in summarise(results):
+        cells = [f"{summary.median[m]:.4f} ({summary.std[m]:.4f})" for m in METRICS]
+        undefined = f" ({summary.undefined} undefined)" if summary.undefined else ""
+        table.add_row(summary.head, *cells, f"{summary.splits}{undefined}")
+    return table
+
+
+def write_report(trial: Trial, results: Sequence[SplitResult], folder: Path) -> Path:
+    """Write results.csv, predictions.csv, result.png and report.html; gives the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    summaries = summarise(results)
+    _write_results(trial, results, folder / "results.csv")
+    _write_predictions(trial, results, folder / "predictions.csv")
+    with mpl.rc_context({"font.size": 9, "axes.edgecolor": INK, "text.color": INK}):
+        picture = _picture(trial, results, summaries)
+    (folder / "result.png").write_bytes(picture)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipelines"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("report.html").render(
+        trial=trial,
+        results=results,
+        summaries=summaries,
+        metrics=METRICS,
+        picture=base64.b64encode(picture).decode(),
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _write_results(trial: Trial, results: Sequence[SplitResult], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(
+            ["head", "split", *METRICS, "mapping", "test_videos", "selection", "random_weights"]
+        )
+        for result in results:
+            numbers = [f"{getattr(result.metrics, metric):.6f}" for metric in METRICS]
+            rows.writerow(
+                [
+                    result.head,
+                    result.split,
+                    *numbers,
+                    result.metrics.mapping,
+                    len(result.rows),
+                    result.selection,
+                    trial.has_random_weights,
+                ]
+            )
+
+
+def _write_predictions(trial: Trial, results: Sequence[SplitResult], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["head", "split", "id", trial.score_name, "predicted"])
+        for result in results:
+            for row, mos, predicted in zip(result.rows, result.mos, result.predicted, strict=True):
+                video = trial.table.videos[row].id
+                rows.writerow([result.head, result.split, video, f"{mos:.4f}", f"{predicted:.6f}"])
+
+
+def _picture(trial: Trial, results: Sequence[SplitResult], summaries: Sequence[Summary]) -> bytes:
+    """Scatter of each head's test predictions, then the SRCC of every split."""
+    count = len(summaries)
+    figure = Figure(figsize=(3.3 * count + 3.0, 3.6), layout="constrained")
+    panels = figure.subplots(1, count + 1, width_ratios=[*[1.0] * count, 0.85])
+    low = min(float(result.mos.min()) for result in results)
+    high = max(float(result.mos.max()) for result in results)
+    margin = 0.05 * (high - low)
+    for panel, summary, colour in zip(panels, summaries, _colours(count), strict=False):
+        own = [result for result in results if result.head == summary.head]
+        mos = np.concatenate([result.mos for result in own])
+        predicted = np.concatenate([result.predicted for result in own])
+        panel.scatter(predicted, mos, s=14, color=colour, alpha=0.55, linewidths=0)
+        grid = np.linspace(predicted.min(), predicted.max(), 200)
+        panel.plot(grid, fit_mapping(mos, predicted)(grid), color=INK, linewidth=1.2)
+        panel.set_title(f"{summary.head}: median SRCC {summary.median['srcc']:.3f}", fontsize=10)
+        panel.set_xlabel("predicted")
+        panel.set_ylim(low - margin, high + margin)
+        _plain(panel)
+    panels[0].set_ylabel(trial.score_name)
+
+    last = panels[-1]
+    for place, (summary, colour) in enumerate(zip(summaries, _colours(count), strict=False)):
+        values = [r.metrics.srcc for r in results if r.head == summary.head]
+        spread = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [0.0]
+        last.scatter(place + np.asarray(spread), values, s=26, color=colour, linewidths=0)
+        last.hlines(summary.median["srcc"], place - 0.28, place + 0.28, color=INK, linewidth=1.6)
+    last.set_xticks(range(count), [summary.head for summary in summaries])
+    last.set_xlim(-0.6, count - 0.4)
+    last.set_title("SRCC of every split, median", fontsize=10)
+    _plain(last)
+    if trial.has_random_weights:
+        figure.suptitle("RANDOM WEIGHTS", color="#b3261e", fontweight="bold")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130, metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[place % len(COLOURS)] for place in range(count)]
+
+
+def _plain(panel: "mpl.axes.Axes") -> None:
+    panel.grid(color=GRID, linewidth=0.6)
+    panel.set_axisbelow(True)
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)

@@ -1,0 +1,32 @@
+"""From ragged series to one vector per video."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.schema import FeatureSpec
+from store.table import FeatureTable
+
+
+def pooled(table: FeatureTable) -> NDArray[np.float32]:
+    """Mean and standard deviation over time of every role, [n, pooled_width].
+
+    In the order of roles, each role's means before its deviations.  Sums are float64; deviations
+    divide by t, so that a video of one row has deviation 0.
+    """
+    out = np.empty((len(table), pooled_width(table.specs.values())), np.float32)
+    for row in range(len(table)):
+        series = (table.series(role, row) for role in table.roles)
+        out[row] = np.concatenate([_mean_and_deviation(values) for values in series])
+    return out
+
+
+def pooled_width(specs: Iterable[FeatureSpec]) -> int:
+    """Width of what `pooled` makes of features with these specs."""
+    return sum(2 * int(np.prod(spec.shape, dtype=np.int64)) for spec in specs)
+
+
+def _mean_and_deviation(values: NDArray[np.generic]) -> NDArray[np.float64]:
+    flat = values.reshape(len(values), -1).astype(np.float64)  # [t, d]
+    return np.concatenate([flat.mean(axis=0), flat.std(axis=0)])

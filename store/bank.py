@@ -1,0 +1,231 @@
+"""A bank: a folder of committed shards.  What listing it shows is its state."""
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from store.errors import (
+    AmbiguousFeatureError,
+    BankError,
+    ChangedVideoError,
+    MissingFeatureError,
+    unknown_name,
+)
+from store.schema import Feature, FeatureSpec, Fingerprint, Video, canonical_json
+from store.shard import (
+    FORMAT_VERSION,
+    Shard,
+    ShardWriter,
+    VideoRecord,
+    committed_shards,
+    create_exclusively,
+)
+from store.table import Column, FeatureTable
+
+BANK_FILE = "bank.json"
+ROOMS = ("text", "ledger")
+"""Folders of a bank that hold no features."""
+
+
+class FeatureStore:
+    """A bank on disk: list, resolve, read, missing, write."""
+
+    def __init__(self, path: Path) -> None:
+        """Open an existing bank.
+
+        Raises:
+            BankError: if `path` is no bank, or a bank of a newer format.
+        """
+        self.path = path
+        self._shards: dict[str, tuple[Shard, ...]] = {}
+        self._places: dict[str, dict[str, tuple[Shard, int]]] = {}
+        try:
+            header = json.loads((path / BANK_FILE).read_text())
+        except FileNotFoundError as error:
+            raise BankError(
+                f"{path} is no bank: it has no {BANK_FILE}; `vqbank extract` makes one"
+            ) from error
+        except ValueError as error:
+            raise BankError(f"{path / BANK_FILE} is not JSON: {error}") from error
+        if header.get("format") != "vqbank":
+            raise BankError(f"{path / BANK_FILE} is not the header of a bank")
+        if header["version"] > FORMAT_VERSION:
+            raise BankError(
+                f"{path} is a bank of format version {header['version']}, this vqbank reads up to "
+                f"{FORMAT_VERSION}; install a newer vqbank"
+            )
+
+    @classmethod
+    def create(cls, path: Path) -> "FeatureStore":
+        """Open the bank at `path`, made if it is not there."""
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / BANK_FILE).exists():
+            strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+            if strangers:
+                raise BankError(
+                    f"{path} holds {strangers[0]} and is no bank; give an empty or new folder"
+                )
+            header = canonical_json({"format": "vqbank", "version": FORMAT_VERSION})
+            create_exclusively(path / BANK_FILE, header.encode())
+        return cls(path)
+
+    def refresh(self) -> None:
+        """Look at the disk again: other writers may have committed."""
+        self._shards.clear()
+        self._places.clear()
+
+    def specs(self) -> list[FeatureSpec]:
+        """Every feature that has a spec file, by key."""
+        return [self._read_spec(path) for path in sorted(self.path.glob("*@*/spec.json"))]
+
+    def resolve(self, name: str) -> FeatureSpec:
+        """The feature of a name `extractor.output` or a key `extractor.output@hash`.
+
+        Raises:
+            AmbiguousFeatureError: if several keys share the name.
+            MissingFeatureError: if the bank has no such feature.
+        """
+        specs = self.specs()
+        found = [spec for spec in specs if name in (spec.key, spec.name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise AmbiguousFeatureError(
+                f"{self.path} has {len(found)} features named {name}: "
+                f"{', '.join(spec.key for spec in found)}; ask for one by its key"
+            )
+        known = [spec.name for spec in specs]
+        if not known:
+            raise MissingFeatureError(f"{self.path} has no features; run `vqbank extract` first")
+        raise MissingFeatureError(f"{self.path}: {unknown_name('feature', name, known)}")
+
+    def video_ids(self, spec: FeatureSpec) -> list[str]:
+        """Ids of the videos that have this feature, sorted."""
+        return sorted(self._index(spec))
+
+    def video_record(self, spec: FeatureSpec, video_id: str) -> VideoRecord:
+        """What the winning shard knows of a video."""
+        shard, place = self._place(spec, video_id)
+        return shard.videos[place]
+
+    def missing(self, spec: FeatureSpec, videos: Iterable[Video]) -> list[Video]:
+        """The videos that have no committed rows of this feature."""
+        have = self._index(spec)
+        return [video for video in videos if video.id not in have]
+
+    def check_file(self, spec: FeatureSpec, video: Video, fingerprint: Fingerprint) -> None:
+        """Compare the file at hand with the one that was banked under the same id.
+
+        Raises:
+            ChangedVideoError: if they differ.
+        """
+        banked = self.video_record(spec, video.id)
+        if banked.fingerprint != fingerprint:
+            raise ChangedVideoError(
+                f"{video.id}: {video.path} ({fingerprint.length} bytes, "
+                f"{fingerprint.sha256[:12]}) is not the file whose {spec.key} is banked "
+                f"({banked.fingerprint.length} bytes, {banked.fingerprint.sha256[:12]}); "
+                "give it another id or use another bank"
+            )
+
+    def read(self, spec: FeatureSpec, video_id: str) -> Feature:
+        """One feature of one video.
+
+        Raises:
+            MissingFeatureError: if it is not banked.
+            DamagedShardError: if its bytes have changed since.
+        """
+        shard, place = self._place(spec, video_id)
+        return shard.feature(place)
+
+    def table(self, videos: Sequence[Video], features: Mapping[str, str]) -> FeatureTable:
+        """Chosen features of chosen videos, memory-mapped.
+
+        Args:
+            videos: Rows of the table, in this order.
+            features: Feature name or key by role; the order of roles is that of concatenation.
+
+        Raises:
+            MissingFeatureError: naming the videos that lack a feature.
+        """
+        columns = {}
+        for role, name in features.items():
+            spec = self.resolve(name)
+            index = self._index(spec)
+            lacking = [video.id for video in videos if video.id not in index]
+            if lacking:
+                raise MissingFeatureError(
+                    f"{len(lacking)} of {len(videos)} videos have no {spec.key} in {self.path}: "
+                    f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}; "
+                    "run `vqbank extract` on them"
+                )
+            columns[role] = Column(spec, tuple(index[video.id] for video in videos))
+        return FeatureTable(tuple(videos), columns)
+
+    def writer(
+        self, spec: FeatureSpec, *, provenance: Mapping[str, Any], durable: bool = True
+    ) -> ShardWriter:
+        """A writer of a new shard of `spec`; its folder and spec file are made if need be."""
+        folder = self.path / spec.key
+        folder.mkdir(exist_ok=True)
+        if not (folder / "spec.json").exists():
+            create_exclusively(folder / "spec.json", spec.to_json().encode(), durable=durable)
+        return ShardWriter(folder, spec, provenance=provenance, durable=durable)
+
+    def _read_spec(self, path: Path) -> FeatureSpec:
+        try:
+            spec = FeatureSpec.from_json(path.read_text())
+        except (ValueError, KeyError, TypeError) as error:
+            raise BankError(f"{path} is not a feature's spec: {error}") from error
+        if spec.key != path.parent.name:
+            raise BankError(
+                f"{path.parent} holds {spec.key}; a folder's name is its key, rename it back"
+            )
+        return spec
+
+    def _index(self, spec: FeatureSpec) -> dict[str, tuple[Shard, int]]:
+        """The winning shard of every video, and the video's place in it."""
+        if spec.key not in self._places:
+            shards = sorted(
+                committed_shards(self.path / spec.key, spec), key=lambda shard: shard.order
+            )
+            superseded = {
+                (entry["shard"], video)
+                for shard in shards
+                for entry in shard.record["supersedes"]
+                for video in (["all"] if entry["videos"] == "all" else entry["videos"])
+            }
+            places: dict[str, tuple[Shard, int]] = {}
+            for shard in shards:
+                if (shard.id, "all") in superseded:
+                    continue
+                for place, video in enumerate(shard.videos):
+                    if (shard.id, video.id) not in superseded:
+                        places.setdefault(video.id, (shard, place))
+            self._places[spec.key] = places
+        return self._places[spec.key]
+
+    def _place(self, spec: FeatureSpec, video_id: str) -> tuple[Shard, int]:
+        try:
+            return self._index(spec)[video_id]
+        except KeyError:
+            raise MissingFeatureError(f"{video_id} has no {spec.key} in {self.path}") from None
+
+
+class Ledger:
+    """What went wrong: one append-only file per writer, in the bank's `ledger/`.
+
+    What is done is never read from here but from the commits.
+    """
+
+    def __init__(self, bank: Path) -> None:
+        self._path = bank / "ledger" / f"{secrets.token_hex(8)}.jsonl"
+
+    def append(self, **entry: Any) -> None:
+        """Write one line; it is on disk when this returns."""
+        self._path.parent.mkdir(exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(canonical_json({"time": time.time(), **entry}) + "\n")

@@ -1,0 +1,81 @@
+"""Every error that vqbank raises on purpose.
+
+VqbankError
+├── ManifestError          a manifest or label file that cannot be read as one (file and line)
+├── RecipeError            a recipe that names something unknown or impossible
+├── UnknownNameError       a name that no table has; says which names there are
+├── DecodeError            a video that cannot be opened, or is damaged (file and frame)
+├── WeightsError           weights that are missing, of another model or unsafe
+├── InvalidFeatureError    values that may not be banked (video and row)
+├── BankError              a bank that is not one, of a newer format, or damaged
+│   └── DamagedShardError  a committed shard whose bytes are not what its commit record says
+├── MissingFeatureError    asked for a feature that the bank does not have
+├── AmbiguousFeatureError  a name that several keys share
+├── ChangedVideoError      another file under an id that is already banked
+└── HeadError              a head that cannot be fitted, loaded or applied
+
+Every class takes one message, so that it survives pickling between processes.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class VqbankError(Exception):
+    """The common parent: what the command line prints as one line."""
+
+
+class ManifestError(VqbankError, ValueError):
+    """A manifest or label file that cannot be read; names file and line."""
+
+
+class RecipeError(VqbankError, ValueError):
+    """A recipe that names something unknown or impossible."""
+
+
+class UnknownNameError(VqbankError, LookupError):
+    """A name that no table has; says which names there are."""
+
+
+class DecodeError(VqbankError, RuntimeError):
+    """A video that cannot be opened or is damaged; names file and frame."""
+
+
+class WeightsError(VqbankError, RuntimeError):
+    """Weights that are missing, of another model or unsafe to load."""
+
+
+class InvalidFeatureError(VqbankError, ValueError):
+    """Values that may not be banked; names the video and the row."""
+
+
+class BankError(VqbankError, RuntimeError):
+    """A folder that is not a bank, or one of a newer format."""
+
+
+class DamagedShardError(BankError):
+    """A committed shard whose bytes are not what its commit record says."""
+
+
+class MissingFeatureError(VqbankError, LookupError):
+    """A feature, or a video of a feature, that the bank does not have."""
+
+
+class AmbiguousFeatureError(VqbankError, LookupError):
+    """A name that several keys share; lists them."""
+
+
+class ChangedVideoError(VqbankError, RuntimeError):
+    """Another file under an id that is already banked; names both."""
+
+
+class HeadError(VqbankError, ValueError):
+    """A head that cannot be fitted, loaded or applied."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is in no table: the nearest known names, then all of them."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}."

@@ -1,0 +1,264 @@
+"""The nouns: a video, the identity of a feature, a feature.
+
+Shape letters, the same everywhere: n videos, t rows of one video, f frames of a clip, b clips in a
+batch, d width, h w pixels.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.errors import InvalidFeatureError
+
+StoredDtype = Literal["float16", "float32", "bfloat16", "uint8", "int16", "int32"]
+Part = Literal["train", "validation", "test"]
+
+FINGERPRINT_BLOCKS = 8
+FINGERPRINT_BLOCK_BYTES = 16 * 1024
+KEY_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One row of a manifest."""
+
+    id: str
+    """`dataset/relative-path`; unique, and what features are kept under."""
+    path: Path
+    mos: float | None = None
+    """Mean opinion score on the data set's own scale; None where it is not known."""
+    scene: str | None = None
+    """Videos of one scene never stand on two sides of a split."""
+    part: Part | None = None
+    """The official part of the data set, where it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Which file a feature was made from."""
+
+    length: int
+    """In bytes."""
+    sha256: str
+    """Of the length and 8 blocks of 16 KiB from first to last: 128 KiB are read of any file."""
+
+    @classmethod
+    def of(cls, path: Path) -> "Fingerprint":
+        """The fingerprint of the file at `path`.
+
+        Raises:
+            OSError: if the file cannot be read.
+        """
+        with path.open("rb") as file:
+            length = file.seek(0, 2)
+            digest = hashlib.sha256(str(length).encode())
+            last = max(0, length - FINGERPRINT_BLOCK_BYTES)
+            for block in range(FINGERPRINT_BLOCKS):
+                file.seek(last * block // (FINGERPRINT_BLOCKS - 1))
+                digest.update(file.read(FINGERPRINT_BLOCK_BYTES))
+        return cls(length, digest.hexdigest())
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a JSON value: sorted keys, no spaces, UTF-8, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SideSpec:
+    """A further array with one entry per row, such as the offsets of fragments."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: StoredDtype
+
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\.[a-z0-9][a-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """The identity of one output of one extractor: everything that changes its numbers."""
+
+    name: str
+    """`extractor.output`, lower case."""
+    shape: tuple[int, ...]
+    """Of one row."""
+    stored_dtype: StoredDtype
+    identity: Mapping[str, Any]
+    """Extractor parameters, its version, weights sha256, decoder: JSON values only."""
+    side: tuple[SideSpec, ...] = ()
+    publisher: str = ""
+    """Who published the weights.  Like the next two, not part of the key."""
+    licence: str = ""
+    trained_on: tuple[str, ...] = ()
+    """Data sets that the weights have seen."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InvalidFeatureError(
+                f"feature name {self.name!r} is not of the form extractor.output "
+                "in lower-case letters, digits, '-' and '_'"
+            )
+        canonical_json(dict(self.identity))  # a value that JSON cannot hold has no stable key
+
+    @cached_property
+    def key(self) -> str:
+        """`name@hash`: equal keys mean equal numbers."""
+        hashed = {
+            "name": self.name,
+            "shape": list(self.shape),
+            "stored_dtype": self.stored_dtype,
+            "identity": dict(self.identity),
+            "side": [[side.name, list(side.shape), side.dtype] for side in self.side],
+        }
+        digest = hashlib.sha256(canonical_json(hashed).encode()).hexdigest()
+        return f"{self.name}@{digest[:KEY_DIGITS]}"
+
+    @property
+    def uses_random_weights(self) -> bool:
+        """Whether these numbers come from weights that nobody trained."""
+        return self.identity.get("weights") == "random"
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one stored row."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.storage_dtype.itemsize
+
+    @property
+    def storage_dtype(self) -> np.dtype[Any]:
+        """The NumPy dtype on disk, little-endian; bfloat16 is kept as its uint16 bits."""
+        return storage_dtype(self.stored_dtype)
+
+    def to_json(self) -> str:
+        """What stands in `spec.json`: the same bytes from every writer."""
+        return canonical_json(
+            {
+                "name": self.name,
+                "shape": list(self.shape),
+                "stored_dtype": self.stored_dtype,
+                "identity": dict(self.identity),
+                "side": [[side.name, list(side.shape), side.dtype] for side in self.side],
+                "publisher": self.publisher,
+                "licence": self.licence,
+                "trained_on": list(self.trained_on),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "FeatureSpec":
+        """The spec that `to_json` wrote."""
+        read = json.loads(text)
+        return cls(
+            name=read["name"],
+            shape=tuple(read["shape"]),
+            stored_dtype=read["stored_dtype"],
+            identity=read["identity"],
+            side=tuple(SideSpec(n, tuple(s), d) for n, s, d in read["side"]),
+            publisher=read["publisher"],
+            licence=read["licence"],
+            trained_on=tuple(read["trained_on"]),
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FeatureSpec) and self.key == other.key
+
+
+def storage_dtype(stored: StoredDtype) -> np.dtype[Any]:
+    """The little-endian NumPy dtype in which `stored` lies on disk."""
+    return np.dtype("uint16" if stored == "bfloat16" else stored).newbyteorder("<")
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """One output for one video: rows in time order."""
+
+    values: NDArray[Any]
+    """[t, *shape], finite."""
+    pts_seconds: NDArray[np.float64]
+    """[t]: presentation time of the first frame of each row's clip."""
+    frame_index: NDArray[np.int64]
+    """[t]: index, in presentation order, of that frame."""
+    side: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Further arrays [t, ...] by name."""
+
+    def __post_init__(self) -> None:
+        rows = len(self.values)
+        if rows == 0:
+            raise InvalidFeatureError("feature has no rows")
+        lengths = {
+            "pts_seconds": len(self.pts_seconds),
+            "frame_index": len(self.frame_index),
+            **{name: len(array) for name, array in self.side.items()},
+        }
+        for name, length in lengths.items():
+            if length != rows:
+                raise InvalidFeatureError(f"{name} has {length} entries for {rows} rows")
+        if self.values.dtype.kind == "f":
+            finite = np.isfinite(self.values.reshape(rows, -1)).all(axis=1)
+            if not finite.all():
+                row = int(np.argmin(finite))
+                raise InvalidFeatureError(
+                    f"row {row} (frame {self.frame_index[row]}, "
+                    f"{self.pts_seconds[row]:.3f} s) is not finite"
+                )
+
+
+def to_stored(values: NDArray[Any], dtype: StoredDtype) -> NDArray[Any]:
+    """Cast finite rows to how they are stored.
+
+    Raises:
+        InvalidFeatureError: where a finite number became infinite or an integer did not fit; names
+            the row and what to do.
+    """
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(values, "<f4").view("<u4").astype(np.uint64)
+        rounded = (
+            bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))
+        )  # to nearest, ties to even
+        stored = (rounded >> np.uint64(16)).astype("<u2")
+        _refuse_overflow(values, from_stored(stored, dtype), dtype)
+        return stored
+    if np.dtype(dtype).kind == "f":
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(values, storage_dtype(dtype))
+        _refuse_overflow(values, stored, dtype)
+        return stored
+    limits = np.iinfo(dtype)
+    if values.size and (values.min() < limits.min or values.max() > limits.max):
+        raise InvalidFeatureError(
+            f"values from {values.min()} to {values.max()} do not fit {dtype} "
+            f"({limits.min} to {limits.max})"
+        )
+    return np.ascontiguousarray(values, storage_dtype(dtype))
+
+
+def _refuse_overflow(values: NDArray[Any], stored: NDArray[Any], dtype: StoredDtype) -> None:
+    finite = np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        largest = float(np.abs(values[row]).max())
+        raise InvalidFeatureError(
+            f"row {row} holds {largest:g}, too large for {dtype}; "
+            "set stored_dtype: float32 for this extractor"
+        )
+
+
+def from_stored(stored: NDArray[Any], dtype: StoredDtype) -> NDArray[Any]:
+    """What heads compute with: bfloat16 bits become float32, all else stays as stored."""
+    if dtype != "bfloat16":
+        return stored
+    return (stored.astype("<u4") << np.uint32(16)).view("<f4")

@@ -1,0 +1,608 @@
+"""One immutable shard: rows of one feature for some videos, a Zarr v3 group that is written once.
+
+The values lie uncompressed in Zarr's sharded layout, which is the raw rows one after the other
+followed by a small table, so that they can be memory-mapped; the group still opens in any Zarr
+reader.  `docs/store-format.md` describes every byte.
+"""
+
+import errno
+import json
+import mmap
+import os
+import secrets
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from store.errors import BankError, DamagedShardError, InvalidFeatureError
+from store.schema import (
+    Feature,
+    FeatureSpec,
+    Fingerprint,
+    SideSpec,
+    canonical_json,
+    from_stored,
+    storage_dtype,
+    to_stored,
+)
+
+FORMAT_VERSION = 1
+FILE_BYTES = 128 * 2**20
+"""A value file holds at most this much, unless one row is larger."""
+CHUNK_BYTES = (64 * 2**10, 2**20)
+"""Inner chunks lie between these, about 64 rows each; only generic Zarr readers see them."""
+INDEX_COLUMNS = ("row_start", "row_count", "id_start", "id_bytes", "record_start", "record_bytes")
+ABSENT_CHUNK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRecord:
+    """What a shard knows of one of its videos."""
+
+    id: str
+    row_start: int
+    row_count: int
+    crc32c: tuple[int, ...]
+    """Of the video's bytes in each array, in the order of `array_names`."""
+    fingerprint: Fingerprint
+    probe: Mapping[str, Any]
+    """What was learnt before and while decoding: size, rate, length, health."""
+
+
+def array_names(spec: FeatureSpec) -> tuple[str, ...]:
+    """The arrays with one entry per row, in the order of the index's checksums."""
+    return ("values", "pts_seconds", "frame_index", *(f"side/{side.name}" for side in spec.side))
+
+
+def rows_per_chunk(row_bytes: int) -> int:
+    """Rows of an inner chunk: 64 rows rounded up to a power of two in bytes, within CHUNK_BYTES."""
+    smallest, largest = CHUNK_BYTES
+    wanted = 1 << max(0, 64 * row_bytes - 1).bit_length()
+    return max(1, min(max(wanted, smallest), largest) // max(1, row_bytes))
+
+
+def rows_per_file(row_bytes: int) -> int:
+    """Rows of a full value file: a multiple of `rows_per_chunk`."""
+    chunk = rows_per_chunk(row_bytes)
+    return max(1, FILE_BYTES // max(1, row_bytes) // chunk) * chunk
+
+
+def create_exclusively(path: Path, content: bytes, *, durable: bool = True) -> bool:
+    """Make a file that is either absent or whole; False if it was there already.
+
+    The content is written beside it and linked to the name, which fails if the name is taken.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with temporary.open("xb") as file:
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A file system without hard links: names of commits are unique, so renaming is as good.
+        if path.exists():
+            return False
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        sync_folder(path.parent)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def crc32c(content: Any, start: int = 0) -> int:
+    """CRC-32C of bytes, or of an array's bytes, continued from `start`."""
+    if isinstance(content, np.ndarray):  # google_crc32c takes arrays, but no memoryviews
+        content = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+    return int(google_crc32c.extend(start, content))
+
+
+class ShardWriter:
+    """Streams the rows of one feature to a new shard; nothing is visible before `commit`."""
+
+    def __init__(
+        self,
+        feature_folder: Path,
+        spec: FeatureSpec,
+        *,
+        provenance: Mapping[str, Any],
+        durable: bool = True,
+    ) -> None:
+        """Make the folder of a new shard under `feature_folder`.
+
+        Args:
+            feature_folder: `NAME@HASH/` of a bank.
+            spec: What the rows are.
+            provenance: Software, host, device, weights path: recorded, never part of a key.
+            durable: Whether `commit` waits until the bytes have reached the disk.
+        """
+        self.id = secrets.token_hex(8)
+        self.spec = spec
+        self.payload_bytes = 0
+        self.videos: list[VideoRecord] = []
+        self.started = time.monotonic()
+        self._feature_folder = feature_folder
+        self._folder = feature_folder / "shards" / self.id
+        self._provenance = dict(provenance)
+        self._durable = durable
+        self._rows = 0
+        self._columns: dict[str, list[NDArray[Any]]] = {n: [] for n in array_names(spec)[1:]}
+        self._files: dict[str, dict[str, int]] = {}
+        self._open: BinaryIO | None = None
+        self._open_rows = 0
+        self._open_crc = 0
+        self._folder.mkdir(parents=True)
+
+    def add(
+        self, video_id: str, feature: Feature, *, fingerprint: Fingerprint, probe: Mapping[str, Any]
+    ) -> None:
+        """Append all rows of one video.
+
+        Raises:
+            InvalidFeatureError: if the rows are not what the spec says; nothing is written then.
+        """
+        spec = self.spec
+        try:
+            if feature.values.shape[1:] != spec.shape:
+                raise InvalidFeatureError(
+                    f"rows have shape {feature.values.shape[1:]}, not {spec.shape}"
+                )
+            values = to_stored(feature.values, spec.stored_dtype)
+            columns = {
+                "pts_seconds": np.ascontiguousarray(feature.pts_seconds, "<f8"),
+                "frame_index": np.ascontiguousarray(feature.frame_index, "<i8"),
+                **_side_columns(spec.side, feature.side),
+            }
+        except InvalidFeatureError as error:
+            raise InvalidFeatureError(f"{video_id}: {spec.name}: {error}") from error
+
+        self._write_rows(values)
+        for name, column in columns.items():
+            self._columns[name].append(column)
+        self.videos.append(
+            VideoRecord(
+                id=video_id,
+                row_start=self._rows,
+                row_count=len(values),
+                crc32c=(crc32c(values), *(crc32c(columns[n]) for n in array_names(spec)[1:])),
+                fingerprint=fingerprint,
+                probe=dict(probe),
+            )
+        )
+        self._rows += len(values)
+        self.payload_bytes += values.nbytes + sum(column.nbytes for column in columns.values())
+
+    def commit(self, *, supersedes: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Make the shard part of the bank: all files first, the commit record last.
+
+        Args:
+            supersedes: Rows of older shards that no longer win, as
+                `{"shard": id, "videos": [ids] or "all"}`.
+        """
+        if not self.videos:
+            self.abandon()
+            return
+        spec = self.spec
+        self._close_file()
+        self._write_values_metadata()
+        for name, pieces in self._columns.items():
+            self._write_array(name, np.concatenate(pieces), dimensions=("row",))
+        self._write_index()
+        attributes = {"format": "vqbank-shard", "version": FORMAT_VERSION, "key": spec.key}
+        self._write_file(
+            "zarr.json",
+            canonical_json(
+                {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+            ).encode(),
+        )
+        if self._durable:
+            self._sync()
+
+        record = {
+            "format": "vqbank-commit",
+            "version": FORMAT_VERSION,
+            "key": spec.key,
+            "shard": self.id,
+            "time": time.time(),
+            "videos": len(self.videos),
+            "rows": self._rows,
+            "files": self._files,
+            "supersedes": [dict(entry) for entry in supersedes],
+            "provenance": self._provenance,
+        }
+        commits = self._feature_folder / "commits"
+        commits.mkdir(exist_ok=True)
+        if self._durable:
+            sync_folder(self._feature_folder)
+        text = canonical_json(record)
+        content = canonical_json({"crc32c": crc32c(text.encode()), "record": record}).encode()
+        create_exclusively(commits / f"{self.id}.json", content, durable=self._durable)
+
+    def abandon(self) -> None:
+        """Remove what was written; the bank never saw it."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        for path in sorted(self._folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        self._folder.rmdir()
+
+    def _write_rows(self, values: NDArray[Any]) -> None:
+        limit = rows_per_file(self.spec.row_bytes)
+        while len(values):
+            if self._open_rows == limit:
+                self._close_file()
+            if self._open is None:
+                path = self._folder / self._value_file(len(self._files))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._open = path.open("xb", buffering=2**20)
+            block, values = (
+                values[: limit - self._open_rows],
+                values[limit - self._open_rows :],
+            )
+            flat = block.reshape(-1).view(np.uint8)
+            self._open.write(flat.data)
+            self._open_crc = crc32c(flat, self._open_crc)
+            self._open_rows += len(block)
+
+    def _value_file(self, number: int) -> str:
+        return "/".join(["values", "c", str(number), *("0" for _ in self.spec.shape)])
+
+    def _close_file(self) -> None:
+        """End the open value file with the table of its inner chunks, as Zarr's sharding wants."""
+        if self._open is None:
+            return
+        row_bytes = self.spec.row_bytes
+        chunk_rows = rows_per_chunk(row_bytes)
+        used = -(-self._open_rows // chunk_rows)
+        # One small file needs no table for the chunks of a large one.
+        total = used if not self._files else rows_per_file(row_bytes) // chunk_rows
+        padding = used * chunk_rows * row_bytes - self._open_rows * row_bytes
+        table = np.full((total, 2), ABSENT_CHUNK, "<u8")
+        table[:used, 0] = np.arange(used) * chunk_rows * row_bytes
+        table[:used, 1] = chunk_rows * row_bytes
+        tail = table.tobytes()
+        tail += struct.pack("<I", crc32c(tail))
+        self._open.seek(padding, os.SEEK_CUR)  # a hole: reads as zeros, costs nothing
+        self._open.write(tail)
+        length = self._open.tell()
+        self._open.close()
+        crc = crc32c(tail, crc32c(bytes(padding), self._open_crc))
+        name = self._value_file(len(self._files))
+        self._files[name] = {"bytes": length, "crc32c": crc}
+        self._open, self._open_rows, self._open_crc = None, 0, 0
+
+    def _write_values_metadata(self) -> None:
+        spec = self.spec
+        chunk_rows = rows_per_chunk(spec.row_bytes)
+        file_rows = rows_per_file(spec.row_bytes)
+        if len(self._files) == 1:
+            file_rows = -(-self._rows // chunk_rows) * chunk_rows
+        inner = {
+            "chunk_shape": [chunk_rows, *spec.shape],
+            "codecs": [_bytes_codec(spec.storage_dtype)],
+            "index_codecs": [_bytes_codec(np.dtype("<u8")), {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        self._write_metadata(
+            "values",
+            spec.storage_dtype,
+            shape=[self._rows, *spec.shape],
+            chunk_shape=[file_rows, *spec.shape],
+            codecs=[{"name": "sharding_indexed", "configuration": inner}],
+            dimensions=["row", *(f"f{axis}" for axis in range(len(spec.shape)))],
+            attributes={"logical_dtype": spec.stored_dtype},
+        )
+
+    def _write_index(self) -> None:
+        text = bytearray()
+        table = []
+        for video in self.videos:
+            video_id = video.id.encode()
+            facts = {"fingerprint": asdict(video.fingerprint), "probe": video.probe}
+            record = canonical_json(facts).encode()
+            start = len(text)
+            text += video_id + record
+            places = (start, len(video_id), start + len(video_id), len(record))
+            table.append((video.row_start, video.row_count, *places, *video.crc32c))
+        columns = [*INDEX_COLUMNS, *(f"crc32c:{name}" for name in array_names(self.spec))]
+        self._write_array(
+            "index", np.array(table, "<i8"), dimensions=("video", "column"), columns=columns
+        )
+        self._write_array("index_text", np.frombuffer(bytes(text), np.uint8), dimensions=("byte",))
+
+    def _write_array(
+        self, name: str, array: NDArray[Any], *, dimensions: Sequence[str], **attributes: Any
+    ) -> None:
+        """A small array: one uncompressed chunk."""
+        self._write_metadata(
+            name,
+            array.dtype,
+            shape=list(array.shape),
+            chunk_shape=list(array.shape),
+            codecs=[_bytes_codec(array.dtype)],
+            dimensions=[*dimensions, *(f"f{a}" for a in range(array.ndim - len(dimensions)))],
+            attributes=attributes,
+        )
+        self._write_file("/".join([name, "c", *("0" for _ in array.shape)]), array.tobytes())
+
+    def _write_metadata(
+        self,
+        name: str,
+        dtype: np.dtype[Any],
+        *,
+        shape: list[int],
+        chunk_shape: list[int],
+        codecs: list[dict[str, Any]],
+        dimensions: list[str],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        metadata = {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": shape,
+            "data_type": dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            # A lost float chunk must be loud.
+            "fill_value": "NaN" if dtype.kind == "f" else 0,
+            "codecs": codecs,
+            "dimension_names": dimensions,
+            "attributes": dict(attributes),
+        }
+        self._write_file(f"{name}/zarr.json", canonical_json(metadata).encode())
+
+    def _write_file(self, name: str, content: bytes) -> None:
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        self._files[name] = {"bytes": len(content), "crc32c": crc32c(content)}
+
+    def _sync(self) -> None:
+        for name in self._files:
+            with (self._folder / name).open("rb") as file:
+                os.fsync(file.fileno())
+        folders = {path.parent for name in self._files for path in [self._folder / name]}
+        parents = {parent for folder in folders for parent in folder.parents}
+        within = {p for p in folders | parents if p.is_relative_to(self._folder)}
+        for folder in sorted(within, key=lambda path: len(path.parts), reverse=True):
+            sync_folder(folder)
+        sync_folder(self._folder.parent)
+
+
+def _side_columns(
+    specs: Sequence[SideSpec], given: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    declared = {side.name for side in specs}
+    if declared != set(given):
+        raise InvalidFeatureError(f"side arrays {sorted(given)} given, {sorted(declared)} declared")
+    for side in specs:
+        if given[side.name].shape[1:] != side.shape:
+            raise InvalidFeatureError(
+                f"side array {side.name} has shape {given[side.name].shape[1:]}, not {side.shape}"
+            )
+    return {f"side/{side.name}": to_stored(given[side.name], side.dtype) for side in specs}
+
+
+def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
+    if dtype.itemsize == 1:
+        return {"name": "bytes"}
+    return {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+class Shard:
+    """A committed shard, read by memory map."""
+
+    def __init__(self, feature_folder: Path, commit: Path, spec: FeatureSpec) -> None:
+        """Read the commit record and nothing else.
+
+        Raises:
+            DamagedShardError: if the record is not whole or belongs to another feature.
+            BankError: if a newer vqbank wrote it.
+        """
+        self.spec = spec
+        self.record = read_commit(commit)
+        if self.record["key"] != spec.key or self.record["shard"] != commit.stem:
+            raise DamagedShardError(
+                f"{commit}: record of shard {self.record['shard']} of {self.record['key']} "
+                f"stands in the folder of {spec.key}; remove it"
+            )
+        self.id: str = self.record["shard"]
+        self.folder = feature_folder / "shards" / self.id
+        self._checked: set[tuple[int, str]] = set()
+
+    @property
+    def order(self) -> tuple[float, str]:
+        """Of two shards with the same video the one with the smaller order wins."""
+        return (self.record["time"], self.id)
+
+    @cached_property
+    def videos(self) -> tuple[VideoRecord, ...]:
+        """Every video of the shard, in the order of its rows."""
+        names = array_names(self.spec)
+        text = self._read_small("index_text", np.dtype(np.uint8)).tobytes()
+        table = self._read_small("index", np.dtype("<i8"))
+        return tuple(
+            _video_record(row, text)
+            for row in table.reshape(-1, len(INDEX_COLUMNS) + len(names)).tolist()
+        )
+
+    @cached_property
+    def number(self) -> dict[str, int]:
+        """Place of each video id in `videos`."""
+        return {video.id: place for place, video in enumerate(self.videos)}
+
+    def values(self, place: int) -> NDArray[Any]:
+        """The stored rows [t, *shape] of the video at `place`: a view of the file where it can be.
+
+        Raises:
+            DamagedShardError: if the bytes are not those that were committed; checked on the first
+                read of each video in a process.
+        """
+        video = self.videos[place]
+        limit = self._file_rows
+        start, stop = video.row_start, video.row_start + video.row_count
+        pieces = [
+            self._map(number)[max(0, start - number * limit) : stop - number * limit]
+            for number in range(start // limit, (stop - 1) // limit + 1)
+        ]
+        values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        self._check(place, "values", values)
+        return from_stored(values, self.spec.stored_dtype)
+
+    def pts_seconds(self, place: int) -> NDArray[np.float64]:
+        """[t] of the video at `place`."""
+        return self._rows_of("pts_seconds", np.dtype("<f8"), place)
+
+    def frame_index(self, place: int) -> NDArray[np.int64]:
+        """[t] of the video at `place`."""
+        return self._rows_of("frame_index", np.dtype("<i8"), place)
+
+    def side(self, place: int, name: str) -> NDArray[Any]:
+        """[t, ...] of the declared side array `name` of the video at `place`."""
+        side = next(side for side in self.spec.side if side.name == name)
+        rows = self._rows_of(f"side/{name}", storage_dtype(side.dtype), place, side.shape)
+        return from_stored(rows, side.dtype)
+
+    def feature(self, place: int) -> Feature:
+        """Everything of the video at `place`."""
+        return Feature(
+            values=self.values(place),
+            pts_seconds=self.pts_seconds(place),
+            frame_index=self.frame_index(place),
+            side={side.name: self.side(place, side.name) for side in self.spec.side},
+        )
+
+    @cached_property
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def _rows_of(
+        self, name: str, dtype: np.dtype[Any], place: int, shape: tuple[int, ...] = ()
+    ) -> NDArray[Any]:
+        if name not in self._columns:
+            self._columns[name] = self._read_small(name, dtype).reshape(-1, *shape)
+        video = self.videos[place]
+        rows = self._columns[name][video.row_start : video.row_start + video.row_count]
+        self._check(place, name, rows)
+        return rows
+
+    def _check(self, place: int, name: str, rows: NDArray[Any]) -> None:
+        if (place, name) in self._checked:
+            return
+        video = self.videos[place]
+        if crc32c(rows) != video.crc32c[array_names(self.spec).index(name)]:
+            raise DamagedShardError(
+                f"{video.id}: {name} in {self.folder} has changed since it was committed; "
+                "extract it again, or restore the file"
+            )
+        self._checked.add((place, name))
+
+    def _read_small(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        prefix = f"{name}/c/"
+        file = next((f for f in self.record["files"] if f.startswith(prefix)), None)
+        if file is None:
+            raise DamagedShardError(f"{self.folder}: its commit record names no array {name}")
+        content = self._file(file).read_bytes()
+        if crc32c(content) != self.record["files"][file]["crc32c"]:
+            raise DamagedShardError(f"{self.folder / file} has changed since it was committed")
+        return np.frombuffer(content, dtype)
+
+    @cached_property
+    def _file_rows(self) -> int:
+        metadata = json.loads(self._file("values/zarr.json").read_text())
+        return int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
+
+    @cached_property
+    def _maps(self) -> dict[int, NDArray[Any]]:
+        return {}
+
+    def _map(self, number: int) -> NDArray[Any]:
+        """The rows of value file `number`, memory-mapped."""
+        if number not in self._maps:
+            spec = self.spec
+            name = "/".join(["values", "c", str(number), *("0" for _ in spec.shape)])
+            rows = min(self._file_rows, self.record["rows"] - number * self._file_rows)
+            with self._file(name).open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            flat = np.frombuffer(mapped, spec.storage_dtype, rows * int(np.prod(spec.shape)))
+            self._maps[number] = flat.reshape(rows, *spec.shape)
+        return self._maps[number]
+
+    def _file(self, name: str) -> Path:
+        """The path of a committed file whose length is still what was committed."""
+        path = self.folder / name
+        expected = self.record["files"].get(name, {}).get("bytes")
+        try:
+            length = path.stat().st_size
+        except FileNotFoundError as error:
+            raise DamagedShardError(f"{path} is missing, though it was committed") from error
+        if length != expected:
+            raise DamagedShardError(f"{path} has {length} bytes, {expected} were committed")
+        return path
+
+
+def _video_record(row: list[int], text: bytes) -> VideoRecord:
+    row_start, row_count, id_start, id_bytes, record_start, record_bytes, *checksums = row
+    facts = json.loads(text[record_start : record_start + record_bytes])
+    return VideoRecord(
+        id=text[id_start : id_start + id_bytes].decode(),
+        row_start=row_start,
+        row_count=row_count,
+        crc32c=tuple(checksums),
+        fingerprint=Fingerprint(**facts["fingerprint"]),
+        probe=facts["probe"],
+    )
+
+
+def read_commit(path: Path) -> dict[str, Any]:
+    """The commit record at `path`.
+
+    Raises:
+        DamagedShardError: if it is not whole.
+        BankError: if a newer vqbank wrote it.
+    """
+    try:
+        wrapped = json.loads(path.read_bytes())
+        record: dict[str, Any] = wrapped["record"]
+        intact = crc32c(canonical_json(record).encode()) == wrapped["crc32c"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedShardError(f"{path} is not a commit record: {error}") from error
+    if not intact:
+        raise DamagedShardError(f"{path} has changed since it was written")
+    if record["version"] > FORMAT_VERSION:
+        raise BankError(
+            f"{path} is of format version {record['version']}, this vqbank reads up to "
+            f"{FORMAT_VERSION}; install a newer vqbank"
+        )
+    return record
+
+
+def committed_shards(feature_folder: Path, spec: FeatureSpec) -> Iterator[Shard]:
+    """Every shard that has a commit record: the state of this feature is what listing it shows."""
+    for commit in sorted((feature_folder / "commits").glob("*.json")):
+        if not commit.name.startswith("."):
+            yield Shard(feature_folder, commit, spec)

@@ -1,0 +1,257 @@
+"""The command line: what a person types, what it answers, how it exits."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from extractors import video as decoding
+from pipelines.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+class Run(NamedTuple):
+    """What a command answered."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def vqbank(*arguments, cwd=None, **environment):
+    """Run the command in this process: importing torch anew each time takes seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["vqbank", *map(str, arguments)])
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        if cwd is not None:
+            patch.chdir(cwd)
+        with pytest.raises(SystemExit) as exit_:
+            main()
+    return Run(exit_.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def clip(path, *, noise, frames=12, seed=0):
+    rng = np.random.default_rng(seed)
+    ramp = np.add.outer(np.arange(64), np.arange(96)) + rng.integers(0, 50)
+    pictures = (
+        np.clip(ramp[..., None] + i + rng.normal(0, noise, (64, 96, 3)), 0, 255).astype(np.uint8)
+        for i in range(frames)
+    )
+    decoding.encode(path, pictures, rate=10, crf=10)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Six scenes with four levels of noise, and the recipe of a whole run."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "clips").mkdir()
+    lines = ["path,mos,scene"]
+    for scene in range(6):
+        for level, noise in enumerate([1, 6, 14, 30]):
+            name = f"clips/{scene}-{level}.mp4"
+            clip(folder / name, noise=noise, seed=scene)
+            lines.append(f"{name},{80 - 20 * level},scene{scene}")
+    (folder / "set.csv").write_text("\n".join(lines) + "\n")
+    (folder / "run.yaml").write_text(
+        "videos: set.csv\nbank: bank\nextractors: {nss: , motion: }\n"
+        "features: {quality: nss.brisque, motion: motion.series}\n"
+        "heads: {ridge: , svr: }\nprotocol: {count: 3, test_fraction: 0.34}\n"
+    )
+    run = vqbank("extract", folder / "run.yaml")
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+def test_extract_says_what_it_did_and_a_second_run_does_nothing(project):
+    run = vqbank("extract", project / "run.yaml")
+
+    assert run.returncode == 0
+    assert "24 videos: 24 banked before, 0 extracted, 0 failed; 0 frames decoded" in run.stderr
+
+
+def test_evaluate_prints_medians_and_writes_a_report(project, tmp_path):
+    run = vqbank("evaluate", project / "run.yaml", "--report", tmp_path / "report")
+
+    assert run.returncode == 0, run.stderr
+    row = re.search(r"svr\W+(\d\.\d+) \(", run.stdout)
+    assert float(row[1]) > 0.8
+    with (tmp_path / "report" / "results.csv").open() as file:
+        results = list(csv.DictReader(file))
+    assert [(r["head"], r["split"]) for r in results] == [
+        (head, str(split)) for split in range(3) for head in ("ridge", "svr")
+    ]
+    medians = np.median([float(r["srcc"]) for r in results if r["head"] == "svr"])
+    assert float(row[1]) == pytest.approx(medians, abs=1e-4)
+    assert (tmp_path / "report" / "result.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "nss.brisque@" in page
+    assert "Random weights" not in page
+    with (tmp_path / "report" / "predictions.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2 * 3 * 8
+
+
+def test_a_shipped_head_scores_new_videos_and_banks_what_it_extracts(project, tmp_path):
+    run = vqbank("train", project / "run.yaml", "--head", "ridge", "-o", tmp_path / "head")
+    assert run.returncode == 0, run.stderr
+    clip(tmp_path / "clean.mp4", noise=2, seed=77)
+    clip(tmp_path / "noisy.mp4", noise=25, seed=77)
+    videos = [tmp_path / "clean.mp4", tmp_path / "noisy.mp4"]
+
+    first = vqbank("predict", tmp_path / "head", *videos, "--bank", tmp_path / "bank")
+    again = vqbank("predict", tmp_path / "head", *videos, "--bank", tmp_path / "bank")
+
+    assert first.returncode == again.returncode == 0, first.stderr
+    clean, noisy = (float(line.split("\t")[0]) for line in first.stdout.splitlines())
+    assert clean > noisy + 20
+    assert again.stdout == first.stdout
+    assert "0 frames decoded" in again.stderr
+    card = json.loads((tmp_path / "head" / "card.json").read_text())
+    assert set(card["keys"]) == {"quality", "motion"}
+
+
+def test_a_table_from_random_weights_says_so(project, tmp_path):
+    bank = tmp_path / "bank"
+    extract = vqbank(
+        "extract", "--videos", project / "set.csv", "--bank", bank,
+        "--extractor", "clip", "--weights", "clip=random",
+    )  # fmt: skip
+    assert extract.returncode == 0, extract.stderr
+    options = ("--videos", project / "set.csv", "--bank", bank)
+    options += ("--features", "clip.embedding", "--head", "ridge")
+
+    evaluate = vqbank("evaluate", *options, "--report", tmp_path / "report")
+    train = vqbank("train", *options, "-o", tmp_path / "head")
+    predict = vqbank("predict", tmp_path / "head", project / "clips/0-0.mp4", "--bank", bank)
+
+    assert evaluate.returncode == train.returncode == predict.returncode == 0, evaluate.stderr
+    assert "RANDOM WEIGHTS" in evaluate.stdout
+    assert "Random weights" in (tmp_path / "report" / "report.html").read_text()
+    assert "RANDOM weights" in predict.stderr
+
+
+def test_without_weights_the_message_names_file_place_and_option(project, tmp_path):
+    videos = ("--videos", project / "clips", "--bank", tmp_path / "bank")
+    for name, file in [("clip", "open_clip_model.safetensors"), ("slowfast", "SLOWFAST_8x8_R50")]:
+        run = vqbank("extract", *videos, "--extractor", name, VQBANK_WEIGHTS=str(tmp_path))
+
+        assert run.returncode == 2
+        (line,) = run.stderr.splitlines()
+        assert file in line
+        assert "https://" in line
+        assert f"--weights {name}=PATH" in line
+
+
+def test_bad_videos_cost_one_line_each_and_the_exit_code(project, tmp_path):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "page.mp4").write_text("<html></html>")
+    whole = (project / "clips/0-0.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    names = ("empty.mp4", "page.mp4", "half.mp4", "gone.mp4")
+    good = project / "clips/1-1.mp4"
+    manifest = tmp_path / "bad.csv"
+    manifest.write_text("path\n" + "\n".join([*names[:2], str(good), *names[2:]]) + "\n")
+
+    run = vqbank("extract", "--videos", manifest, "--bank", tmp_path / "b", "--extractor", "nss")
+
+    assert run.returncode == 1
+    lines = [line for line in run.stderr.splitlines() if line.startswith("failed: ")]
+    assert [line.split(": ")[1] for line in lines] == [f"bad/{name}" for name in names]
+    assert "5 videos: 0 banked before, 1 extracted, 4 failed" in run.stderr
+    shown = vqbank("show", tmp_path / "b", f"bad/{good}")
+    assert "nss.brisque@" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,mos\na.mp4,1\na.mp4,2\n", "set.csv:3: id 'set/a.mp4' stands in line 2 already"),
+        ("path,mos\na.mp4,good\n", "set.csv:2: mos 'good' is not a number"),
+    ],
+)
+def test_a_bad_manifest_is_one_line_and_nothing_is_written(tmp_path, text, message):
+    (tmp_path / "set.csv").write_text(text)
+
+    run = vqbank(
+        "extract", "--videos", tmp_path / "set.csv", "--bank", tmp_path / "b", "--extractor", "nss"
+    )
+
+    assert run.returncode == 2
+    assert run.stderr.splitlines() == [f"error: {tmp_path}/{message}"]
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["extract", "--extractor", "nsss"], "unknown extractor 'nsss'. Did you mean 'nss'?"),
+        (["extract"], "no extractors given; set `extractors:` in the recipe, or --extractor"),
+        (["evaluate", "--head", "svm"], "no videos given"),
+        (["ls", "nowhere"], "nowhere is no bank"),
+        (["predict", "nowhere", "a.mp4"], "nowhere holds no head"),
+        (["extract", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["extract", "--extractor", "nss", "--device", "cuda:99"], "--device cuda:99: "),
+    ],
+)
+def test_a_command_that_cannot_run_says_why_in_one_line(tmp_path, arguments, message):
+    if arguments[0] == "extract" and "--extractor" in arguments:
+        (tmp_path / "set.csv").write_text("path\na.mp4\n")
+        arguments = [*arguments, "--videos", "set.csv", "--bank", "bank"]
+    run = vqbank(*arguments, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"))
+
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_the_installed_command_answers():
+    vqbank_script = Path(sys.executable).with_name("vqbank")
+    run = subprocess.run([vqbank_script, "ls", "nowhere"], capture_output=True, text=True)
+
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: nowhere is no bank")
+
+
+def test_ls_and_show_tell_what_a_bank_holds(project):
+    listed = vqbank("ls", project / "bank")
+    assert re.search(r"motion\.series@\w{12}.*\b24\b", listed.stdout)
+
+    spec = json.loads(vqbank("show", project / "bank", "nss.brisque").stdout)
+    assert spec["identity"]["decoder"] == "pyav"
+
+    video = vqbank("show", project / "bank", "set/clips/0-0.mp4").stdout
+    assert '"width": 96' in video
+    assert "motion.series@" in video
+
+    unknown = vqbank("show", project / "bank", "nss.brisk")
+    assert "Did you mean 'nss.brisque'" in unknown.stderr
+
+
+def test_every_command_stands_in_the_readme():
+    commands = re.findall(r"^  (\w+) ", vqbank("--help").stdout.split("Commands:")[1], re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+
+    assert {"demo", "extract", "evaluate", "train", "predict", "ls", "show"} <= set(commands)
+    for command in commands:
+        assert f"vqbank {command}" in readme
+
+
+def test_every_extractor_and_head_stands_in_the_readme():
+    from extractors import EXTRACTORS
+    from regressors import HEADS
+
+    readme = (ROOT / "README.md").read_text()
+    for name in (*EXTRACTORS, *HEADS):
+        assert f"`{name}`" in readme

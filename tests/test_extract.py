@@ -1,0 +1,305 @@
+"""Extraction: one decode per video, nothing twice, nothing lost, nothing silent."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from extractors import make_extractor
+from extractors import video as decoding
+from pipelines.extract import Extraction
+from store.bank import FeatureStore
+from store.errors import ChangedVideoError
+from store.schema import Video
+
+CPU = torch.device("cpu")
+
+
+def clip(path, frames=30, size=(64, 48), seed=0, rate=25):
+    """A moving, textured picture."""
+    width, height = size
+    rng = np.random.default_rng(seed)
+    texture = rng.integers(0, 256, (height, width + frames, 3), dtype=np.uint8)
+    texture = (texture.astype(float) + np.roll(texture, 1, 0) + np.roll(texture, 1, 1)) / 3
+    pictures = (texture[:, i : i + width].astype(np.uint8) for i in range(frames))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    decoding.encode(path, pictures, rate=rate, crf=23)
+    return path
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    lengths = [30, 26, 51, 9, 30]
+    return [
+        Video(f"set/{n}.mp4", clip(folder / f"{n}.mp4", length, seed=n))
+        for n, length in enumerate(lengths)
+    ]
+
+
+def extraction(videos, store, *names, decoder="pyav", **parameters):
+    extractors = [make_extractor(name, **parameters.get(name, {})) for name in names]
+    return Extraction(videos, extractors, store, decoder=decoder, device=CPU)
+
+
+def bank(path, videos, *names, **parameters):
+    store = FeatureStore.create(path)
+    run = extraction(videos, store, *names, **parameters)
+    outcomes = list(run.run())
+    return store, run, outcomes
+
+
+def contents(store):
+    """Every stored byte that two banks must share."""
+    return {
+        (spec.key, video): tuple(
+            np.asarray(array).tobytes() for array in (f.values, f.pts_seconds, f.frame_index)
+        )
+        for spec in store.specs()
+        for video in store.video_ids(spec)
+        for f in [store.read(spec, video)]
+    }
+
+
+def test_every_frame_is_decoded_once_for_all_extractors(tmp_path, videos, monkeypatch):
+    """Counted where frames come out of the decoder, with three samplings at once."""
+    seen = []
+
+    def counting(path, probe, wanted, threads, _real=decoding.DECODERS["pyav"]):
+        for index, picture in _real(path, probe, wanted, threads):
+            seen.append((path, index))
+            yield index, picture
+
+    monkeypatch.setitem(decoding.DECODERS, "pyav", counting)
+    random = {"clip": {"weights": "random"}}
+    _, run, outcomes = bank(tmp_path / "bank", videos, "nss", "motion", "clip", **random)
+
+    frames = sum(len(decoding.probe(video.path).pts_seconds) for video in videos)
+    assert all(not outcome.failures for outcome in outcomes)
+    assert len(seen) == len(set(seen)) == run.decoded_frames == frames
+    assert run.decoded_videos == len(videos)
+
+
+def test_a_second_run_decodes_nothing_and_builds_no_network(tmp_path, videos, monkeypatch):
+    store, _, _ = bank(tmp_path / "bank", videos, "nss", "motion")
+    before = contents(store)
+
+    monkeypatch.setattr(decoding, "probe", lambda path: pytest.fail("opened a banked video"))
+    _, run, outcomes = bank(tmp_path / "bank", videos, "nss", "motion")
+
+    assert all(outcome.cached for outcome in outcomes)
+    assert run.decoded_frames == 0
+    assert contents(FeatureStore(store.path)) == before
+
+
+def test_only_what_is_missing_is_computed(tmp_path, videos):
+    store, _, _ = bank(tmp_path / "bank", videos[:2], "nss")
+
+    _, run, outcomes = bank(tmp_path / "bank", videos, "nss", "motion")
+
+    assert [outcome.cached for outcome in outcomes] == [False] * len(videos)
+    key_frames = store.resolve("nss.brisque")
+    commits = list((store.path / key_frames.key / "commits").glob("*.json"))
+    assert sorted(json.loads(c.read_text())["record"]["videos"] for c in commits) == [2, 3]
+    assert store.video_ids(store.resolve("motion.series")) == [video.id for video in videos]
+    assert run.decoded_videos == len(videos)
+
+
+def test_the_bank_does_not_depend_on_order_company_or_interruption(tmp_path, videos):
+    """The same bytes from one run, from a shuffled manifest, and from a run left after two."""
+    random = {"clip": {"weights": "random"}}
+    names = ("nss", "motion", "clip")
+    one, _, _ = bank(tmp_path / "one", videos, *names, **random)
+    shuffled, _, _ = bank(tmp_path / "two", videos[::-1], *names, **random)
+    left = FeatureStore.create(tmp_path / "three")
+    next(itertools.islice(extraction(videos, left, *names, **random).run(), 1, None))
+    resumed, _, _ = bank(tmp_path / "three", videos, *names, **random)
+
+    expected = contents(one)
+    assert len(expected) == 3 * len(videos)
+    assert contents(shuffled) == expected
+    assert contents(resumed) == expected
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import torch
+from extractors import make_extractor
+from pipelines import extract
+from pipelines.manifest import read_videos
+from store.bank import FeatureStore
+extract.FLUSH_BYTES = 1
+videos = read_videos(Path(sys.argv[1]))
+names = [make_extractor("nss"), make_extractor("motion")]
+store = FeatureStore.create(Path(sys.argv[2]))
+run = extract.Extraction(videos, names, store, decoder="pyav", device=torch.device("cpu"))
+for outcome in run.run():
+    print(outcome.video.id, flush=True)
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bank(tmp_path, videos):
+    whole, _, _ = bank(tmp_path / "whole", videos, "nss", "motion")
+    manifest = tmp_path / "set.csv"
+    rows = [f"{video.id},{video.path}" for video in videos]
+    manifest.write_text("\n".join(["id,path", *rows]) + "\n")
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, manifest, tmp_path / "killed"], stdout=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    store = FeatureStore(tmp_path / "killed")
+    committed = contents(store)
+    resumed, run, _ = bank(tmp_path / "killed", videos, "nss", "motion")
+
+    assert committed.items() <= contents(whole).items()
+    assert 0 < len(committed) < len(contents(whole))
+    assert contents(resumed) == contents(whole)
+    assert run.decoded_videos < len(videos)
+
+
+def test_rows_stand_at_their_frames(tmp_path, videos):
+    store, _, _ = bank(tmp_path / "bank", videos, "nss", "motion")
+
+    for video in videos:
+        pts = decoding.probe(video.path).pts_seconds
+        per_frame = store.read(store.resolve("motion.series"), video.id)
+        per_second = store.read(store.resolve("nss.brisque"), video.id)
+        np.testing.assert_array_equal(per_frame.frame_index, np.arange(len(pts)))
+        np.testing.assert_array_equal(per_frame.pts_seconds, pts)
+        np.testing.assert_array_equal(per_second.frame_index, np.arange(0, len(pts), 25))
+
+
+def test_every_bad_video_is_named_and_the_others_are_done(tmp_path, videos):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "empty.mp4").touch()
+    (folder / "page.mp4").write_text("<html>not found</html>" * 100)
+    whole = videos[2].path.read_bytes()
+    (folder / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "folder.mp4").mkdir()
+    names = ("empty.mp4", "page.mp4", "half.mp4", "folder.mp4", "gone.mp4")
+    bad = [Video(f"bad/{name}", folder / name) for name in names]
+    tiny = Video("bad/tiny.mp4", clip(folder / "tiny.mp4", size=(8, 8)))
+
+    mixed = [bad[0], videos[0], *bad[1:], tiny, videos[1]]
+    store, _, outcomes = bank(tmp_path / "bank", mixed, "nss", "motion")
+
+    failures = {outcome.video.id: outcome.failures for outcome in outcomes if outcome.failures}
+    assert list(failures) == [*(video.id for video in bad), tiny.id]
+    for video in bad:
+        assert len(failures[video.id]) == 2
+        for reason in failures[video.id].values():
+            assert str(video.path) in reason
+            assert "\n" not in reason
+    assert list(failures[tiny.id]) == [store.resolve("nss.brisque").key]
+    assert store.video_ids(store.resolve("nss.brisque")) == [videos[0].id, videos[1].id]
+    assert tiny.id in store.video_ids(store.resolve("motion.series"))
+    (ledger,) = (store.path / "ledger").iterdir()
+    entries = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert {(entry["video"], entry["key"]) for entry in entries} == {
+        (video, key) for video, keys in failures.items() for key in keys
+    }
+
+
+def test_a_video_damaged_late_keeps_the_features_that_were_complete(tmp_path, monkeypatch):
+    """A key frame at 0 s is whole; the series over all frames is not."""
+    path = clip(tmp_path / "late.mp4", 20)
+
+    def breaking(path, probe, wanted, threads, _real=decoding.DECODERS["pyav"]):
+        for index, picture in _real(path, probe, wanted, threads):
+            if index == 15:
+                raise decoding.DecodeError(f"{path}: frame 15 is damaged")
+            yield index, picture
+
+    monkeypatch.setitem(decoding.DECODERS, "pyav", breaking)
+    store, _, (outcome,) = bank(tmp_path / "bank", [Video("late", path)], "nss", "motion")
+
+    assert [key.partition("@")[0] for key in outcome.failures] == ["motion.series"]
+    assert store.video_ids(store.resolve("nss.brisque")) == ["late"]
+
+
+def test_another_file_under_a_banked_id_stops_the_run(tmp_path, videos):
+    path = tmp_path / "a.mp4"
+    shutil.copy(videos[0].path, path)
+    video = Video("set/a.mp4", path)
+    bank(tmp_path / "bank", [video], "nss")
+    shutil.copy(videos[1].path, path)
+
+    with pytest.raises(ChangedVideoError, match=r"set/a.mp4: .*a.mp4 \(\d+ bytes"):
+        bank(tmp_path / "bank", [video], "nss")
+
+
+def test_a_banked_video_needs_no_file(tmp_path, videos):
+    path = tmp_path / "a.mp4"
+    shutil.copy(videos[0].path, path)
+    bank(tmp_path / "bank", [Video("a", path)], "nss")
+    path.unlink()
+
+    _, _, (outcome,) = bank(tmp_path / "bank", [Video("a", path)], "nss")
+
+    assert outcome.cached
+
+
+def test_all_decoders_give_their_own_key_and_the_same_numbers(tmp_path, videos):
+    store = FeatureStore.create(tmp_path / "bank")
+    for decoder in decoding.DECODERS:
+        run = extraction(videos[:1], store, "nss", decoder=decoder)
+        (outcome,) = run.run()
+        if any("FFmpeg" in reason for reason in outcome.failures.values()):
+            pytest.skip(next(iter(outcome.failures.values())))
+        assert not outcome.failures
+
+    store.refresh()
+    specs = store.specs()
+    assert sorted(spec.identity["decoder"] for spec in specs) == sorted(decoding.DECODERS)
+    values = [store.read(spec, videos[0].id).values.tobytes() for spec in specs]
+    assert len(set(values)) == 1
+
+
+def test_nothing_half_written_stays_after_an_error(tmp_path, videos, monkeypatch):
+    """A disk that fills up while rows are written."""
+    from store.errors import BankError
+    from store.shard import ShardWriter
+
+    store, _, _ = bank(tmp_path / "bank", videos[:1], "nss")
+    before = contents(store)
+
+    def full(self, values):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(ShardWriter, "_write_rows", full)
+    with pytest.raises(BankError, match="cannot be written"):
+        bank(tmp_path / "bank", videos, "nss")
+
+    reopened = FeatureStore(store.path)
+    assert contents(reopened) == before
+    shards = store.path / store.resolve("nss.brisque").key / "shards"
+    assert len(list(shards.iterdir())) == 1
+
+
+def test_both_real_clips_are_extracted_alike_twice(tmp_path, shared_data):
+    """All four extractors, two of them with random weights; bit for bit the same again."""
+    from pipelines.manifest import read_videos
+
+    real = read_videos(shared_data / "clips")
+    random = {"clip": {"weights": "random"}, "slowfast": {"weights": "random"}}
+    names = ("nss", "motion", "clip", "slowfast")
+    one, run, outcomes = bank(tmp_path / "one", real, *names, **random)
+    two, _, _ = bank(tmp_path / "two", real, *names, **random)
+
+    assert [dict(outcome.failures) for outcome in outcomes] == [{}, {}]
+    assert run.decoded_frames == sum(len(decoding.probe(v.path).pts_seconds) for v in real)
+    assert len(contents(one)) == 8
+    assert contents(one) == contents(two)
+    assert {spec.uses_random_weights for spec in one.specs()} == {True, False}

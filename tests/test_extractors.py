@@ -1,0 +1,482 @@
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from extractors import EXTRACTORS, make_extractor
+from extractors.motion import Motion
+from extractors.nss import Nss, asymmetric_statistics
+from extractors.sampling import EveryNth, Neighbours, Timeline
+from extractors.views import ShortSideCrop
+from store.errors import InvalidFeatureError, RecipeError, UnknownNameError, WeightsError
+
+CPU = torch.device("cpu")
+WITH_WEIGHTS = ["clip", "slowfast"]
+HEAVY = ["open_clip", "timm", "transformers", "pyiqa", "pytorchvideo"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQBANK_CACHE", str(tmp_path / "cache"))
+
+
+def without_training(name):
+    """The extractor, with random weights if it has any."""
+    has_weights = "weights" in {field.name for field in fields(EXTRACTORS[name])}
+    return make_extractor(name, **({"weights": "random"} if has_weights else {}))
+
+
+@pytest.fixture(scope="module", params=sorted(EXTRACTORS))
+def extractor(request):
+    return without_training(request.param)
+
+
+@pytest.fixture(scope="module")
+def clip_fn(extractor):
+    return extractor.build(CPU)
+
+
+@pytest.fixture(scope="module")
+def video(frames):
+    """uint8 [n, 3, h, w]: two seconds at 10 frames per second and a bit."""
+    return torch.from_numpy(frames("contract", 23, 90, 130)).permute(0, 3, 1, 2)
+
+
+def timeline(video, rate=10.0):
+    return Timeline(np.arange(len(video)) / rate, len(video), rate)
+
+
+def clips_of(extractor, video):
+    """The clips [t, f, 3, h', w'] and the frame of every row [t, r]."""
+    frames, rows = extractor.sampling.clips(timeline(video))
+    return extractor.view(video)[frames], rows
+
+
+def in_batches(extractor, clip_fn, clips):
+    """Rows [t, r, *shape] by output, from batches of one size, the last one padded."""
+    results = []
+    with torch.inference_mode():
+        for start in range(0, len(clips), extractor.batch_clips):
+            batch = clips[start : start + extractor.batch_clips]
+            padding = batch.new_zeros(extractor.batch_clips - len(batch), *batch.shape[1:])
+            rows = clip_fn(torch.cat([batch, padding]))
+            results.append({name: value[: len(batch)] for name, value in rows.items()})
+    return {name: torch.cat([rows[name] for rows in results]) for name in results[0]}
+
+
+def extract(extractor, video):
+    """What a video's feature would hold: {output: [t, *shape]}."""
+    clips, rows = clips_of(extractor, video)
+    values = in_batches(extractor, extractor.build(CPU), clips)
+    return {name: value.numpy()[rows >= 0] for name, value in values.items()}
+
+
+# The contract, for every extractor.
+
+
+def test_it_gives_what_it_promises(extractor, clip_fn, video):
+    clips, rows = clips_of(extractor, video)
+    values = in_batches(extractor, clip_fn, clips)
+    specs = extractor.specs(decoder="pyav")
+    assert values.keys() == specs.keys() == {output.name for output in extractor.outputs}
+    for name, spec in specs.items():
+        assert values[name].shape == (*rows.shape, *spec.shape)
+        assert values[name].dtype.is_floating_point
+        assert torch.isfinite(values[name]).all()
+        assert values[name][torch.from_numpy(rows >= 0)].std(dim=0).max() > 0
+
+
+def test_a_clip_does_not_depend_on_its_batch(extractor, clip_fn, video):
+    """Bit for bit: alone among padding, among others, and at any place of a batch."""
+    size = extractor.batch_clips
+    first = extractor.view(video)[extractor.sampling.clips(timeline(video)).frames[0]]
+    others = torch.stack([first.roll(shift, dims=-1).flip(0) for shift in range(1, size + 1)])
+    with torch.inference_mode():
+        alone = clip_fn(torch.cat([first[None], torch.zeros_like(others[1:])]))
+        for place in {0, size - 1}:
+            batch = others.clone()
+            batch[place] = first
+            for name, rows in clip_fn(batch).items():
+                assert torch.equal(rows[place], alone[name][0])
+
+
+def test_how_a_clip_lies_in_memory_changes_nothing(extractor, clip_fn, video):
+    clips, _ = clips_of(extractor, video)
+    batch = clips[:1].expand(extractor.batch_clips, -1, -1, -1, -1)
+    channels_first = batch.contiguous()
+    channels_last = batch.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    with torch.inference_mode():
+        expected = clip_fn(channels_first)
+        for name, rows in clip_fn(channels_last).items():
+            assert torch.equal(rows, expected[name])
+
+
+@pytest.mark.parametrize("name", ["motion", "nss"])
+def test_without_a_network_even_the_batch_size_changes_nothing(name, video):
+    extractor = make_extractor(name)
+    clip_fn = extractor.build(CPU)
+    clips, _ = clips_of(extractor, video)
+    with torch.inference_mode():
+        together = clip_fn(clips)
+    for output, rows in in_batches(extractor, clip_fn, clips).items():
+        assert torch.equal(rows, together[output])
+
+
+def test_two_builds_give_the_same_bits(extractor, clip_fn, video):
+    clips, _ = clips_of(extractor, video[:1])
+    torch.manual_seed(7)  # random weights do not come from the global generator
+    again = in_batches(extractor, extractor.build(CPU), clips)
+    for name, rows in in_batches(extractor, clip_fn, clips).items():
+        assert torch.equal(rows, again[name])
+
+
+def test_it_stands_in_the_table_under_its_own_name(extractor):
+    assert EXTRACTORS[extractor.name] is type(extractor)
+    for output, spec in extractor.specs(decoder="pyav").items():
+        assert spec.name == f"{extractor.name}.{output}"
+
+
+def test_a_batch_size_is_not_in_the_key(extractor, monkeypatch):
+    before = extractor.specs(decoder="pyav")
+    monkeypatch.setattr(type(extractor), "batch_clips", 77)
+    assert extractor.specs(decoder="pyav") == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sampling": EveryNth(7)}, {"view": ShortSideCrop(96, 96)}, {"version": 1000}],
+    ids=["sampling", "view", "version"],
+)
+def test_whatever_changes_numbers_is_in_the_key(extractor, change):
+    kind = type(extractor)
+    other = type(kind.__name__, (kind,), change)(**vars(extractor))
+    assert_all_keys_differ(extractor.specs(decoder="pyav"), other.specs(decoder="pyav"))
+
+
+def test_the_decoder_is_in_the_key(extractor):
+    assert_all_keys_differ(extractor.specs(decoder="pyav"), extractor.specs(decoder="decord"))
+
+
+def test_the_stored_dtype_can_be_chosen_and_is_in_the_key(extractor):
+    other = replace(extractor, stored_dtype="bfloat16").specs(decoder="pyav")
+    assert {spec.stored_dtype for spec in other.values()} == {"bfloat16"}
+    assert_all_keys_differ(extractor.specs(decoder="pyav"), other)
+
+
+def assert_all_keys_differ(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].key != other[name].key
+
+
+# Keys and weights.
+
+
+def test_keys_stay_as_they_are():
+    """A change here orphans every banked feature: raise `version` only when numbers change."""
+    keys = {
+        spec.key
+        for extractor in (Nss(), Motion())
+        for spec in extractor.specs(decoder="pyav").values()
+    }
+    assert keys == {"nss.brisque@f1c9c217df01", "motion.series@4b9adabec7a9"}
+
+
+def test_importing_and_computing_keys_loads_no_model_library():
+    program = """if True:
+        import json, sys
+        from extractors import EXTRACTORS
+        made = [EXTRACTORS["nss"](), EXTRACTORS["motion"]()]
+        made += [EXTRACTORS[name](weights="random") for name in ("clip", "slowfast")]
+        assert len(made) == len(EXTRACTORS)
+        keys = [spec.key for each in made for spec in each.specs(decoder="pyav").values()]
+        sys.stdout.write(json.dumps([keys, sorted(sys.modules)]))
+    """
+    answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    keys, modules = json.loads(answer.stdout)
+    assert not set(HEAVY) & set(modules)
+    here = [
+        spec.key
+        for name in ("nss", "motion", "clip", "slowfast")
+        for spec in without_training(name).specs(decoder="pyav").values()
+    ]
+    assert keys == here
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_one_byte_of_the_weights_changes_the_key(name, tmp_path):
+    def specs(content, file):
+        (tmp_path / file).write_bytes(content)
+        return make_extractor(name, weights=str(tmp_path / file)).specs(decoder="pyav")
+
+    first, moved = specs(b"weights", "one"), specs(b"weights", "two")
+    assert first == moved
+    assert_all_keys_differ(first, specs(b"Weights", "three"))
+    assert_all_keys_differ(first, without_training(name).specs(decoder="pyav"))
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_random_weights_say_so_and_claim_no_publisher(name, tmp_path):
+    (tmp_path / "file").write_bytes(b"weights")
+    for spec in without_training(name).specs(decoder="pyav").values():
+        assert spec.uses_random_weights
+        assert (spec.publisher, spec.licence, spec.trained_on) == ("", "", ())
+    for spec in make_extractor(name, weights=str(tmp_path / "file")).specs(decoder="pyav").values():
+        assert not spec.uses_random_weights
+        assert spec.publisher
+        assert spec.licence
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_weights_that_are_not_at_hand_stop_before_any_work(name, tmp_path, monkeypatch):
+    for variable in ("VQBANK_WEIGHTS", "TORCH_HOME", "HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match=rf"--weights {name}=PATH"):
+        make_extractor(name).specs(decoder="pyav")
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_weights_of_another_network_are_refused_by_their_keys(name, tmp_path):
+    state = {"features.0.weight": torch.zeros(2)}
+    torch.save({"model_state": state} if name == "slowfast" else state, tmp_path / "vgg.pth")
+    extractor = make_extractor(name, weights=str(tmp_path / "vgg.pth"))
+    with pytest.raises(WeightsError, match=r"missing: .* more; unexpected: features\.0\.weight"):
+        extractor.build(CPU)
+
+
+# Making one by name.
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"unknown extractor 'slow-fast'.*'slowfast'"):
+        make_extractor("slow-fast")
+
+
+def test_an_unknown_parameter_is_answered_with_the_nearest():
+    with pytest.raises(RecipeError, match=r"extractor clip has no parameter 'weight'.*'weights'"):
+        make_extractor("clip", weight="random")
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"weights": 3}, {"weights": None}, {"stored_dtype": "float15"}]
+)
+def test_a_parameter_of_another_type_is_refused(parameters):
+    with pytest.raises(RecipeError, match=f"extractor clip: parameter '{next(iter(parameters))}'"):
+        make_extractor("clip", **parameters)
+
+
+# motion
+
+
+def blocked(block):
+    return type("Blocked", (Motion,), {"sampling": Neighbours(block)})()
+
+
+def series(video, block=8):
+    return extract(blocked(block), video)["series"]
+
+
+def test_motion_is_what_the_formulas_say(video):
+    values = series(video)
+    pictures = video.double().numpy()
+    luma = np.tensordot(pictures, (0.299, 0.587, 0.114), axes=(1, 0))
+    for index in range(len(video)):
+        before = index - 1 if index > 0 else 1
+        after = index + 1 if index + 1 < len(video) else index - 1
+        change = [((pictures[index] - pictures[other]) ** 2).mean() for other in (before, after)]
+        across, down = (scipy.ndimage.sobel(luma[index], axis) for axis in (0, 1))
+        detail = np.hypot(across, down)[1:-1, 1:-1].std()
+        motion = (luma[index] - luma[before]).std()
+        np.testing.assert_allclose(values[index], [sum(change) / 2, detail, motion], rtol=1e-6)
+
+
+def test_motion_of_a_frame_is_the_same_bits_in_whatever_block_it_falls(video):
+    expected = series(video, 8)
+    assert len(expected) == len(video)
+    for block in (1, 3, 23, 40):
+        np.testing.assert_array_equal(series(video, block), expected)
+
+
+def test_a_block_size_is_not_in_the_key():
+    assert blocked(3).specs(decoder="pyav") == Motion().specs(decoder="pyav")
+
+
+def test_squares_are_summed_exactly():
+    """One level in one of three million values: a sum in float32 would lose it."""
+    video = torch.zeros(3, 3, 720, 1280, dtype=torch.uint8)
+    video[1] = 255
+    video[2] = 255
+    video[2, 0, 0, 0] = 254
+    frames, _ = Neighbours(3).clips(timeline(video))
+    values = Motion().build(CPU)(video[frames])["series"][0, :, 0].double()
+    count = 3 * 720 * 1280
+    assert values[2] == np.float32(1 / count)
+    assert values[1] == np.float32((255**2 + 1 / count) / 2)
+
+
+def test_equal_changes_give_equal_numbers():
+    picture = torch.randint(0, 200, (3, 40, 50), dtype=torch.uint8)
+    video = torch.stack([picture + 2 * index for index in range(9)])
+    assert series(video)[:, 0].tolist() == [4.0] * 9
+    np.testing.assert_allclose(series(video)[:, 2], 0, atol=1e-4)
+
+
+def test_a_lonely_frame_does_not_move(video):
+    values = series(video[:1])
+    assert values.shape == (1, 3)
+    assert values[0, 0] == values[0, 2] == 0
+    assert values[0, 1] > 0
+
+
+def test_tiny_frames_have_no_detail():
+    video = torch.randint(0, 256, (4, 3, 2, 2), dtype=torch.uint8)
+    values = series(video)
+    assert (values[:, 1] == 0).all()
+    assert np.isfinite(values).all()
+
+
+# nss
+
+
+def brisque(picture):
+    """[3, h, w] to [36]."""
+    with torch.inference_mode():
+        return Nss().build(CPU)(picture[None, None])["brisque"][0, 0]
+
+
+def pyiqas(picture):
+    from pyiqa.archs.brisque_arch import natural_scene_statistics
+    from pyiqa.matlab_utils import imresize
+    from pyiqa.utils.color_util import to_y_channel
+
+    luma = to_y_channel(picture[None].float() / 255, 255)
+    half = imresize(luma, scale=0.5, antialiasing=True)
+    return torch.cat([natural_scene_statistics(luma), natural_scene_statistics(half)], dim=-1)[0]
+
+
+def flat(value, height=72, width=96):
+    return torch.full((3, height, width), value, dtype=torch.uint8)
+
+
+def test_nss_are_pyiqas_numbers_bit_for_bit(frames):
+    for name, height, width in (("a", 90, 130), ("b", 131, 97), ("c", 16, 16), ("d", 360, 640)):
+        picture = torch.from_numpy(frames(name, 1, height, width)[0]).permute(2, 0, 1)
+        assert torch.equal(brisque(picture), pyiqas(picture))
+
+
+def test_a_letterboxed_picture_is_pyiqas_too(frames):
+    picture = torch.from_numpy(frames("film", 1, 120, 160)[0]).permute(2, 0, 1).clone()
+    picture[:, :20], picture[:, -20:] = 0, 0
+    assert torch.equal(brisque(picture), pyiqas(picture))
+
+
+def test_a_black_frame_is_the_limit_of_emptier_and_emptier_frames():
+    values = brisque(flat(0))
+    shapes = [0, 2, 6, 10, 14, 18, 20, 24, 28, 32]
+    assert torch.equal(values[shapes], torch.full((10,), 0.2))
+    assert (values[[i for i in range(36) if i not in shapes]] == 0).all()
+    with pytest.raises(AssertionError, match="non zero variance"):
+        pyiqas(flat(0))
+
+
+@pytest.mark.parametrize("value", [1, 16, 127, 128, 235, 255])
+def test_a_flat_frame_has_finite_statistics(value):
+    values, theirs = brisque(flat(value)), pyiqas(flat(value))
+    assert torch.isfinite(values).all()
+    defined = torch.isfinite(theirs)
+    defined[[2, 6, 10, 14, 20, 24, 28, 32]] = False  # they look NaN up in their table of shapes
+    assert torch.equal(values[defined], theirs[defined])
+    variances = values[[1, 4, 5, 8, 9, 12, 13, 16, 17]]
+    assert (variances >= 0).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_side_without_samples_is_the_limit_of_a_side_that_vanishes(sign):
+    generator = torch.Generator().manual_seed(3)
+    products = sign * torch.rand((1, 1, 64, 64), generator=generator)
+    empty = asymmetric_statistics(products)
+    products[0, 0, 0, 0] = -sign * 1e-6
+    vanishing = asymmetric_statistics(products)
+    for limit, near in zip(empty, vanishing, strict=True):
+        assert torch.isfinite(limit).all()
+        torch.testing.assert_close(limit, near, rtol=2e-3, atol=1e-5)
+
+
+def test_a_video_that_starts_black_keeps_all_its_rows(video):
+    faded = video.clone()
+    faded[:10] = 0
+    values = extract(Nss(), faded)["brisque"]
+    assert len(values) == 3
+    assert np.isfinite(values).all()
+    np.testing.assert_array_equal(values[1:], extract(Nss(), video)["brisque"][1:])
+
+
+def test_frames_too_small_for_nss_are_refused():
+    with pytest.raises(InvalidFeatureError, match="frames of 40 x 15 are too small for nss"):
+        brisque(flat(9, 15, 40))
+
+
+# What official code computes with the same weights.
+
+
+@pytest.fixture
+def filled_file(golden, fill, tmp_path):
+    """Writes a checkpoint filled by the public rule, and takes it away again."""
+    path = tmp_path / "filled.pth"
+
+    def write(name, entry=None, **further):
+        recipe = golden(name).recipe
+        state = {
+            key: torch.from_numpy(np.asarray(fill(key, tuple(shape))))
+            for key, shape in recipe["state_dict"].items()
+        }
+        state |= {key: torch.tensor(0) for key in recipe.get("not_filled", {})} | further
+        torch.save(state if entry is None else {entry: state}, path)
+        return path
+
+    yield write
+    path.unlink(missing_ok=True)  # hundreds of megabytes
+
+
+def test_the_fill_rule_is_the_public_one(fill):
+    """Drawn with the rule's own script."""
+    assert fill("a.weight", (2,)).tobytes().hex() == "c88f663f5cf67c3f"
+    assert fill("a.running_var", (2,)).tobytes().hex() == "9ecb3d3fbb9c053f"
+    assert fill("a.bias", (2,)).tobytes().hex() == "9e252a3c2320693c"
+    assert (
+        fill("a.weight", (2, 3)).tobytes().hex()
+        == "53de12bfbe4d8cbd2df91dbfcf53a6bfb559e13eb0dece3f"
+    )
+    assert np.asarray(fill("scale", ())).tobytes().hex() == "b21c833f"
+
+
+@pytest.mark.golden
+def test_clip_is_openais(golden, filled_file, frames):
+    recipe, expected = golden("clip_b32_tokens")
+    # As in OpenAI's state dict, which lists three sizes beside the weights.
+    sizes = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
+    path = filled_file("clip_b32_tokens", **{key: torch.tensor(n) for key, n in sizes.items()})
+    extractor = make_extractor("clip", weights=str(path))
+    pictures = torch.from_numpy(frames(*recipe["input"]["a"]["frames"])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        ours = extractor.build(CPU)(extractor.view(pictures)[:, None])["embedding"][:, 0]
+    tolerance = recipe["tolerance"]["rel_to_max"] * np.abs(expected["embedding"]).max()
+    assert np.abs(ours.numpy() - expected["embedding"]).max() <= tolerance
+    assert np.abs(ours.numpy() - expected["embedding_wrong_gelu"]).max() > 100 * tolerance
+
+
+@pytest.mark.golden
+def test_slowfasts_fast_pathway_is_rq_vqas(golden, filled_file, frames):
+    expected = golden("slowfast_fast256").expected["fast_feature"]
+    path = filled_file("slowfast_fast256", entry="model_state")
+    extractor = make_extractor("slowfast", weights=str(path))
+    clip = torch.from_numpy(frames("slowfast_fast256/a", 32, 224, 224)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        ours = extractor.build(CPU)(extractor.view(clip)[None])["fast"][0, 0].numpy()
+    assert np.abs(ours - expected).max() <= 2e-5 * np.abs(expected).max()

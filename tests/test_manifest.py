@@ -1,0 +1,90 @@
+"""Manifests are read whole or refused with file and line."""
+
+import pytest
+
+from pipelines.manifest import read_manifest, read_videos, scores
+from store.errors import ManifestError
+
+
+def manifest(tmp_path, text, encoding="utf-8"):
+    path = tmp_path / "set.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_columns_mean_what_their_names_say_in_any_order(tmp_path):
+    path = manifest(tmp_path, "mos,path,scene,part,id\n3.5,a/x.mp4,s1,train,one\n,y.mp4,,,two\n")
+
+    one, two = read_manifest(path)
+
+    assert (one.id, one.path, one.mos, one.scene, one.part) == (
+        "one", tmp_path / "a/x.mp4", 3.5, "s1", "train",
+    )  # fmt: skip
+    assert (two.mos, two.scene, two.part) == (None, None, None)
+
+
+def test_an_id_is_the_manifest_and_the_relative_path_unless_given(tmp_path):
+    (video,) = read_manifest(manifest(tmp_path, "path\nclips/ü x.mp4\n"))
+
+    assert video.id == "set/clips/ü x.mp4"
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, ending, encoding):
+    text = f'path,mos{ending}"a, b.mp4",1{ending}{ending}c.mp4,2{ending}'
+
+    videos = read_manifest(manifest(tmp_path, text, encoding))
+
+    assert [(video.path.name, video.mos) for video in videos] == [("a, b.mp4", 1), ("c.mp4", 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,mos\na.mp4,1\nb.mp4,good\n", r"set.csv:3: mos 'good' is not a number"),
+        ("path,mos\na.mp4,nan\n", r"set.csv:2: mos 'nan' is not a finite number"),
+        ("path,mos\na.mp4,1\nb.mp4,2\na.mp4,3\n", r"set.csv:4: id 'set/a.mp4' stands in line 2"),
+        ("path,mso\na.mp4,1\n", r"set.csv:1: unknown column 'mso'. Did you mean 'mos'"),
+        ("id,mos\na,1\n", r"set.csv:1: no column 'path'"),
+        ("path,mos\na.mp4\n", r"set.csv:2: 1 cells under 2 columns"),
+        ("path;mos\na.mp4;1\n", r"set.csv:1: unknown column 'path;mos'"),
+        ("path,mos\n,1\n", r"set.csv:2: path is empty"),
+        ("path,part\na.mp4,trian\n", r"set.csv:2: unknown part 'trian'. Did you mean 'train'"),
+        ("path,mos\n", r"set.csv names no videos"),
+        ("", r"set.csv:1: no column 'path'"),
+        ('path,mos\n"a.mp4,1\n', r"set.csv:\d: unexpected end of data"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_refused_with_the_line(tmp_path, text, message):
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(manifest(tmp_path, text))
+
+
+def test_a_manifest_that_is_not_utf8_or_not_there_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        read_manifest(manifest(tmp_path, "path\nü.mp4\n", "latin-1"))
+    with pytest.raises(ManifestError, match="cannot be read: No such file"):
+        read_manifest(tmp_path / "none.csv")
+
+
+def test_a_folder_gives_its_videos_by_relative_path(tmp_path):
+    for name in ("b.MP4", "sub/a.mkv", "notes.txt"):
+        path = tmp_path / "clips" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    (tmp_path / "empty").mkdir()
+
+    videos = read_videos(tmp_path / "clips")
+
+    assert [video.id for video in videos] == ["clips/b.MP4", "clips/sub/a.mkv"]
+    with pytest.raises(ManifestError, match="holds no videos"):
+        read_videos(tmp_path / "empty")
+
+
+def test_scores_are_all_there_or_missing_ones_are_named(tmp_path):
+    videos = read_manifest(manifest(tmp_path, "path,mos\na.mp4,1\nb.mp4,\n"))
+
+    with pytest.raises(ManifestError, match=r"1 of 2 videos have no mos: set/b.mp4"):
+        scores(videos)

@@ -1,0 +1,156 @@
+"""The project's own promises: environments agree, walls stand, what is light stays light."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+BANNED_FOR_HEADS = (
+    "av", "decord", "torchcodec", "torchvision", "open_clip", "timm", "transformers", "pyiqa",
+    "pytorchvideo",
+)  # fmt: skip
+
+
+def names(requirements):
+    return {
+        re.match(r"[A-Za-z0-9_.-]+", line)[0].lower().replace("_", "-") for line in requirements
+    }
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {line.split("==")[0].lower().replace("_", "-"): line.split("==")[1] for line in lines}
+
+
+def test_conda_users_get_this_project_with_the_same_extras_and_constraints():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    packages = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    (editable,) = [line for line in pip if line.startswith("--editable")]
+    extras = re.search(r"\[(.*)\]", editable)[1].split(",")
+
+    assert set(extras) == set(PROJECT["project"]["optional-dependencies"])
+    assert f".[{','.join(extras)}]" in (ROOT / "Makefile").read_text()
+    assert "--constraint constraints.txt" in pip
+    assert "--constraint constraints.txt" in (ROOT / "Makefile").read_text()
+    (python,) = [entry for entry in packages if entry.startswith("python=")]
+    lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert python == f"python={lowest}"
+    assert "ffmpeg" in packages
+
+
+def test_every_dependency_has_one_tested_version_within_its_range():
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    tested = constraints()
+    project = PROJECT["project"]
+    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    for line in wanted:
+        requirement = Requirement(line)
+        assert tested[canonicalize_name(requirement.name)] in requirement.specifier, line
+
+
+def test_no_file_names_a_package_index():
+    for name in ("constraints.txt", "pyproject.toml", "Makefile", "environment.yml", ".ci/run"):
+        text = (ROOT / name).read_text()
+        assert "index-url" not in text
+        assert "://" not in text
+
+
+def test_the_laptop_half_asks_for_no_decoder_and_no_backbone():
+    base = names(PROJECT["project"]["dependencies"])
+
+    assert base.isdisjoint(name.replace("_", "-") for name in BANNED_FOR_HEADS)
+    assert base.isdisjoint({"open-clip-torch", "scikit-image"})
+
+
+@pytest.mark.parametrize(
+    "module", ["store.bank", "regressors", "pipelines.evaluate", "pipelines.report"]
+)
+def test_heads_and_tables_import_no_decoder_and_no_backbone(module):
+    code = f"import sys, {module}; print([m for m in {BANNED_FOR_HEADS!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_store_imports_no_torch():
+    code = "import sys, store.bank; print('torch' in sys.modules, 'sklearn' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert run.stdout.strip() == "False False"
+
+
+def test_the_command_line_imports_no_library_before_a_command_runs():
+    """What keeps `vqbank --help` under half a second."""
+    heavy = (
+        "numpy",
+        "torch",
+        "sklearn",
+        "rich",
+        "pydantic",
+        "matplotlib",
+        "zarr",
+        *BANNED_FOR_HEADS,
+    )
+    code = f"import sys, pipelines.cli; print([m for m in {heavy!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_walls_hold_when_somebody_breaks_them(tmp_path):
+    broken = {
+        "regressors/ridge.py": ("extractors.views", "regressors is not allowed to import extract"),
+        "store/schema.py": ("torch", "store is not allowed to import torch"),
+        "store/errors.py": ("store.bank", "store.errors is not allowed to import store.bank"),
+        "pipelines/splits.py": ("extractors", "pipelines.splits is not allowed to import extract"),
+        "extractors/nss.py": ("extractors.motion", "extractors.nss is not allowed to import"),
+        "extractors/stranger.py": ("math", "not listed as layers"),
+    }
+    for folder in ("store", "extractors", "regressors", "pipelines"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for file, (module, _) in broken.items():
+        path = tmp_path / file
+        path.write_text(f"import {module}\n" + (path.read_text() if path.exists() else ""))
+
+    lint = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "COLUMNS": "200"}
+    run = subprocess.run(lint, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert run.returncode == 1, run.stdout + run.stderr
+    for file, (_, complaint) in broken.items():
+        assert complaint in run.stdout, file
+
+
+def test_a_decoder_may_only_be_imported_in_one_place(tmp_path):
+    ruff = [Path(sys.executable).with_name("ruff"), "check", "--no-cache", "--stdin-filename"]
+    code = "import av\n"
+    outside = subprocess.run(
+        [*ruff, "extractors/clip.py", "-"], cwd=ROOT, input=code, capture_output=True, text=True
+    )
+    inside = subprocess.run(
+        [*ruff, "extractors/video.py", "-"], cwd=ROOT, input=code, capture_output=True, text=True
+    )
+
+    assert "TID251" in outside.stdout
+    assert "TID251" not in inside.stdout
+
+
+def test_make_alone_prints_every_target():
+    run = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    for target in ("install", "demo", "test", "check"):
+        assert re.search(rf"^{target} ", run.stdout, re.MULTILINE)

@@ -1,0 +1,62 @@
+"""Recipes say exactly what a run does; anything else in them is refused."""
+
+from importlib.resources import files
+
+import pytest
+
+from pipelines.recipe import Recipe, read_recipe, required
+from store.errors import RecipeError
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path):
+    read = read_recipe(recipe(tmp_path, "videos: set.csv\nbank: ../bank\nextractors:\n  nss:\n"))
+
+    assert (read.videos, read.bank) == (tmp_path / "set.csv", tmp_path / "../bank")
+    assert read.extractors == {"nss": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extractor: {}", r"run.yaml: unknown key 'extractor'. Did you mean 'extractors'"),
+        (
+            "protocol: {counts: 3}",
+            r"run.yaml: protocol: unknown key 'counts'. Did you mean 'count'",
+        ),
+        (
+            "protocol: {count: 0}",
+            r"protocol.count: Input should be greater than or equal to 1, got 0",
+        ),
+        ("protocol: {splits: random}", r"protocol.splits: Input should be 'scene' or 'official'"),
+        ("- a\n- b", r"is not a YAML mapping"),
+        ("videos: [", r"run.yaml is not YAML"),
+        ("heads: svr", r"heads: Input should be a valid dictionary, got 'svr'"),
+    ],
+)
+def test_what_a_recipe_cannot_mean_is_refused(tmp_path, text, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe(tmp_path, text))
+
+
+def test_a_recipe_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="cannot be read: No such file"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+def test_what_a_command_needs_is_named():
+    with pytest.raises(RecipeError, match="no bank given; set `bank:` in the recipe, or --bank"):
+        required(Recipe(), "bank", option="--bank")
+
+
+@pytest.mark.parametrize("shipped", list(files("pipelines").joinpath("recipes").iterdir()))
+def test_every_shipped_recipe_is_read(tmp_path, shipped):
+    read = read_recipe(recipe(tmp_path, shipped.read_text()))
+
+    assert read.features
+    assert read.heads

@@ -1,0 +1,634 @@
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skops.io
+import torch
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.svm import SVR
+
+from regressors import HEADS, Head, load_head, make_head
+from regressors.losses import plcc_loss
+from regressors.pooling import pooled, pooled_width
+from regressors.training import fit_module, hold_out_scenes, linear
+from store.errors import HeadError, UnknownNameError
+from store.schema import Video
+from store.table import FeatureTable
+
+QUICK = {"ridge": {}, "svr": {"folds": 3}, "mlp": {"epochs": 30, "width": 16}}
+"""Parameters for tests of everything but how well a head learns."""
+
+
+def synthetic(n=120, *, seed=0, roles=("spatial", "motion"), scenes=None):
+    """A table of ragged series whose time means hold the MOS, linearly, and its MOS."""
+    rng = np.random.default_rng(seed)
+    shapes = {"spatial": (6,), "motion": (2, 2)}
+    content = {role: rng.normal(size=(n, *shapes[role])) for role in roles}
+    weights = np.random.default_rng(99).normal(size=sum(np.prod(shapes[role]) for role in roles))
+    flat = np.concatenate([content[role].reshape(n, -1) for role in roles], axis=1)
+    mos = 3 + 0.3 * flat @ weights + 0.05 * rng.normal(size=n)
+    series = {
+        role: [
+            (mean + 0.1 * rng.normal(size=(rng.integers(1, 9), *mean.shape))).astype(np.float32)
+            for mean in content[role]
+        ]
+        for role in roles
+    }
+    videos = [
+        Video(f"set/{row}.mp4", Path(f"{row}.mp4"), scene=scenes and str(row % scenes))
+        for row in range(n)
+    ]
+    return FeatureTable.from_arrays(videos, series), mos
+
+
+@pytest.fixture(params=sorted(HEADS))
+def head(request):
+    return make_head(request.param, **QUICK[request.param])
+
+
+@pytest.fixture
+def fitted(head):
+    return head.fit(*synthetic(60))
+
+
+def test_every_head_stands_under_its_own_name(head):
+    assert HEADS[head.name] is type(head)
+    assert isinstance(head, Head)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+@pytest.mark.parametrize("scenes", [None, 30])
+def test_a_head_learns_a_linear_target(name, scenes):
+    table, mos = synthetic(160, scenes=scenes)
+    train, test = np.arange(120), np.arange(120, 160)
+
+    predicted = make_head(name).fit(table.subset(train), mos[train]).predict(table.subset(test))
+
+    assert predicted.dtype == np.float64
+    assert predicted.shape == (40,)
+    assert np.corrcoef(predicted.argsort().argsort(), mos[test].argsort().argsort())[0, 1] > 0.8
+    assert np.sqrt(np.mean((predicted - mos[test]) ** 2)) < 0.6 * mos.std()  # in MOS units
+
+
+def test_fitting_twice_gives_the_same_bits(head):
+    table, mos = synthetic(60)
+
+    first, second = (clone(head).fit(table, mos).predict(table) for _ in range(2))
+
+    assert first.tobytes() == second.tobytes()
+
+
+def test_another_unit_of_the_mos_gives_the_same_ranking(head):
+    table, mos = synthetic(60)
+
+    stars, percent = clone(head).fit(table, mos), clone(head).fit(table, 1000 + 25 * mos)
+
+    expected = 1000 + 25 * stars.predict(table)
+    # ridge and svr solve the same problem up to rounding and stopping; so does mlp in float32
+    np.testing.assert_allclose(percent.predict(table), expected, atol=0.02 * 25 * mos.std())
+
+
+def test_saving_and_loading_gives_the_same_bits(fitted, tmp_path):
+    table, _ = synthetic(20, seed=1)
+    fitted.save(tmp_path / "some" / "folder")
+
+    loaded = load_head(tmp_path / "some" / "folder")
+
+    assert type(loaded) is type(fitted)
+    assert loaded.predict(table).tobytes() == fitted.predict(table).tobytes()
+    assert loaded.selection_ == fitted.selection_
+    assert loaded.specs_ == fitted.specs_
+    assert list(loaded.specs_) == list(fitted.specs_)
+    assert repr(loaded.get_params()).translate(str.maketrans("[]", "()")) == repr(
+        fitted.get_params()
+    )  # JSON turns tuples into lists
+
+
+def test_a_saved_head_holds_no_pickle(fitted, tmp_path):
+    fitted.save(tmp_path)
+
+    for path in tmp_path.iterdir():
+        assert path.suffix in {".json", ".skops", ".safetensors"}
+        if path.suffix == ".skops":
+            names = zipfile.ZipFile(path).namelist()
+            assert {Path(name).suffix for name in names} == {".json", ".npy"}
+
+
+def test_cloning_forgets_what_was_learned_and_keeps_parameters(fitted):
+    copy = clone(fitted)
+
+    assert copy.get_params() == fitted.get_params()
+    with pytest.raises(HeadError, match="not fitted"):
+        copy.predict(synthetic(20)[0])
+    with pytest.raises(HeadError, match="not fitted"):
+        copy.save(Path("nowhere"))
+
+
+def test_predictions_do_not_depend_on_the_order_of_rows(fitted):
+    table, _ = synthetic(30, seed=2)
+    order = np.random.default_rng(0).permutation(30)
+
+    np.testing.assert_allclose(
+        fitted.predict(table.subset(order)), fitted.predict(table)[order], rtol=1e-5
+    )
+
+
+def test_predictions_do_not_depend_on_company(fitted):
+    table, _ = synthetic(30, seed=2)
+
+    alone = [fitted.predict(table.subset([row]))[0] for row in range(30)]
+
+    np.testing.assert_allclose(alone, fitted.predict(table), rtol=1e-5)
+
+
+def test_every_head_says_how_it_was_selected(fitted):
+    rule = {
+        "ridge": "leaving one of 60 training videos out",
+        "svr": "3-fold cross-validation over training scenes",
+        "mlp": "of 30 by SRCC on 12 of 60 training videos, 20% of the training scenes",
+    }
+
+    assert rule[fitted.name] in fitted.selection_
+
+
+def test_fitting_leaves_the_global_generators_alone(head):
+    numpy_before = np.random.get_state()  # noqa: NPY002  # what is looked at is the global one
+    torch_before = torch.get_rng_state()
+
+    head.fit(*synthetic(60)).predict(synthetic(5)[0])
+
+    numpy_after = np.random.get_state()  # noqa: NPY002
+    assert all(np.array_equal(a, b) for a, b in zip(numpy_before, numpy_after, strict=True))
+    assert torch.equal(torch_before, torch.get_rng_state())
+
+
+def test_fitting_does_not_depend_on_the_global_generators(head):
+    table, mos = synthetic(60)
+    expected = clone(head).fit(table, mos).predict(table)
+    torch.rand(3)
+    np.random.rand(3)  # noqa: NPY002
+
+    assert np.array_equal(clone(head).fit(table, mos).predict(table), expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_is_refused_by_video(head, bad):
+    table, mos = synthetic(60)
+    mos[7] = bad
+
+    with pytest.raises(HeadError, match=r"the MOS of set/7\.mp4 is"):
+        head.fit(table, mos)
+
+
+def test_constant_scores_are_refused(head):
+    table, _ = synthetic(60)
+
+    with pytest.raises(HeadError, match=r"constant target, all 60 videos have 3\.5"):
+        head.fit(table, np.full(60, 3.5))
+
+
+def test_scores_of_another_length_are_refused(head):
+    table, mos = synthetic(60)
+
+    with pytest.raises(HeadError, match=r"shape \(59,\) for 60 videos"):
+        head.fit(table, mos[:-1])
+
+
+def test_too_few_videos_are_refused_and_just_enough_are_fitted(head):
+    table, mos = synthetic(head.min_videos)
+
+    assert head.fit(table, mos).predict(table).shape == (head.min_videos,)
+    with pytest.raises(HeadError, match=f"needs {head.min_videos} videos to fit; got"):
+        head.fit(table.subset(range(len(mos) - 1)), mos[:-1])
+
+
+def test_other_roles_are_refused(fitted):
+    table, _ = synthetic(5, roles=("motion", "spatial"))
+
+    with pytest.raises(HeadError, match=r"fitted on the roles spatial, motion; .* motion, spatial"):
+        fitted.predict(table)
+    with pytest.raises(HeadError, match="this table has spatial"):
+        fitted.predict(synthetic(5, roles=("spatial",))[0])
+
+
+def test_another_width_is_refused(fitted):
+    table, _ = synthetic(5)
+    wider = FeatureTable.from_arrays(
+        table.videos,
+        {
+            "spatial": [np.zeros((2, 7), np.float32)] * 5,
+            "motion": [np.zeros((2, 2, 2), np.float32)] * 5,
+        },
+    )
+
+    with pytest.raises(HeadError, match=r"spatial = .* of shape \(6,\); .* of shape \(7,\)"):
+        fitted.predict(wider)
+
+
+def test_the_same_shape_under_another_key_is_refused(fitted):
+    table, _ = synthetic(5)
+    halves = {
+        role: [table.series(role, row).astype(np.float16) for row in range(5)]
+        for role in table.roles
+    }
+
+    with pytest.raises(HeadError, match="was fitted with spatial"):
+        fitted.predict(FeatureTable.from_arrays(table.videos, halves))
+
+
+def test_a_table_without_videos_is_refused(fitted):
+    with pytest.raises(HeadError, match="no videos"):
+        fitted.predict(synthetic(5)[0].subset([]))
+
+
+# --- by name
+
+
+def test_unknown_heads_and_parameters_are_refused_with_the_nearest_name():
+    with pytest.raises(UnknownNameError, match="Did you mean 'ridge'"):
+        make_head("rigde")
+    with pytest.raises(UnknownNameError, match=r"parameter of mlp 'epoch'\. Did you mean 'epochs'"):
+        make_head("mlp", epoch=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("mlp", {"epochs": "ten"}),
+        ("mlp", {"epochs": 1.5}),
+        ("mlp", {"learning_rate": "1e-3"}),  # how YAML 1.1 reads a float without a point
+        ("mlp", {"seed": True}),
+        ("ridge", {"alphas": 1.0}),
+        ("ridge", {"alphas": ["a"]}),
+    ],
+)
+def test_parameters_of_another_type_are_refused(name, parameters):
+    with pytest.raises(HeadError, match="is not like its default"):
+        make_head(name, **parameters)
+
+
+def test_parameters_arrive():
+    assert make_head("ridge", alphas=[1, 10]).get_params() == {"alphas": [1, 10]}
+    assert make_head("mlp", learning_rate=1).learning_rate == 1
+
+
+# --- files that are refused
+
+
+class Stranger:
+    """A type that a saved head has no business with."""
+
+
+def saved(tmp_path, name):
+    make_head(name, **QUICK[name]).fit(*synthetic(60)).save(tmp_path)
+    return tmp_path
+
+
+def test_a_model_of_a_foreign_type_is_refused(tmp_path):
+    folder = saved(tmp_path, "svr")
+    skops.io.dump({"model": Stranger()}, folder / "model.skops")
+
+    with pytest.raises(HeadError, match=r"is refused: .*Stranger"):
+        load_head(folder)
+
+
+@pytest.mark.parametrize("model", [StandardScaler(), make_pipeline(MinMaxScaler(), SVR())])
+def test_a_model_of_other_steps_is_refused(tmp_path, model):
+    folder = saved(tmp_path, "svr")
+    skops.io.dump(model, folder / "model.skops")
+
+    with pytest.raises(HeadError, match="something other than StandardScaler and SVR"):
+        load_head(folder)
+
+
+def test_a_model_of_another_width_is_refused(tmp_path):
+    folder = saved(tmp_path, "svr")
+    model = make_pipeline(StandardScaler(), SVR()).fit(np.eye(3), np.arange(3.0))
+    skops.io.dump(model, folder / "model.skops")
+
+    with pytest.raises(HeadError, match="was not fitted on the 20 inputs"):
+        load_head(folder)
+
+
+class Trap:
+    """Says so when it is unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was run",))
+
+
+@pytest.mark.parametrize(("name", "file"), [("ridge", "model.skops"), ("mlp", "model.safetensors")])
+def test_a_pickle_is_refused_and_never_run(tmp_path, name, file):
+    folder = saved(tmp_path, name)
+    (folder / file).write_bytes(pickle.dumps(Trap()))
+
+    with pytest.raises(HeadError, match="damaged"):
+        load_head(folder)
+
+
+def test_a_pickled_array_inside_a_skops_file_is_refused_and_never_run(tmp_path):
+    folder = saved(tmp_path, "ridge")
+    source, target = folder / "model.skops", folder / "changed.skops"
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.namelist():
+            if not entry.endswith(".npy"):
+                new.writestr(entry, old.read(entry))
+                continue
+            with new.open(entry, "w") as stream:
+                np.save(stream, np.array([Trap()], dtype=object), allow_pickle=True)
+    shutil.move(target, source)
+
+    with pytest.raises(HeadError, match="damaged"):
+        load_head(folder)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_a_missing_model_file_is_named(tmp_path, name):
+    folder = saved(tmp_path, name)
+    model = next(folder.glob("model.*"))
+    model.unlink()
+
+    with pytest.raises(HeadError, match=f"{model.name} is missing"):
+        load_head(folder)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    folder = saved(tmp_path, "mlp")
+    card = json.loads((folder / "head.json").read_text())
+    card["parameters"]["width"] = 17
+    (folder / "head.json").write_text(json.dumps(card))
+
+    with pytest.raises(HeadError, match="does not fit this head"):
+        load_head(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "damaged"),
+        ("[]", "not a head of format 1"),
+        ('{"format": 2, "name": "ridge"}', "not a head of format 1"),
+        ('{"format": 1}', "names no head"),
+        ('{"format": 1, "name": "ridge"}', "damaged or of another version: 'parameters'"),
+        ('{"format": 1, "name": "ridge", "parameters": {"beta": 1}}', "beta"),
+    ],
+)
+def test_a_card_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "head.json").write_text(text)
+
+    with pytest.raises(HeadError, match=message):
+        load_head(tmp_path)
+
+
+def test_a_folder_without_a_head_is_refused(tmp_path):
+    with pytest.raises(HeadError, match=r"holds no head: head\.json is missing"):
+        load_head(tmp_path)
+
+
+def test_a_head_of_another_class_is_refused(tmp_path):
+    with pytest.raises(HeadError, match="holds a ridge head, not svr"):
+        HEADS["svr"].load(saved(tmp_path, "ridge"))
+
+
+def test_a_head_of_an_unknown_name_is_refused(tmp_path):
+    (tmp_path / "head.json").write_text('{"format": 1, "name": "forest"}')
+
+    with pytest.raises(UnknownNameError, match="unknown head 'forest'"):
+        load_head(tmp_path)
+
+
+# --- pooling
+
+
+def test_pooling_gives_means_then_deviations_role_by_role():
+    videos = [Video(name, Path(name)) for name in "ab"]
+    table = FeatureTable.from_arrays(
+        videos,
+        {
+            "x": [np.float32([[1, 2], [3, 6]]), np.float32([[5, 5]])],
+            "y": [np.float32([[[4]]]), np.float32([[[0]], [[3]], [[6]]])],
+        },
+    )
+
+    expected = np.float32([[2, 4, 1, 2, 4, 0], [5, 5, 0, 0, 3, np.sqrt(6)]])
+    assert pooled(table).dtype == np.float32
+    np.testing.assert_array_equal(pooled(table), expected)
+    assert pooled_width(table.specs.values()) == 6
+
+
+def test_long_half_precision_series_are_summed_without_overflow():
+    series = {"x": [np.full((5000, 1), 60000, np.float16)]}
+    table = FeatureTable.from_arrays([Video("a", Path("a"))], series)
+
+    assert pooled(table).tolist() == [[60000, 0]]  # to float16 itself, not infinite
+
+
+def test_a_series_constant_in_time_has_deviation_exactly_zero():
+    series = {"x": [np.full((rows, 3), 0.1, np.float32) for rows in range(1, 40)]}
+    videos = [Video(str(row), Path(str(row))) for row in range(39)]
+
+    assert not pooled(FeatureTable.from_arrays(videos, series))[:, 3:].any()
+
+
+# --- training
+
+
+def training_problem(n=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(n, 3, generator=generator)
+    return inputs, inputs @ torch.tensor([1.0, -2.0, 0.5]), generator
+
+
+class Line(torch.nn.Module):
+    """The smallest module that can be trained."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.linear = linear(3, 1, generator=generator)
+
+    def forward(self, inputs):
+        return self.linear(inputs).squeeze(1)
+
+
+OPTIONS = {
+    "loss": plcc_loss,
+    "epochs": 60,
+    "patience": 60,
+    "batch_size": 8,
+    "learning_rate": 0.03,
+    "weight_decay": 0.0,
+}
+
+
+def test_held_out_rows_choose_the_epoch_and_nothing_else():
+    inputs, mos, _ = training_problem()
+    other = inputs.clone()
+    other[30:] = torch.randn(10, 3, generator=torch.Generator().manual_seed(7))
+    weights = []
+    for some_inputs in (inputs, other):
+        generator = torch.Generator().manual_seed(1)
+        module = Line(generator)
+        options = OPTIONS | {"epochs": 1}  # no choice
+        held_out = np.arange(40) >= 30
+        fit_module(module, some_inputs, mos, held_out=held_out, generator=generator, **options)
+        weights.append(module.linear.weight)
+
+    assert torch.equal(*weights)
+
+
+def test_the_best_epoch_is_the_one_that_is_left():
+    inputs, mos, _ = training_problem()
+    held_out = np.arange(40) >= 30
+    mos[30:] = -mos[30:]  # what is learned from the others makes these worse, epoch by epoch
+    generator = torch.Generator().manual_seed(2)
+    module = Line(generator)
+
+    best = fit_module(module, inputs, mos, held_out=held_out, generator=generator, **OPTIONS)
+
+    generator = torch.Generator().manual_seed(2)
+    again = Line(generator)
+    options = OPTIONS | {"epochs": best}
+    fit_module(again, inputs, mos, held_out=held_out, generator=generator, **options)
+    assert best < 60
+    assert torch.equal(module.linear.weight, again.linear.weight)
+    assert not module.training
+
+
+def test_training_ends_when_patience_does():
+    inputs, mos, generator = training_problem()
+    calls = []
+
+    def counted(predicted, scores):
+        calls.append(len(predicted))
+        return plcc_loss(predicted, scores)
+
+    mos[30:] = -mos[30:]
+    options = OPTIONS | {"patience": 3, "loss": counted}
+    best = fit_module(
+        Line(generator), inputs, mos, held_out=np.arange(40) >= 30, generator=generator, **options
+    )
+
+    batches = 3  # of 10: 30 rows in batches of at least 8
+    assert calls == [10] * batches * (best + 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs >= 1"),
+        ({"batch_size": 1}, "batch_size >= 2"),
+        ({"patience": 0}, "patience >= 1"),
+        ({"loss": lambda predicted, mos: predicted.sum() / 0}, "diverged in epoch 1"),
+    ],
+)
+def test_impossible_training_is_refused(change, message):
+    inputs, mos, generator = training_problem()
+    options = {"held_out": np.arange(40) >= 30, "generator": generator} | OPTIONS | change
+
+    with pytest.raises(HeadError, match=message):
+        fit_module(Line(generator), inputs, mos, **options)
+
+
+def test_a_module_that_never_ranks_anything_is_refused():
+    _, mos, generator = training_problem()
+    options = {"held_out": np.arange(40) >= 30, "generator": generator} | OPTIONS
+
+    with pytest.raises(HeadError, match="stayed constant for 60 epochs"):
+        fit_module(Line(generator), torch.zeros(40, 3), mos, **options)
+
+
+def test_training_leaves_the_number_of_threads_as_it_was():
+    inputs, mos, generator = training_problem()
+    options = {"held_out": np.arange(40) >= 30, "generator": generator} | OPTIONS
+    before = torch.get_num_threads()
+
+    fit_module(Line(generator), inputs, mos, **options | {"epochs": 1})
+    with pytest.raises(HeadError):
+        fit_module(Line(generator), inputs, mos, **options | {"epochs": 0})
+
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("rows", [slice(0, 30), slice(30, 40)])
+def test_rows_without_a_ranking_are_refused(rows):
+    inputs, mos, generator = training_problem()
+    mos[rows] = 3.0
+
+    with pytest.raises(HeadError, match="rows share one MOS"):
+        fit_module(
+            Line(generator),
+            inputs,
+            mos,
+            held_out=np.arange(40) >= 30,
+            generator=generator,
+            **OPTIONS,
+        )
+
+
+def test_heads_hold_out_whole_scenes():
+    videos = [Video(str(row), Path(str(row)), scene=str(row % 10)) for row in range(40)]
+
+    held = hold_out_scenes(videos, fraction=0.2, rng=np.random.default_rng(0))
+
+    assert held.sum() == 8
+    assert len({row % 10 for row in np.flatnonzero(held)}) == 2
+
+
+def test_cross_validation_folds_are_whole_scenes():
+    head = make_head("svr", folds=5).fit(*synthetic(20, scenes=3))
+
+    assert "3-fold cross-validation over training scenes" in head.selection_
+
+
+def test_one_scene_leaves_nothing_to_choose_by():
+    table, mos = synthetic(20, scenes=1)
+
+    with pytest.raises(HeadError, match="1 scenes"):
+        make_head("svr").fit(table, mos)
+    with pytest.raises(HeadError, match="got 1 in 20 videos"):
+        make_head("mlp").fit(table, mos)
+
+
+# --- imports
+
+
+def test_heads_are_fitted_saved_and_loaded_without_any_decoder_or_backbone(tmp_path):
+    """Rule 6: the laptop half imports none of the extraction half."""
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+import store.bank
+from regressors import HEADS, load_head
+from regressors.metrics import quality_metrics
+from store.schema import Video
+from store.table import FeatureTable
+
+rng = np.random.default_rng(0)
+values = rng.normal(size=(20, 2, 3)).astype(np.float32)
+videos = [Video(str(row), Path(str(row))) for row in range(20)]
+table, mos = FeatureTable.from_arrays(videos, {"x": list(values)}), values.mean(axis=(1, 2))
+for name, head in HEADS.items():
+    head().fit(table, mos).save(Path(sys.argv[1]) / name)
+    quality_metrics(mos, load_head(Path(sys.argv[1]) / name).predict(table))
+banned = {"av", "decord", "torchcodec", "torchvision", "open_clip", "timm", "transformers",
+          "pyiqa", "pytorchvideo", "extractors"}
+sys.exit(f"imported: {sorted(banned & set(sys.modules))}" if banned & set(sys.modules) else 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+
+    assert done.returncode == 0, done.stderr

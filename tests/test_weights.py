@@ -1,0 +1,303 @@
+import hashlib
+import json
+import os
+import pickle
+import warnings
+
+import pytest
+import safetensors.torch
+import torch
+
+from extractors.weights import (
+    WeightFile,
+    check_keys,
+    find_weights,
+    load_state_dict,
+    random_weights,
+    sha256_of,
+    weights_identity,
+)
+from store.errors import WeightsError
+
+FILE = WeightFile(
+    choice="published",
+    url="https://example.org/zoo/net_v1.pth",
+    save_as="net.pth",
+    publisher="Example",
+    licence="MIT",
+)
+ON_THE_HUB = WeightFile(
+    choice="published",
+    url="https://huggingface.co/owner/net/resolve/main/model.safetensors",
+    save_as="owner-net.safetensors",
+    publisher="Example",
+    licence="MIT",
+)
+IN_AN_ENTRY = WeightFile(
+    choice="published",
+    url="https://example.org/net.pyth",
+    save_as="net.pyth",
+    publisher="Example",
+    licence="MIT",
+    entry="model_state",
+)
+STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2)}
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    for variable, folder in {
+        "VQBANK_CACHE": "cache",
+        "TORCH_HOME": "torch",
+        "HOME": "home",
+        "VQBANK_WEIGHTS": "weights",
+    }.items():
+        (tmp_path / folder).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / folder))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def put(path, content=b"weights"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_local_path_is_taken_as_given(tmp_path):
+    path = put(tmp_path / "anywhere" / "mine.pt")
+    assert find_weights(str(path), FILE, extractor="net") == path
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(
+        WeightsError, match=r"nothing\.pt' are neither a file nor one of 'published'"
+    ):
+        find_weights(str(tmp_path / "nothing.pt"), FILE, extractor="net")
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["weights/net.pth", "torch/hub/checkpoints/net_v1.pth", "home/.cache/clip/net_v1.pth"],
+)
+def test_a_published_file_is_found_where_it_is_kept(tmp_path, place):
+    path = put(tmp_path / place)
+    assert find_weights("published", FILE, extractor="net") == path
+
+
+def test_our_own_folder_comes_before_the_caches(tmp_path):
+    put(tmp_path / "torch/hub/checkpoints/net_v1.pth")
+    ours = put(tmp_path / "weights/net.pth")
+    assert find_weights("published", FILE, extractor="net") == ours
+
+
+def test_a_hub_file_is_found_in_the_cache_of_its_own_repository(tmp_path):
+    for owner in ("owner", "other"):
+        repository = tmp_path / "hub" / f"models--{owner}--net"
+        put(repository / "refs" / "main", b"c0ffee")
+        put(repository / "snapshots" / "c0ffee" / "model.safetensors")
+    found = find_weights("published", ON_THE_HUB, extractor="net")
+    assert found.parts[-4:] == ("models--owner--net", "snapshots", "c0ffee", "model.safetensors")
+
+
+@pytest.mark.parametrize("file", [FILE, ON_THE_HUB], ids=["url", "hub"])
+def test_missing_weights_name_the_file_its_publisher_and_the_options(file):
+    with pytest.raises(WeightsError) as raised:
+        find_weights("published", file, extractor="net")
+    message = str(raised.value)
+    for part in (
+        file.url,
+        f"$VQBANK_WEIGHTS/{file.save_as}",
+        "--weights net=PATH",
+        "weights: PATH",
+    ):
+        assert part in message
+    assert "Example" in message
+    assert "MIT" in message
+
+
+def test_a_folder_of_weights_that_is_none_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("VQBANK_WEIGHTS", str(tmp_path / "not there"))
+    with pytest.raises(
+        WeightsError, match=r"VQBANK_WEIGHTS is '.*not there', which is not a folder"
+    ):
+        find_weights("published", FILE, extractor="net")
+
+
+def test_another_file_under_a_published_name_is_refused(tmp_path):
+    known = WeightFile(
+        choice="published",
+        url=FILE.url,
+        save_as=FILE.save_as,
+        publisher="Example",
+        licence="MIT",
+        sha256=hashlib.sha256(b"right").hexdigest(),
+    )
+    path = put(tmp_path / "weights/net.pth", b"right")
+    assert find_weights("published", known, extractor="net") == path
+    put(path, b"wrong one")
+    with pytest.raises(WeightsError, match="is not the file published at"):
+        find_weights("published", known, extractor="net")
+
+
+def test_the_identity_of_weights_is_what_they_are_not_where_they_lie(tmp_path):
+    digest = hashlib.sha256(b"weights").hexdigest()
+    put(tmp_path / "weights/net.pth")
+    elsewhere = put(tmp_path / "elsewhere.pth")
+    assert weights_identity("published", FILE, extractor="net") == digest
+    assert weights_identity(str(elsewhere), FILE, extractor="net") == digest
+    assert weights_identity("random", FILE, extractor="net") == "random"
+
+
+def test_the_sha256_is_that_of_the_bytes(tmp_path):
+    path = put(tmp_path / "file", os.urandom(100_000))
+    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_sha256_is_remembered_until_the_file_changes(tmp_path):
+    path, other = put(tmp_path / "file", b"one"), put(tmp_path / "other", b"other")
+    first = sha256_of(path)
+    sha256_of(other)
+    memory = tmp_path / "cache" / "weights-sha256.json"
+    remembered = json.loads(memory.read_text())
+    assert set(remembered) == {str(path), str(other)}
+    assert remembered[str(path)][2] == first
+    remembered[str(path)][2] = "from memory"
+    memory.write_text(json.dumps(remembered))
+    assert sha256_of(path) == "from memory"
+    put(path, b"two")
+    os.utime(path, ns=(0, 1))
+    assert sha256_of(path) == hashlib.sha256(b"two").hexdigest() != first
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}'])
+def test_a_damaged_memory_is_forgotten(tmp_path, content):
+    path = put(tmp_path / "file")
+    (tmp_path / "cache" / "weights-sha256.json").write_text(content.replace('"a"', f'"{path}"'))
+    assert sha256_of(path) == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_a_cache_folder_that_cannot_be_made_costs_only_time(tmp_path, monkeypatch):
+    blocked = put(tmp_path / "a file")
+    monkeypatch.setenv("VQBANK_CACHE", str(blocked / "below"))
+    assert sha256_of(put(tmp_path / "file")) == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_the_sha256_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(WeightsError, match=r"cannot read weights .*nothing\.pt"):
+        sha256_of(tmp_path / "nothing.pt")
+
+
+def test_both_kinds_of_files_are_read(tmp_path):
+    torch.save(STATE, tmp_path / "net.pt")
+    safetensors.torch.save_file(STATE, tmp_path / "net.safetensors")
+    assert same(load_state_dict(tmp_path / "net.pt", FILE), STATE)
+    assert same(load_state_dict(tmp_path / "net.safetensors", FILE), STATE)
+
+
+def test_the_entry_with_the_state_dict_is_taken_out(tmp_path):
+    torch.save({"model_state": STATE}, tmp_path / "net.pyth")
+    assert same(load_state_dict(tmp_path / "net.pyth", IN_AN_ENTRY), STATE)
+    torch.save(STATE, tmp_path / "bare.pyth")
+    with pytest.raises(WeightsError, match=r"bare\.pyth has no entry 'model_state'"):
+        load_state_dict(tmp_path / "bare.pyth", IN_AN_ENTRY)
+
+
+class Bomb:
+    """Its pickle creates a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_code_in_a_file_is_never_run(tmp_path, write):
+    write({"weight": Bomb(tmp_path / "boom")}, tmp_path / "bomb.pt")
+    with pytest.raises(WeightsError, match=r"bomb\.pt .*; take https://example\.org"):
+        load_state_dict(tmp_path / "bomb.pt", FILE)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_torchscript_archive_is_refused_by_its_name(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is on its way out; the files stay
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "ViT-B-32.pt")
+    with pytest.raises(WeightsError, match=r"ViT-B-32\.pt is a TorchScript archive.*; take https"):
+        load_state_dict(tmp_path / "ViT-B-32.pt", FILE)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "content", [b"", b"a text, and no weights\n", b"\x80\x04."], ids=["empty", "text", "stub"]
+)
+def test_what_is_no_weight_file_is_refused(tmp_path, suffix, content):
+    path = put(tmp_path / f"broken{suffix}", content)
+    with pytest.raises(WeightsError, match=r"broken\.\w+ is damaged"):
+        load_state_dict(path, FILE)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_truncated_file_is_refused(tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    save = torch.save if suffix == ".pt" else safetensors.torch.save_file
+    save({"weight": torch.zeros(1000)}, path)
+    whole = path.read_bytes()
+    for length in (len(whole) - 1, len(whole) // 2, 9):
+        path.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=f"net{suffix} is damaged"):
+            load_state_dict(path, FILE)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for name in ("gone.pt", "gone.safetensors"):
+        with pytest.raises(WeightsError, match=f"there is no weight file .*{name}"):
+            load_state_dict(tmp_path / name, FILE)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (torch.zeros(3), "holds a Tensor, not a state dict"),
+        ({"epoch": 3, "weight": torch.zeros(3)}, "not tensors are epoch"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path, content, fault):
+    torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(WeightsError, match=fault):
+        load_state_dict(tmp_path / "net.pt", FILE)
+
+
+def test_missing_unexpected_and_misshapen_keys_are_named(tmp_path):
+    check_keys(STATE, STATE, tmp_path / "net.pt")
+    given = {"layer.weight": torch.zeros(3, 2), "other.bias": torch.ones(2)}
+    with pytest.raises(WeightsError) as raised:
+        check_keys(STATE, given, tmp_path / "net.pt")
+    message = str(raised.value)
+    assert "net.pt holds the weights of another network" in message
+    assert "missing: layer.bias;" in message
+    assert "unexpected: other.bias;" in message
+    assert "of another shape: layer.weight (3, 2) for (2, 3)" in message
+
+
+def test_of_many_keys_the_first_few_are_named(tmp_path):
+    given = {f"key{number:02}": torch.zeros(1) for number in range(40)}
+    with pytest.raises(WeightsError, match=r"unexpected: key00, .*, key04 and 35 more$"):
+        check_keys({}, given, tmp_path / "net.pt")
+
+
+def test_random_weights_are_the_same_wherever_they_are_drawn():
+    torch.manual_seed(1)
+    with random_weights():
+        one = torch.nn.Linear(5, 5)
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    with random_weights():
+        other = torch.nn.Linear(5, 5)
+    assert same(one.state_dict(), other.state_dict())
+    assert torch.equal(before, torch.random.get_rng_state())
