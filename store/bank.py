@@ -3,10 +3,11 @@
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from store.catalogue import Catalogue
 from store.errors import (
     AmbiguousFeatureError,
     BankError,
@@ -20,14 +21,11 @@ from store.shard import (
     Shard,
     ShardWriter,
     VideoRecord,
-    committed_shards,
     create_exclusively,
 )
 from store.table import Column, FeatureTable
 
 BANK_FILE = "bank.json"
-ROOMS = ("text", "ledger")
-"""Folders of a bank that hold no features."""
 
 
 class FeatureStore:
@@ -40,8 +38,8 @@ class FeatureStore:
             BankError: if `path` is no bank, or a bank of a newer format.
         """
         self.path = path
-        self._shards: dict[str, tuple[Shard, ...]] = {}
-        self._places: dict[str, dict[str, tuple[Shard, int]]] = {}
+        self._shards: dict[tuple[str, str], Shard] = {}
+        self._catalogues: dict[str, Catalogue] = {}
         try:
             header = json.loads((path / BANK_FILE).read_text())
         except FileNotFoundError as error:
@@ -75,7 +73,7 @@ class FeatureStore:
     def refresh(self) -> None:
         """Look at the disk again: other writers may have committed."""
         self._shards.clear()
-        self._places.clear()
+        self._catalogues.clear()
 
     def specs(self) -> list[FeatureSpec]:
         """Every feature that has a spec file, by key."""
@@ -104,17 +102,24 @@ class FeatureStore:
 
     def video_ids(self, spec: FeatureSpec) -> list[str]:
         """Ids of the videos that have this feature, sorted."""
-        return sorted(self._index(spec))
+        return sorted(self._catalogue(spec).ids())
 
     def video_record(self, spec: FeatureSpec, video_id: str) -> VideoRecord:
         """What the winning shard knows of a video."""
         shard, place = self._place(spec, video_id)
-        return shard.videos[place]
+        return shard.video(place)
 
-    def missing(self, spec: FeatureSpec, videos: Iterable[Video]) -> list[Video]:
+    def missing(self, spec: FeatureSpec, videos: Sequence[Video]) -> list[Video]:
         """The videos that have no committed rows of this feature."""
-        have = self._index(spec)
-        return [video for video in videos if video.id not in have]
+        found = self._catalogue(spec).find([video.id for video in videos])
+        return [video for video, place in zip(videos, found, strict=True) if place is None]
+
+    def find(self, spec: FeatureSpec, video_ids: Sequence[str]) -> list[tuple[Shard, int] | None]:
+        """The winning shard of each video and the video's place in it; None where there is none."""
+        return [
+            None if found is None else (self._shard(spec, found[0]), found[1])
+            for found in self._catalogue(spec).find(video_ids)
+        ]
 
     def check_file(self, spec: FeatureSpec, video: Video, fingerprint: Fingerprint) -> None:
         """Compare the file at hand with the one that was banked under the same id.
@@ -154,15 +159,16 @@ class FeatureStore:
         columns = {}
         for role, name in features.items():
             spec = self.resolve(name)
-            index = self._index(spec)
-            lacking = [video.id for video in videos if video.id not in index]
-            if lacking:
+            found = self.find(spec, [video.id for video in videos])
+            places = tuple(place for place in found if place is not None)
+            if len(places) < len(videos):
+                lacking = [v.id for v, place in zip(videos, found, strict=True) if place is None]
                 raise MissingFeatureError(
                     f"{len(lacking)} of {len(videos)} videos have no {spec.key} in {self.path}: "
                     f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}; "
                     "run `vqbank extract` on them"
                 )
-            columns[role] = Column(spec, tuple(index[video.id] for video in videos))
+            columns[role] = Column(spec, places)
         return FeatureTable(tuple(videos), columns)
 
     def writer(
@@ -186,33 +192,23 @@ class FeatureStore:
             )
         return spec
 
-    def _index(self, spec: FeatureSpec) -> dict[str, tuple[Shard, int]]:
-        """The winning shard of every video, and the video's place in it."""
-        if spec.key not in self._places:
-            shards = sorted(
-                committed_shards(self.path / spec.key, spec), key=lambda shard: shard.order
-            )
-            superseded = {
-                (entry["shard"], video)
-                for shard in shards
-                for entry in shard.record["supersedes"]
-                for video in (["all"] if entry["videos"] == "all" else entry["videos"])
-            }
-            places: dict[str, tuple[Shard, int]] = {}
-            for shard in shards:
-                if (shard.id, "all") in superseded:
-                    continue
-                for place, video in enumerate(shard.videos):
-                    if (shard.id, video.id) not in superseded:
-                        places.setdefault(video.id, (shard, place))
-            self._places[spec.key] = places
-        return self._places[spec.key]
+    def _catalogue(self, spec: FeatureSpec) -> Catalogue:
+        if spec.key not in self._catalogues:
+            self._catalogues[spec.key] = Catalogue.of(self.path / spec.key, spec)
+        return self._catalogues[spec.key]
+
+    def _shard(self, spec: FeatureSpec, shard_id: str) -> Shard:
+        key = (spec.key, shard_id)
+        if key not in self._shards:
+            folder = self.path / spec.key
+            self._shards[key] = Shard(folder, folder / "commits" / f"{shard_id}.json", spec)
+        return self._shards[key]
 
     def _place(self, spec: FeatureSpec, video_id: str) -> tuple[Shard, int]:
-        try:
-            return self._index(spec)[video_id]
-        except KeyError:
-            raise MissingFeatureError(f"{video_id} has no {spec.key} in {self.path}") from None
+        (found,) = self.find(spec, [video_id])
+        if found is None:
+            raise MissingFeatureError(f"{video_id} has no {spec.key} in {self.path}")
+        return found
 
 
 class Ledger:

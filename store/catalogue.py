@@ -1,0 +1,158 @@
+"""Where every video of a feature lies: derived from the commit records, and thrown away at will.
+
+A catalogue is kept beside the commits so that a large bank opens at once.  It names the records
+that it was made from; where those are not the ones that are there, it is made anew.
+"""
+
+import errno
+import hashlib
+import io
+import json
+import secrets
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.schema import FeatureSpec
+from store.shard import bad_videos, committed_shards, record_names
+
+FILE = "catalogue.npz"
+WORTH_KEEPING = 256
+"""Videos below which making a catalogue is quicker than reading one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The winning rows of every video."""
+
+    shards: tuple[str, ...]
+    _hashes: NDArray[np.uint64]
+    """[n], increasing."""
+    _shard: NDArray[np.int32]
+    """[n]: number in `shards`."""
+    _place: NDArray[np.int32]
+    """[n]: of the video in its shard."""
+    _id_start: NDArray[np.int64]
+    """[n + 1]: places in `_ids`."""
+    _ids: bytes
+
+    @classmethod
+    def of(cls, feature_folder: Path, spec: FeatureSpec) -> "Catalogue":
+        """The catalogue of a feature as its folder stands now.
+
+        Raises:
+            DamagedShardError: if a commit record, or the index of a shard, is not whole.
+        """
+        records = record_names(feature_folder)
+        kept = cls._read(feature_folder / FILE, records)
+        if kept is not None:
+            return kept
+        made = cls._made(feature_folder, spec)
+        if len(made) >= WORTH_KEEPING:
+            made._keep(feature_folder / FILE, records)
+        return made
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def ids(self) -> Iterator[str]:
+        """Ids of all videos, in no order that means anything."""
+        for start, stop in zip(self._id_start[:-1], self._id_start[1:], strict=True):
+            yield self._ids[start:stop].decode()
+
+    def find(self, video_ids: Sequence[str]) -> list[tuple[str, int] | None]:
+        """Shard id and place there of each video, None where it has no rows."""
+        wanted = [video_id.encode() for video_id in video_ids]
+        hashes = np.array([_hash(video_id) for video_id in wanted], np.uint64)
+        first = np.searchsorted(self._hashes, hashes).tolist()
+        return [
+            self._at(number, video_id, int(hash_))
+            for number, video_id, hash_ in zip(first, wanted, hashes, strict=True)
+        ]
+
+    def _at(self, number: int, video_id: bytes, hash_: int) -> tuple[str, int] | None:
+        while number < len(self._hashes) and int(self._hashes[number]) == hash_:
+            if self._ids[self._id_start[number] : self._id_start[number + 1]] == video_id:
+                return self.shards[self._shard[number]], int(self._place[number])
+            number += 1
+        return None
+
+    @classmethod
+    def _made(cls, feature_folder: Path, spec: FeatureSpec) -> "Catalogue":
+        """From the records: superseded and bad rows never win, else the first commit does."""
+        shards = sorted(committed_shards(feature_folder, spec), key=lambda shard: shard.order)
+        hidden = bad_videos(feature_folder)
+        hidden |= {
+            (entry["shard"], video)
+            for shard in shards
+            for entry in shard.record["supersedes"]
+            for video in (["all"] if entry["videos"] == "all" else entry["videos"])
+        }
+        winners: dict[bytes, tuple[int, int]] = {}
+        for number, shard in enumerate(shards):
+            if (shard.id, "all") in hidden:
+                continue
+            for place, video_id in enumerate(shard.ids()):
+                if (shard.id, video_id) not in hidden:
+                    winners.setdefault(video_id.encode(), (number, place))
+        hashed = sorted((_hash(video_id), video_id) for video_id in winners)
+        places = [winners[video_id] for _, video_id in hashed]
+        lengths = [len(video_id) for _, video_id in hashed]
+        return cls(
+            shards=tuple(shard.id for shard in shards),
+            _hashes=np.array([hash_ for hash_, _ in hashed], np.uint64),
+            _shard=np.array([shard for shard, _ in places], np.int32),
+            _place=np.array([place for _, place in places], np.int32),
+            _id_start=np.cumsum([0, *lengths], dtype=np.int64),
+            _ids=b"".join(video_id for _, video_id in hashed),
+        )
+
+    @classmethod
+    def _read(cls, path: Path, records: Sequence[str]) -> "Catalogue | None":
+        """The kept catalogue, if there is a whole one of exactly these records."""
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+                text = json.loads(kept["text"].tobytes())
+                if text["records"] != list(records):
+                    return None
+                return cls(
+                    shards=tuple(text["shards"]),
+                    _hashes=kept["hashes"],
+                    _shard=kept["shard"],
+                    _place=kept["place"],
+                    _id_start=kept["id_start"],
+                    _ids=kept["ids"].tobytes(),
+                )
+        except FileNotFoundError:
+            return None
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError):
+            return None  # cut or foreign: it is only a copy, made anew from the records
+
+    def _keep(self, path: Path, records: Sequence[str]) -> None:
+        """Put it beside the commits; where that is not possible, the next reader makes it anew."""
+        text = json.dumps({"records": list(records), "shards": list(self.shards)})
+        content = io.BytesIO()
+        np.savez(
+            content,
+            text=np.frombuffer(text.encode(), np.uint8),
+            hashes=self._hashes,
+            shard=self._shard,
+            place=self._place,
+            id_start=self._id_start,
+            ids=np.frombuffer(self._ids, np.uint8),
+        )
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            temporary.write_bytes(content.getvalue())
+            temporary.replace(path)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC):
+                raise
+
+
+def _hash(video_id: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(video_id, digest_size=8).digest(), "little")
