@@ -175,14 +175,14 @@ def predict(
 
 
 @app.command()
-def ls(bank: Annotated[Path, typer.Argument(help="Folder of the bank.")]) -> None:
+def ls(bank: Annotated[str, typer.Argument(help="Folder or URL of the bank.")]) -> None:
     """List the features of a bank."""
     from rich.table import Table
 
     from store.bank import FeatureStore
 
-    store = FeatureStore(bank)
-    table = Table("feature", "row", "dtype", "weights", "videos", title=str(bank))
+    store = FeatureStore.at(bank)
+    table = Table("feature", "row", "dtype", "weights", "videos", title=bank)
     for spec in store.specs():
         weights = str(spec.identity.get("weights", "none"))
         row = " x ".join(str(axis) for axis in spec.shape)
@@ -193,7 +193,7 @@ def ls(bank: Annotated[Path, typer.Argument(help="Folder of the bank.")]) -> Non
 
 @app.command()
 def show(
-    bank: Annotated[Path, typer.Argument(help="Folder of the bank.")],
+    bank: Annotated[str, typer.Argument(help="Folder or URL of the bank.")],
     name: Annotated[str, typer.Argument(help="A feature (name or key), or a video id.")],
 ) -> None:
     """Show what a feature is, or what a bank knows of a video."""
@@ -201,7 +201,7 @@ def show(
 
     from store.bank import FeatureStore
 
-    store = FeatureStore(bank)
+    store = FeatureStore.at(bank)
     specs = [spec for spec in store.specs() if name in (spec.name, spec.key)]
     if specs:
         for spec in specs:

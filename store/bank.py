@@ -57,6 +57,24 @@ class FeatureStore:
             )
 
     @classmethod
+    def at(cls, location: str) -> "FeatureStore":
+        """Open a bank by path, or by a URL that fsspec knows, such as `s3://bucket/bank`.
+
+        Raises:
+            BankError: if there is no bank, or the package for URLs is not installed.
+        """
+        if "://" not in location:
+            return cls(Path(location))
+        try:
+            from upath import UPath
+        except ImportError as error:
+            raise BankError(
+                f"{location}: banks at URLs need `pip install 'vqbank[remote]'`"
+            ) from error
+        remote: Any = UPath(location)
+        return cls(remote)
+
+    @classmethod
     def create(cls, path: Path) -> "FeatureStore":
         """Open the bank at `path`, made if it is not there."""
         path.mkdir(parents=True, exist_ok=True)
@@ -160,7 +178,7 @@ class FeatureStore:
         for role, name in features.items():
             spec = self.resolve(name)
             found = self.find(spec, [video.id for video in videos])
-            places = tuple(place for place in found if place is not None)
+            places = [place for place in found if place is not None]
             if len(places) < len(videos):
                 lacking = [v.id for v, place in zip(videos, found, strict=True) if place is None]
                 raise MissingFeatureError(
@@ -169,7 +187,7 @@ class FeatureStore:
                     "run `vqbank extract` on them"
                 )
             columns[role] = Column(spec, places)
-        return FeatureTable(tuple(videos), columns)
+        return FeatureTable(videos, columns)
 
     def writer(
         self, spec: FeatureSpec, *, provenance: Mapping[str, Any], durable: bool = True

@@ -52,7 +52,7 @@ class Catalogue:
         if kept is not None:
             return kept
         made = cls._made(feature_folder, spec)
-        if len(made) >= WORTH_KEEPING:
+        if len(made) >= WORTH_KEEPING and isinstance(feature_folder, Path):
             made._keep(feature_folder / FILE, records)
         return made
 

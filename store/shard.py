@@ -490,6 +490,7 @@ class Shard:
                 f"{commit}: record of shard {self.record['shard']} of {self.record['key']} "
                 f"stands in the folder of {spec.key}; remove it"
             )
+        self._commit = commit
         self.id: str = self.record["shard"]
         self.folder = feature_folder / "shards" / self.id
         self._checked: set[tuple[int, str]] = set()
@@ -501,6 +502,9 @@ class Shard:
 
     def __len__(self) -> int:
         return int(self.record["videos"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shard, (self.folder.parents[1], self._commit, self.spec)
 
     @cached_property
     def index(self) -> NDArray[np.int64]:
@@ -521,6 +525,11 @@ class Shard:
     def video(self, place: int) -> VideoRecord:
         """What is known of the video at `place`."""
         return _video_record(self.index[place].tolist(), self._text)
+
+    def span(self, place: int) -> tuple[int, int]:
+        """First row and number of rows of the video at `place`."""
+        start, count = self.index[place, :2].tolist()
+        return start, count
 
     def values(self, place: int) -> NDArray[Any]:
         """The rows [t, *shape] of the video at `place`: a view of the file where it can be.
@@ -568,10 +577,56 @@ class Shard:
             self._check(place, name, rows)
         return rows
 
-    def trust(self) -> None:
-        """Take every checksum as compared: reads are no longer checked."""
-        names = array_names(self.spec)
-        self._checked.update((place, name) for place in range(len(self)) for name in names)
+    def copy_rows(self, start: int, out: NDArray[Any], *, mapped: bool) -> None:
+        """Fill `out` [t, *shape] with the rows from `start` on, unchecked.
+
+        Args:
+            start: Row number.
+            out: As many rows as are wanted.
+            mapped: Through the memory map, or by reading the file past it.
+        """
+        if self._layout.codecs != ["bytes"] or self.spec.stored_dtype == "bfloat16":
+            out[:] = from_stored(self._value_rows(start, start + len(out)), self.spec.stored_dtype)
+        else:
+            self._copy_stored(start, out, mapped=mapped and self._is_local)
+
+    def _copy_stored(self, start: int, out: NDArray[Any], *, mapped: bool) -> None:
+        limit = self._layout.file_rows
+        done = 0
+        while done < len(out):
+            number, first = divmod(start + done, limit)
+            piece = out[done : done + limit - first]
+            if mapped:
+                piece[:] = self._map(number)[first : first + len(piece)]
+            else:
+                self._read_into(number, first, piece)
+            done += len(piece)
+
+    def _read_into(self, number: int, first: int, out: NDArray[Any]) -> None:
+        """One range of one value file, read past the memory map."""
+        path = self.value_file(number)
+        start = first * self.spec.row_bytes
+        flat = out.reshape(-1).view(np.uint8)
+        if self._is_local:
+            with path.open("rb", buffering=0) as file:
+                file.seek(start)
+                got = file.readinto(flat.data)
+        else:
+            remote: Any = path
+            content = remote.fs.cat_file(remote.path, start=start, end=start + flat.nbytes)
+            got = len(content)
+            flat[:got] = np.frombuffer(content, np.uint8)
+        if got != flat.nbytes:
+            raise DamagedShardError(f"{path} ended early")
+
+    def verify_values(self, place: int, values: NDArray[Any]) -> None:
+        """Compare values that were read by `copy_rows` with the checksum of their video.
+
+        Raises:
+            DamagedShardError: if they differ.
+        """
+        if (place, "values") not in self._checked:
+            self._check(place, "values", to_stored(values, self.spec.stored_dtype))
 
     def _check(self, place: int, name: str, rows: NDArray[Any]) -> None:
         column = len(INDEX_COLUMNS) + array_names(self.spec).index(name)
@@ -587,21 +642,27 @@ class Shard:
             rows: NDArray[Any] = np.asarray(self._zarr[start:stop])
             return rows
         limit = self._layout.file_rows
-        pieces = [
-            self._map(number)[max(0, start - number * limit) : stop - number * limit]
-            for number in range(start // limit, (stop - 1) // limit + 1)
-        ]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        number, first = divmod(start, limit)
+        if self._is_local and stop <= (number + 1) * limit:
+            return self._map(number)[first : first + stop - start]
+        rows = np.empty((stop - start, *self.spec.shape), self.spec.storage_dtype)
+        self._copy_stored(start, rows, mapped=self._is_local)
+        return rows
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self.folder, Path)
 
     @cached_property
     def _zarr(self) -> Any:
         """The values through zarr-python, for what cannot be mapped."""
-        for name in self.record["files"]:
-            if name.startswith("values/"):
-                self._file(name)
         import zarr  # half a second that banks of activations need not pay
 
-        return zarr.open_array(self.folder / "values", mode="r")
+        for name in self.record["files"]:
+            self._file(name)
+        folder: Any = self.folder / "values"
+        options = None if self._is_local else dict(folder.storage_options)
+        return zarr.open_array(str(folder), mode="r", storage_options=options)
 
     @cached_property
     def _columns(self) -> dict[str, NDArray[Any]]:

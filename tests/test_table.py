@@ -1,0 +1,163 @@
+"""A table gives the same rows whatever way they are read."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regressors.tensors import tensor_of
+from store.bank import FeatureStore
+from store.errors import DamagedShardError
+from store.schema import Feature, FeatureSpec, Fingerprint, Video
+from store.table import FeatureTable
+
+LENGTHS = [3, 1, 7, 12, 2, 5, 9, 4, 6, 8]
+VIDEOS = [Video(f"v{number}", Path(f"v{number}.mp4")) for number in range(len(LENGTHS))]
+
+
+def rows_of(number, shape):
+    return np.random.default_rng(number).integers(0, 90, (LENGTHS[number], *shape)).astype("f4")
+
+
+def table_of(path, dtype="float16", shape=(6,), shards=3):
+    """Videos spread over shards, value files of a few rows."""
+    spec = FeatureSpec("clip.embedding", shape, dtype, {"extractor": "clip"})
+    store = FeatureStore.create(path)
+    for first in range(shards):
+        writer = store.writer(spec, provenance={}, durable=False)
+        for number in range(first, len(VIDEOS), shards):
+            count = LENGTHS[number]
+            feature = Feature(rows_of(number, shape), np.arange(count) / 5, np.arange(count))
+            writer.add(f"v{number}", feature, fingerprint=Fingerprint(0, ""), probe={})
+        writer.commit()
+    store.refresh()
+    return store.table(VIDEOS, {"semantic": "clip.embedding"})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.integers(0, len(VIDEOS) - 1), min_size=1, max_size=12),
+    dtype=st.sampled_from(["float16", "float32", "bfloat16", "uint8"]),
+    file_rows=st.integers(2, 30),
+    mapped=st.booleans(),
+    shape=st.sampled_from([(), (6,), (2, 3)]),
+)
+def test_any_videos_in_any_order_are_read_as_they_were_written(
+    tmp_path_factory, rows, dtype, file_rows, mapped, shape
+):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("store.shard.CHUNK_BYTES", (8, 24))
+        patch.setattr("store.shard.FILE_BYTES", 12 * file_rows)
+        table = table_of(tmp_path_factory.mktemp("bank"), dtype, shape)
+        expected = np.concatenate([rows_of(row, shape) for row in rows])
+
+        values, offsets = table.read("semantic", rows, mapped=mapped)
+        buffer = np.full((sum(LENGTHS) * 12, *shape), 77, values.dtype)
+        filled, _ = table.read("semantic", rows, out=buffer, mapped=mapped)
+
+        np.testing.assert_array_equal(values, expected)
+        np.testing.assert_array_equal(np.diff(offsets), [LENGTHS[row] for row in rows])
+        np.testing.assert_array_equal(filled, expected)
+        assert np.shares_memory(filled, buffer)
+        np.testing.assert_array_equal(
+            np.concatenate([table.series("semantic", row) for row in rows]), expected
+        )
+
+
+def test_windows_give_every_video_once_and_keep_to_one_buffer(tmp_path):
+    table = table_of(tmp_path)
+    seen, buffers = [], set()
+
+    for rows, window in table.windows(videos=3, rng=np.random.default_rng(0)):
+        values, offsets = window["semantic"]
+        for place, row in enumerate(rows):
+            np.testing.assert_array_equal(
+                values[offsets[place] : offsets[place + 1]], rows_of(row, (6,))
+            )
+        seen += rows.tolist()
+        buffers.add(values.__array_interface__["data"][0])
+
+    assert sorted(seen) == list(range(len(VIDEOS)))
+    assert seen != sorted(seen)
+    assert len(buffers) <= 2
+
+
+def test_a_table_goes_to_memory_only_within_the_budget(tmp_path):
+    table = table_of(tmp_path)
+    size = sum(LENGTHS) * 6 * 2
+
+    assert table.nbytes("semantic") == size
+    assert table.in_memory(budget_bytes=size - 1) is table
+    loaded = table.in_memory(budget_bytes=size)
+    assert loaded.specs == table.specs
+    for row in range(len(VIDEOS)):
+        np.testing.assert_array_equal(loaded.series("semantic", row), rows_of(row, (6,)))
+        np.testing.assert_array_equal(
+            loaded.pts_seconds("semantic", row), np.arange(LENGTHS[row]) / 5
+        )
+
+
+def test_statistics_of_a_bank_beyond_memory_come_from_dask(tmp_path, monkeypatch):
+    from sklearn.decomposition import IncrementalPCA
+    from sklearn.preprocessing import StandardScaler
+
+    monkeypatch.setattr("store.table.BLOCK_BYTES", 120)
+    array = table_of(tmp_path).dask_array("semantic")
+    everything = np.concatenate([rows_of(row, (6,)) for row in range(len(VIDEOS))])
+
+    assert array.numblocks[0] > 3
+    np.testing.assert_array_equal(array.compute(), everything)
+    np.testing.assert_allclose(array.astype("f8").mean(axis=0).compute(), everything.mean(axis=0))
+    scaler, pca = StandardScaler(), IncrementalPCA(2)
+    for block in array.blocks:
+        rows = block.compute().astype("f8")
+        scaler.partial_fit(rows)
+        pca.partial_fit(rows)
+    np.testing.assert_allclose(scaler.var_, everything.var(axis=0, dtype="f8"), rtol=1e-6)
+    assert pca.components_.shape == (2, 6)
+
+
+def test_a_table_can_be_sent_to_another_process(tmp_path):
+    table = pickle.loads(pickle.dumps(table_of(tmp_path)))
+
+    np.testing.assert_array_equal(table.series("semantic", 3), rows_of(3, (6,)))
+
+
+def test_a_tensor_borrows_the_map_and_cannot_reach_the_file(tmp_path):
+    table = table_of(tmp_path)
+    series = table.series("semantic", 2)
+
+    tensor = tensor_of(series)
+    assert tensor.data_ptr() == series.__array_interface__["data"][0]
+    tensor.zero_()
+
+    fresh = FeatureStore(tmp_path).table(VIDEOS, {"semantic": "clip.embedding"})
+    np.testing.assert_array_equal(fresh.series("semantic", 2), rows_of(2, (6,)))
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_changed_byte_is_noticed_on_a_batchs_first_read(tmp_path, mapped):
+    table_of(tmp_path)
+    changed = next(tmp_path.glob("*@*/shards/*/values/c/0/0"))
+    content = bytearray(changed.read_bytes())
+    content[0] ^= 1
+    changed.write_bytes(content)
+    table = FeatureStore(tmp_path).table(VIDEOS, {"semantic": "clip.embedding"})
+
+    with pytest.raises(DamagedShardError, match=r"v\d: values in"):
+        table.read("semantic", range(len(VIDEOS)), mapped=mapped)
+
+    table.trust()
+    table.read("semantic", range(len(VIDEOS)), mapped=mapped)
+
+
+def test_arrays_in_memory_make_the_same_table(tmp_path):
+    arrays = [rows_of(number, (6,)) for number in range(len(VIDEOS))]
+    table = FeatureTable.from_arrays(VIDEOS, {"semantic": arrays})
+
+    values, _ = table.read("semantic", [4, 1])
+
+    np.testing.assert_array_equal(values, np.concatenate([arrays[4], arrays[1]]))
