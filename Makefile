@@ -29,6 +29,15 @@ check: install  ## what CI runs: formatter, linter, import contracts, types, tes
 	$(BIN)/mypy
 	$(MAKE) test
 
+golden: install  ## compare every network and rule with what official code computes
+	$(BIN)/python -m pytest -m golden
+
+soak: install  ## kill writers, compactions and runs a hundred times and more
+	$(BIN)/python -m pytest -m soak -s
+
+benchmark: install  ## the bank against np.memmap, npy, HDF5 and zarr-python, as ratios
+	$(BIN)/python benchmarks/bank.py
+
 fix: install  ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

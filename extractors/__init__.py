@@ -1,7 +1,6 @@
 """Frames to features: which frames, what happens to them, and the frozen networks."""
 
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -29,27 +28,22 @@ def make_extractor(name: str, **parameters: Any) -> Extractor:
         **parameters: fields of its class, as in a recipe.
 
     Raises:
-        UnknownNameError: for a name that is not in EXTRACTORS.
-        RecipeError: for a parameter that the extractor does not have, or of another type.
+        UnknownNameError: if no extractor has this name, or the extractor no such parameter.
+        RecipeError: if a parameter has a value of the wrong type, or out of its range.
     """
     if name not in EXTRACTORS:
         raise UnknownNameError(unknown_name("extractor", name, EXTRACTORS))
     kind = EXTRACTORS[name]
-    types = get_type_hints(kind)
+    types = get_type_hints(kind, include_extras=True)
     known = [field.name for field in fields(kind)]
     for parameter, value in parameters.items():
         if parameter not in known:
-            near = get_close_matches(parameter, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise RecipeError(
-                f"extractor {name} has no parameter {parameter!r}.{hint} "
-                f"Known: {', '.join(sorted(known))}."
-            )
+            raise UnknownNameError(unknown_name(f"parameter of {name}", parameter, known))
         try:
             TypeAdapter(types[parameter]).validate_python(value, strict=True)
         except ValidationError as error:
             raise RecipeError(
-                f"extractor {name}: parameter {parameter!r} cannot be {value!r}: "
+                f"{name}: parameter {parameter!r} cannot be {value!r}: "
                 f"{error.errors()[0]['msg'].lower()}"
             ) from error
     return kind(**parameters)

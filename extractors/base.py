@@ -1,16 +1,28 @@
 """What an extractor is: a frozen dataclass of everything that changes its numbers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from extractors.sampling import Sampling
 from extractors.views import View
+from extractors.weights import (
+    RANDOM,
+    WeightFile,
+    check_keys,
+    find_weights,
+    load_state_dict,
+    random_weights,
+    weights_identity,
+    weights_origin,
+)
 from store.schema import FeatureSpec, StoredDtype
+
+Network = TypeVar("Network", bound=nn.Module)
 
 ClipFn = Callable[[Tensor], Mapping[str, Tensor]]
 """uint8 clips [b, f, 3, h, w] (after the view) to rows [b, r, *shape] by output name.
@@ -42,10 +54,6 @@ class Extractor(ABC):
     outputs: ClassVar[tuple[Output, ...]]
     batch_clips: ClassVar[int] = 8
     """Clips in a batch on a CPU: always this many, the last batch is padded."""
-    publisher: ClassVar[str] = ""
-    """Of the weights, like the next two."""
-    licence: ClassVar[str] = ""
-    trained_on: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -64,12 +72,15 @@ class Extractor(ABC):
     def parameters(self) -> dict[str, Any]:
         """Everything of this instance that changes the numbers, as JSON values.
 
-        An extractor with weights replaces their path by their sha256, or "random".  The stored
-        dtype stands in the FeatureSpec itself.
+        The stored dtype stands in the FeatureSpec itself.
         """
         parameters = {field.name: describe(getattr(self, field.name)) for field in fields(self)}
         del parameters["stored_dtype"]
         return parameters
+
+    def origin(self) -> Mapping[str, Any]:
+        """Publisher, licence and training data of the weights, as a FeatureSpec takes them."""
+        return {}
 
     def specs(self, *, decoder: str) -> dict[str, FeatureSpec]:
         """The identity of each output by its name.  No model is loaded.
@@ -85,19 +96,63 @@ class Extractor(ABC):
             "view": describe(self.view),
             **self.parameters(),
         }
-        trained = identity.get("weights") != "random"
+        origin = self.origin()
         return {
             output.name: FeatureSpec(
                 name=f"{self.name}.{output.name}",
                 shape=output.shape,
                 stored_dtype=self.stored_dtype or output.stored_dtype,
                 identity=identity,
-                publisher=self.publisher if trained else "",
-                licence=self.licence if trained else "",
-                trained_on=self.trained_on if trained else (),
+                **origin,
             )
             for output in self.outputs
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedExtractor(Extractor):
+    """An extractor with one published weight file."""
+
+    weights: str
+    """`file.choice`, "random", or the path of a local file."""
+
+    file: ClassVar[WeightFile]
+
+    def parameters(self) -> dict[str, Any]:
+        """As for every extractor, with the weights' sha256, or "random", in place of their path."""
+        identity = weights_identity(self.weights, self.file, extractor=self.name)
+        return {**super().parameters(), "weights": identity}
+
+    def origin(self) -> Mapping[str, Any]:
+        """Of the published file; a local file is not taken for it."""
+        return weights_origin(self.weights, self.file, extractor=self.name)
+
+    def network(
+        self, architecture: Callable[[], Network], *, ignored: Collection[str] = ()
+    ) -> Network:
+        """The network on the CPU, filled with the weights; half precision becomes float32.
+
+        Args:
+            architecture: makes the network, with PyTorch's random start.
+            ignored: keys that the file may have beside those of the network.
+
+        Raises:
+            WeightsError: if the file is missing, unsafe or of another network.
+        """
+        if self.weights == RANDOM:
+            with random_weights():
+                return architecture()
+        path = find_weights(self.weights, self.file, extractor=self.name)
+        state = {
+            key: value.float() if value.is_floating_point() else value
+            for key, value in load_state_dict(path, self.file).items()
+            if key not in ignored
+        }
+        with torch.device("meta"):
+            network = architecture()
+        check_keys(network.state_dict(), state, path)
+        network.load_state_dict(state, assign=True)
+        return network
 
 
 def describe(value: Any) -> Any:

@@ -3,32 +3,15 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from extractors.base import ClipFn, Extractor, Output
+from extractors.base import ClipFn, Output, WeightedExtractor
 from extractors.sampling import ClipPerSecond
 from extractors.views import Squash, normalise
-from extractors.weights import (
-    RANDOM,
-    WeightFile,
-    check_keys,
-    find_weights,
-    load_state_dict,
-    random_weights,
-    weights_identity,
-)
+from extractors.weights import WeightFile
 
-_FILE = WeightFile(
-    choice="kinetics400",
-    url="https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/SLOWFAST_8x8_R50.pyth",
-    save_as="SLOWFAST_8x8_R50.pyth",
-    publisher="Meta AI, PyTorchVideo model zoo",
-    licence="Apache-2.0",
-    entry="model_state",
-)
 # PyTorchVideo's own, for every channel.
 _MEAN = (0.45, 0.45, 0.45)
 _STD = (0.225, 0.225, 0.225)
@@ -36,7 +19,7 @@ _STAGES = 5  # blocks after these pool and classify
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlowFast(Extractor):
+class SlowFast(WeightedExtractor):
     """The fast pathway of slowfast_r50, averaged over time and space, in float32.
 
     As RQ-VQA and MinimalisticVQA use it: 32 consecutive frames from the start of every second,
@@ -52,17 +35,18 @@ class SlowFast(Extractor):
     version = 1
     outputs = (Output("fast", (256,)),)
     batch_clips = 2
-    publisher = _FILE.publisher
-    licence = _FILE.licence
-    trained_on = ("Kinetics-400",)
+    file = WeightFile(
+        choice="kinetics400",
+        url="https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/SLOWFAST_8x8_R50.pyth",
+        save_as="SLOWFAST_8x8_R50.pyth",
+        publisher="Meta AI, PyTorchVideo model zoo",
+        licence="Apache-2.0",
+        trained_on=("Kinetics-400",),
+        entry="model_state",
+    )
 
     sampling = ClipPerSecond(32)
     view = Squash(224, 224, "bilinear")
-
-    def parameters(self) -> dict[str, Any]:
-        """As for every extractor, with the weights' sha256 in place of their path."""
-        identity = weights_identity(self.weights, _FILE, extractor=self.name)
-        return {**super().parameters(), "weights": identity}
 
     def build(self, device: torch.device) -> ClipFn:
         """The fast pathway.
@@ -70,7 +54,11 @@ class SlowFast(Extractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
-        stages = list(self._network().blocks)[:_STAGES]
+        with warnings.catch_warnings():
+            # fvcore, which it imports, still calls torch.jit.script.
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+            from pytorchvideo.models.hub import slowfast_r50
+        stages = list(self.network(slowfast_r50).blocks)[:_STAGES]
         pathway = torch.nn.Sequential(*[stage.multipathway_blocks[1] for stage in stages])
         pathway = pathway.to(device).eval().requires_grad_(False)
 
@@ -79,19 +67,3 @@ class SlowFast(Extractor):
             return {"fast": pathway(channels_first).mean(dim=(2, 3, 4))[:, None]}
 
         return average
-
-    def _network(self) -> Any:
-        with warnings.catch_warnings():
-            # fvcore, which it imports, still calls torch.jit.script.
-            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
-            from pytorchvideo.models.hub import slowfast_r50
-        if self.weights == RANDOM:
-            with random_weights():
-                return slowfast_r50()
-        path = find_weights(self.weights, _FILE, extractor=self.name)
-        state = load_state_dict(path, _FILE)
-        with torch.device("meta"):
-            model = slowfast_r50()
-        check_keys(model.state_dict(), state, path)
-        model.load_state_dict(state, assign=True)
-        return model

@@ -1,8 +1,8 @@
 """Opening, decoding and writing videos: the only module that knows PyAV, decord and torchcodec.
 
 `probe` says what there is to decode, `decode` gives the pictures, `encode` writes a clip.
-On 8-bit video the three decoders give the same bits; on 10-bit they round differently, which is
-why the decoder's name is part of a feature's key.  Pixels are taken as square.
+PyAV reads whatever FFmpeg reads; decord and torchcodec convert to RGB by other versions and flags
+of swscale, so that they are used only where the bits are the same.  Pixels are taken as square.
 Shape letters: n presented frames, k frames of a chunk, h w pixels.
 """
 
@@ -22,8 +22,19 @@ from store.errors import DecodeError, UnknownNameError, unknown_name
 
 # ITU-T H.273 (2021), table 4, by the names that FFmpeg prints.
 _COLOUR_SPACES = {0: "gbr", 1: "bt709", 2: "unspecified", 5: "bt470bg", 6: "smpte170m"}
-_COLOUR_SPACES |= {7: "smpte240m", 9: "bt2020nc", 10: "bt2020c"}
+_COLOUR_SPACES |= {7: "smpte240m", 8: "ycgco", 9: "bt2020nc", 10: "bt2020c"}
 _COLOUR_RANGES = {0: "unspecified", 1: "limited", 2: "full"}
+
+# Pixel formats, of progressive video, that the three decoders turn into the same bits: measured.
+# Half the chroma is the same at even sizes only.
+_SAME_AT_EVEN_SIZES = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p"}
+_SAME_AT_ANY_SIZE = {"yuv444p", "yuvj444p", "gray", "gbrp"}
+
+
+def _error(path: Path, message: str) -> DecodeError:
+    """One line, whatever the path and the words of a library hold."""
+    text = f"{path}: {message}"
+    return DecodeError("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +58,8 @@ class Probe:
     pixel_format: str
     colour_space: str
     colour_range: str
+    interlaced: bool
+    """Whether the first frame is."""
     variable_frame_rate: bool
     """Whether presented intervals differ by more than the rounding of the time base."""
     discarded_packets: int
@@ -71,21 +84,23 @@ def _opened(path: Path, *, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream that is not a cover picture."""
     try:
         if path.stat().st_size == 0:
-            raise DecodeError(f"{path}: the file is empty (0 bytes); fetch it again")
+            raise _error(path, "the file is empty (0 bytes); fetch it again")
         # "file:" keeps a colon in a name from being read as a protocol; titles and comments that
         # are not UTF-8 say nothing of the picture.
         container = av.open(f"file:{path}", metadata_errors="replace")
     except OSError as error:
-        raise DecodeError(f"{path}: cannot be read: {error.strerror}") from error
-    except av.FFmpegError as error:
-        raise DecodeError(f"{path}: is no video that FFmpeg can open: {error.strerror}") from error
+        raise _error(path, f"cannot be read: {error.strerror}") from error
+    except av.FFmpegError as error:  # some of them are a ValueError as well
+        raise _error(path, f"is no video that FFmpeg can open: {error.strerror}") from error
+    except ValueError as error:
+        raise _error(path, f"no file can have this name: {error}") from error
     with container:
         cover = av.stream.Disposition.attached_pic
         streams = [s for s in container.streams.video if not s.disposition & cover]
         if not streams:
-            raise DecodeError(f"{path}: has no video stream")
+            raise _error(path, "has no video stream")
         if streams[0].codec_context is None:
-            raise DecodeError(f"{path}: this FFmpeg has no decoder for its video stream")
+            raise _error(path, "this FFmpeg has no decoder for its video stream")
         # FFmpeg invents missing presentation times, wrongly for H.264 with B-frames in AVI.
         container.flags &= ~av.container.Flags.gen_pts.value
         context = streams[0].codec_context
@@ -115,8 +130,9 @@ def probe(path: Path) -> Probe:
     """Read all packets of a video and decode its first frame, always by PyAV.
 
     Raises:
-        DecodeError: if the file cannot be opened, has no video stream, was cut off, or holds
-            packets that the container knows to be damaged or gives no time.
+        DecodeError: if the file cannot be opened, has no video stream, was cut off, holds packets
+            that the container knows to be damaged or gives no time, or has a header or colours
+            that cannot be.
     """
     shown, corrupt, discarded, start = [], [], 0, None
     with _opened(path) as (container, stream):
@@ -136,7 +152,7 @@ def probe(path: Path) -> Probe:
                 if packet.is_corrupt:
                     corrupt.append(stamps)
         except av.FFmpegError as error:
-            raise DecodeError(f"{path}: cannot be read to its end: {error.strerror}") from error
+            raise _error(path, f"cannot be read to its end: {error.strerror}") from error
         _refuse_cut_mp4(path, container, stream)
         header_frames, rate = stream.frames, float(stream.average_rate or 0)
         time_base = stream.time_base
@@ -145,13 +161,23 @@ def probe(path: Path) -> Probe:
         header_seconds = (container.duration or 0) / av.time_base if tells_end else 0.0
 
     if not shown or start is None:
-        raise DecodeError(f"{path}: has no frame that could be shown")
+        raise _error(path, "has no frame that could be shown")
+    # Headers of sound files may be somewhat wrong, from dropped or hidden frames; this far off the
+    # file was cut, or its writer did not know, and rules that believe the header have no bound.
+    if header_frames > 2 * (len(shown) + discarded) + 1000:
+        raise _error(
+            path,
+            f"header says {header_frames} frames, the file holds {len(shown) + discarded}; fetch "
+            f"it again, or correct the header, as by `ffmpeg -i {path.name} -c copy "
+            f"{path.stem}.mp4`",
+        )
     has_pts = all(pts is not None for pts, _, _ in shown)
     clock = 0 if has_pts else 1
     if any(stamps[clock] is None for stamps in shown):
-        raise DecodeError(
-            f"{path}: its frames carry no times; put it into a container, as by "
-            f"`ffmpeg -i {path.name} -c copy {path.stem}.mp4`"
+        raise _error(
+            path,
+            f"its frames carry no times; put it into a container, as by "
+            f"`ffmpeg -i {path.name} -c copy {path.stem}.mp4`",
         )
     # What is presented before the first key frame refers to frames that the file does not hold.
     ticks = sorted(stamps[clock] for stamps in shown if stamps[clock] >= start[clock])
@@ -159,24 +185,23 @@ def probe(path: Path) -> Probe:
     pts_seconds = np.array([_seconds(tick, time_base) for tick in ticks])
     if corrupt:
         index = int(np.searchsorted(ticks, corrupt[0][clock]))
-        raise DecodeError(f"{path}: frame {index} of {len(ticks)} is cut off or damaged")
+        raise _error(path, f"frame {index} of {len(ticks)} is cut off or damaged")
 
     intervals = np.diff(ticks) if len(ticks) > 1 else np.zeros(1, np.int64)
     end = max(_seconds(stamps[clock] + stamps[2], time_base) for stamps in shown)
     if header_seconds - end > max(0.5, 2 * _seconds(int(intervals.max()), time_base)):
-        raise DecodeError(
-            f"{path}: header says {header_seconds:.2f} s, the file ends after {end:.2f} s; "
-            "fetch it again"
+        raise _error(
+            path,
+            f"header says {header_seconds:.2f} s, the file ends after {end:.2f} s; fetch it again",
         )
     # One tick of spread is rounding, unless ticks are nearly as long as frames.
     spread = int(np.ptp(intervals))
 
     first = next((f for _, f in _decoded(path, pts_seconds, has_pts=has_pts, threads=1)), None)
     if first is None:
-        raise DecodeError(f"{path}: no frame can be decoded")
+        raise _error(path, "no frame can be decoded")
     rotation = 90 * (round(first.rotation / 90) % 4)
-    size = (first.width, first.height)
-    width, height = size[::-1] if rotation % 180 else size
+    height, width, _ = _rgb(path, 0, first, rotation).shape
     return Probe(
         pts_seconds=pts_seconds,
         header_frames=header_frames,
@@ -186,8 +211,9 @@ def probe(path: Path) -> Probe:
         rotation=rotation,
         codec=codec,
         pixel_format=first.format.name,
-        colour_space=_COLOUR_SPACES.get(first.colorspace, str(first.colorspace)),
+        colour_space=_colour_space(first),
         colour_range=_COLOUR_RANGES.get(first.color_range, str(first.color_range)),
+        interlaced=first.interlaced_frame,
         variable_frame_rate=bool(spread > 1 or 4 * spread > np.median(intervals)),
         discarded_packets=discarded,
         has_pts=has_pts,
@@ -198,10 +224,30 @@ def _refuse_cut_mp4(path: Path, container: Any, stream: Any) -> None:
     entries = stream.index_entries if "mp4" in container.format.name else ()
     whole = sum(entry.pos + entry.size <= container.size for entry in entries)
     if whole < len(entries):
-        raise DecodeError(
-            f"{path}: header says {len(entries)} frames, the file ends after {whole}; fetch it "
-            "again"
+        raise _error(
+            path, f"header says {len(entries)} frames, the file ends after {whole}; fetch it again"
         )
+
+
+def _colour_space(frame: Any) -> str:
+    return _COLOUR_SPACES.get(frame.colorspace, str(frame.colorspace))
+
+
+def _rgb(path: Path, index: int, frame: Any, rotation: int) -> NDArray[np.uint8]:
+    """A frame of PyAV as it is displayed: [h, w, 3]."""
+    try:
+        return np.rot90(frame.to_ndarray(format="rgb24"), rotation // 90)
+    except av.FFmpegError as error:
+        raise _error(
+            path,
+            f"frame {index} cannot be turned into RGB by this FFmpeg (pixel format "
+            f"{frame.format.name}, colour space {_colour_space(frame)}): {error.strerror}",
+        ) from error
+
+
+def _decoded_frames(context: Any, packet: Any) -> list[Any]:
+    """The one call by which PyAV decodes, so that decoded frames can be counted."""
+    return list(context.decode(packet))
 
 
 def _decoded(
@@ -214,7 +260,7 @@ def _decoded(
         packet = None
         try:
             for packet in chain(packets, [None]):
-                for frame in stream.codec_context.decode(packet):
+                for frame in _decoded_frames(stream.codec_context, packet):
                     index += 1
                     if has_pts and frame.pts is not None:
                         seconds = _seconds(frame.pts, stream.time_base)
@@ -223,14 +269,14 @@ def _decoded(
                             continue
                         index = max(index, int(np.searchsorted(pts_seconds, seconds)))
                     if frame.is_corrupt:
-                        raise DecodeError(f"{path}: frame {index} is damaged")
+                        raise _error(path, f"frame {index} is damaged")
                     yield index, frame
         except av.FFmpegError as error:
             index += 1
             if has_pts and packet is not None:
                 seconds = _seconds(packet.pts, stream.time_base)
                 index = int(np.searchsorted(pts_seconds, seconds))
-            raise DecodeError(f"{path}: frame {index} is damaged: {error.strerror}") from error
+            raise _error(path, f"frame {index} is damaged: {error.strerror}") from error
 
 
 def _pyav_frames(path: Path, probe: Probe, threads: int) -> Iterator[tuple[int, Any]]:
@@ -261,38 +307,53 @@ Pictures = Generator[tuple[int, NDArray[np.uint8]], None, None]
 
 
 def _pyav(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -> Pictures:
-    def rgb(frame: Any) -> NDArray[np.uint8]:
-        return np.rot90(frame.to_ndarray(format="rgb24"), probe.rotation // 90)
-
     waiting = wanted[::-1].tolist()
     last: tuple[int, Any] | None = None
     for index, frame in _pyav_frames(path, probe, threads):
         while waiting and waiting[-1] < index:  # frames that the decoder left out
             waiting.pop()
             shown, picture = last or (index, frame)
-            yield shown, rgb(picture)
+            yield shown, _rgb(path, shown, picture, probe.rotation)
         if waiting and waiting[-1] == index:
             waiting.pop()
-            yield index, rgb(frame)
+            yield index, _rgb(path, index, frame, probe.rotation)
         if not waiting:
             return
         last = index, frame
     if last is None:
-        raise DecodeError(f"{path}: no frame can be decoded")
-    shown, picture = last[0], rgb(last[1])
+        raise _error(path, "no frame can be decoded")
+    shown, picture = last[0], _rgb(path, *last, probe.rotation)
     for _ in waiting:
         yield shown, picture
 
 
+def _refuse_other_pixels(path: Path, decoder: str, probe: Probe) -> None:
+    even = probe.width % 2 == 0 and probe.height % 2 == 0
+    same = probe.pixel_format in _SAME_AT_ANY_SIZE
+    same |= probe.pixel_format in _SAME_AT_EVEN_SIZES and even
+    if not same or probe.interlaced:
+        scan = "interlaced" if probe.interlaced else "progressive"
+        raise _error(
+            path,
+            f"{decoder} may give other pixels than pyav unless video is progressive and its pixel "
+            f"format {', '.join(sorted(_SAME_AT_ANY_SIZE))}, or at even sizes "
+            f"{', '.join(sorted(_SAME_AT_EVEN_SIZES))}; got {scan} {probe.pixel_format} of "
+            f"{probe.width}x{probe.height}; use the decoder pyav",
+        )
+
+
 def _decord(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -> Pictures:
+    _refuse_other_pixels(path, "decord", probe)
     try:
         import decord
     except (ImportError, OSError) as error:
-        raise DecodeError(
-            f"{path}: decord cannot be loaded ({error}); `pip install decord` (macOS on arm64 has "
-            "no wheel), or use the decoder pyav"
+        raise _error(
+            path,
+            f"decord cannot be loaded ({error}); `pip install decord` (macOS on arm64 has "
+            "no wheel), or use the decoder pyav",
         ) from error
     decord.logging.set_level(decord.logging.QUIET)
+    position = -1
     try:
         reader = decord.VideoReader(str(path), num_threads=threads)
         times = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
@@ -301,7 +362,6 @@ def _decord(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -
         if len(times) != len(expected) or not np.allclose(times, expected, rtol=0, atol=2e-3):
             raise _other_times(path, "decord", probe)
         # Its skipping goes wrong at a variable frame rate, its reading in order does not.
-        position = -1
         for index in wanted.tolist():
             while position < index:
                 picture = reader.next()
@@ -309,19 +369,26 @@ def _decord(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -
             yield index, picture.asnumpy()
     except DecodeError:
         raise
-    except (decord.DECORDError, RuntimeError, StopIteration) as error:
-        raise DecodeError(f"{path}: decord cannot read it; use the decoder pyav") from error
+    except (decord.DECORDError, RuntimeError, ValueError, StopIteration) as error:
+        raise _error(
+            path,
+            f"decord cannot read frame {position + 1} of {len(probe.pts_seconds)}; use the decoder "
+            "pyav",
+        ) from error
 
 
 def _torchcodec(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -> Pictures:
+    _refuse_other_pixels(path, "torchcodec", probe)
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:
-        raise DecodeError(
-            f"{path}: torchcodec cannot be loaded; it needs `pip install torchcodec` and FFmpeg's "
+        raise _error(
+            path,
+            "torchcodec cannot be loaded; it needs `pip install torchcodec` and FFmpeg's "
             "shared libraries, as from `conda install ffmpeg` or `apt install ffmpeg`.  Or use "
-            "the decoder pyav"
+            "the decoder pyav",
         ) from error
+    index = 0
     try:
         reader = VideoDecoder(
             str(path), seek_mode="exact", dimension_order="NHWC", num_ffmpeg_threads=threads
@@ -336,17 +403,20 @@ def _torchcodec(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: in
     except DecodeError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        raise DecodeError(
-            f"{path}: torchcodec cannot read it: it is damaged, or does not start at 0 s (it "
-            f"starts at {probe.pts_seconds[0]:.3f} s); use the decoder pyav"
+        raise _error(
+            path,
+            f"torchcodec cannot read frame {index} of {len(probe.pts_seconds)}: the file is "
+            f"damaged, or does not start at 0 s (it starts at {probe.pts_seconds[0]:.3f} s); use "
+            "the decoder pyav",
         ) from error
 
 
 def _other_times(path: Path, decoder: str, probe: Probe) -> DecodeError:
-    return DecodeError(
-        f"{path}: {decoder} sees other frames or times than the {len(probe.pts_seconds)} from "
+    return _error(
+        path,
+        f"{decoder} sees other frames or times than the {len(probe.pts_seconds)} from "
         f"{probe.pts_seconds[0]:.3f} s that the container presents, as with edit lists and "
-        "containers that do not start at 0 s; use the decoder pyav"
+        "containers that do not start at 0 s; use the decoder pyav",
     )
 
 
@@ -387,13 +457,16 @@ class Decoded:
         try:
             for shown, picture in islice(self.pictures, len(wanted)):
                 if picture.shape != shape:
-                    raise DecodeError(
-                        f"{self.path}: frame {shown} has shape {picture.shape}, the video's first "
-                        f"one {shape}; a video has one size"
+                    raise _error(
+                        self.path,
+                        f"frame {shown} has shape {picture.shape}, the video's first "
+                        f"one {shape}; a video has one size",
                     )
                 frames[given] = picture
                 self.shortfall += int(shown != wanted[given])
                 given += 1
+            if given < len(wanted):
+                raise _error(self.path, f"the decoder ended before frame {wanted[given]}")
         except DecodeError:
             if given:  # what came before the damage is whole
                 yield wanted[:given], frames[:given]
@@ -425,7 +498,9 @@ def decode(
 
     Raises:
         DecodeError: while looping, if a frame is damaged or of another size, or the decoder cannot
-            be trusted with this file.
+            be trusted with this file: decord and torchcodec refuse what they would turn into
+            other bits than PyAV (odd sizes of subsampled video, more than 8 bits, video that
+            starts interlaced).
         UnknownNameError: if there is no such decoder.
     """
     if decoder not in DECODERS:
@@ -433,9 +508,8 @@ def decode(
     wanted = np.array(frame_index, np.int64)
     frames = len(probe.pts_seconds)
     if np.any(np.diff(wanted) <= 0) or np.any((wanted < 0) | (wanted >= frames)):
-        raise DecodeError(
-            f"{path}: wanted frames must increase and lie within [0, {frames}), got "
-            f"{wanted.tolist()}"
+        raise _error(
+            path, f"wanted frames must increase and lie within [0, {frames}), got {wanted.tolist()}"
         )
     return Decoded(path, probe, wanted, chunk, DECODERS[decoder](path, probe, wanted, threads))
 

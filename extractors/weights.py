@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import safetensors
@@ -56,6 +57,8 @@ class WeightFile:
     """Its name in the folder VQBANK_WEIGHTS."""
     publisher: str
     licence: str
+    trained_on: tuple[str, ...]
+    """Data sets."""
     entry: str | None = None
     """The entry of the file that holds the state dict; None where the file is one."""
     sha256: str | None = None
@@ -135,6 +138,30 @@ def weights_identity(choice: str, file: WeightFile, *, extractor: str) -> str:
     if choice == RANDOM:
         return RANDOM
     return sha256_of(find_weights(choice, file, extractor=extractor))
+
+
+def weights_origin(choice: str, file: WeightFile, *, extractor: str) -> dict[str, Any]:
+    """Publisher, licence and training data of the weights, as a FeatureSpec takes them.
+
+    Claimed for the published choice, and for a local file only if it is known to be the published
+    one; random weights have none.
+
+    Raises:
+        WeightsError: as `find_weights`.
+    """
+    if choice == RANDOM:
+        return {}
+    # Where `file.sha256` is not known, the published file given by its path goes by "unknown".
+    # Its key is that of the published choice all the same, and a bank keeps the spec.json that was
+    # written first.
+    path = find_weights(choice, file, extractor=extractor)
+    if choice == file.choice or sha256_of(path) == file.sha256:
+        return {
+            "publisher": file.publisher,
+            "licence": file.licence,
+            "trained_on": file.trained_on,
+        }
+    return {"publisher": "unknown (local file)", "licence": "unknown", "trained_on": ()}
 
 
 def sha256_of(path: Path) -> str:

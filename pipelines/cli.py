@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines import bank_commands
 from store.errors import VqbankError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Bank frozen video-quality features once; train, ablate and ship light heads from it.",
 )
+
+app.add_typer(bank_commands.app)
 
 RecipeFile = Annotated[
     Path | None, typer.Argument(metavar="[RECIPE]", help="YAML recipe; options override it.")
@@ -80,11 +83,13 @@ def extract(
         chosen = chosen.model_copy(
             update={"extractors": {name: chosen.extractors.get(name, {}) for name in extractor}}
         )
-    extractors = _extractors(
-        required(chosen, "extractors", option="--extractor"), _pairs(weights, "--weights")
-    )
+    wanted = required(chosen, "extractors", option="--extractor")
+    extractors = _extractors(wanted, _pairs(weights, "--weights"))
+    source = read_videos(required(chosen, "videos", option="--videos"))
+    for one in extractors:
+        one.specs(decoder=chosen.decoder)  # missing weights stop before a bank is made
     extraction = Extraction(
-        read_videos(required(chosen, "videos", option="--videos")),
+        source,
         extractors,
         FeatureStore.create(required(chosen, "bank", option="--bank")),
         decoder=chosen.decoder,
@@ -133,7 +138,7 @@ def train(
 ) -> None:
     """Fit one head on all rows and write a folder that `predict` can use."""
     from pipelines.evaluate import Trial
-    from pipelines.predict import train as train_head
+    from pipelines.train import train as train_head
 
     heads = [head] if head is not None else None
     chosen = _recipe(recipe, videos=videos, bank=bank, features=features, heads=heads)
@@ -228,6 +233,17 @@ def main() -> None:
     except VqbankError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        typer.echo(
+            f"error: this command needs {error.name}, which is not installed; extraction needs "
+            "`pip install 'vqbank[extract]'`",
+            err=True,
+        )
+        sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror}", err=True)
+        sys.exit(2)
 
 
 def _recipe(
@@ -249,10 +265,15 @@ def _recipe(
 
 
 def _roles(features: Iterable[str]) -> dict[str, str]:
-    roles = {}
+    from store.errors import RecipeError
+
+    roles: dict[str, str] = {}
     for feature in features:
         role, _, name = feature.rpartition("=")
-        roles[role or name.partition("@")[0]] = name
+        role = role or name.partition("@")[0]
+        if role in roles:
+            raise RecipeError(f"--features: {roles[role]} and {name} both have the role {role!r}")
+        roles[role] = name
     return roles
 
 
@@ -299,6 +320,8 @@ def _device(name: str) -> "torch.device":
 
 def _show_extraction(extraction: "Extraction") -> set[str]:
     """Run with a progress bar; prints a line per failed video and gives their ids."""
+    from contextlib import closing
+
     from rich.markup import escape
     from rich.progress import (
         BarColumn,
@@ -318,15 +341,15 @@ def _show_extraction(extraction: "Extraction") -> set[str]:
     )
     with Progress(*columns, console=_console(stderr=True)) as progress:
         task = progress.add_task("extract", total=len(extraction.videos))
-        for outcome in extraction.run():
-            progress.advance(task)
-            cached += outcome.cached
-            if outcome.failures:
-                failed.add(outcome.video.id)
+        with closing(extraction.run()) as outcomes:
+            for outcome in outcomes:
+                progress.advance(task)
+                cached += outcome.cached
+                if outcome.failures:
+                    failed.add(outcome.video.id)
                 for reason in dict.fromkeys(outcome.failures.values()):
-                    progress.console.print(
-                        f"failed: {escape(outcome.video.id)}: {escape(reason)}", soft_wrap=True
-                    )
+                    line = f"failed: {escape(outcome.video.id)}: {escape(reason)}"
+                    progress.console.print(line, soft_wrap=True)
     typer.echo(
         f"{len(extraction.videos)} videos: {cached} banked before, "
         f"{len(extraction.videos) - cached - len(failed)} extracted, {len(failed)} failed; "

@@ -236,10 +236,12 @@ def make_demo_set(
                 )
     (folder / "README.txt").write_text(README.format(table=_table()), encoding="utf-8")
     manifest = folder / "manifest.csv"
-    with manifest.open("w", encoding="utf-8", newline="") as file:
+    unfinished = folder / ".manifest.csv"
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("id", "path", "mos", "scene"))
         writer.writerows(rows)
+    unfinished.replace(manifest)
     return manifest
 
 

@@ -1,6 +1,6 @@
 """Try heads on splits of a table: fit on the training rows, predict the test rows, measure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,8 @@ from pipelines.splits import Split, official_split, scene_splits
 from regressors import Head, make_head
 from regressors.metrics import QualityMetrics, quality_metrics
 from store.bank import FeatureStore
+from store.errors import ManifestError
+from store.schema import FeatureSpec, Video
 from store.table import FeatureTable
 
 
@@ -58,11 +60,15 @@ class Trial:
         """
         videos = read_videos(required(recipe, "videos", option="--videos"))
         store = FeatureStore(required(recipe, "bank", option="--bank"))
+        features = required(recipe, "features", option="--features")
+        table = store.table(videos, features)
+        for name in features.values():
+            _refuse_one_file_in_two_scenes(store, store.resolve(name), videos)
         heads = required(recipe, "heads", option="--head")
         return cls(
             title=title,
             score_name=recipe.score_name,
-            table=store.table(videos, required(recipe, "features", option="--features")),
+            table=table,
             mos=np.array(scores(videos)),
             heads={name: make_head(name, **parameters) for name, parameters in heads.items()},
             protocol=recipe.protocol,
@@ -114,3 +120,24 @@ class Trial:
                     mos=self.mos[split.test],
                     predicted=predicted,
                 )
+
+
+def _refuse_one_file_in_two_scenes(
+    store: FeatureStore, spec: FeatureSpec, videos: Sequence[Video]
+) -> None:
+    """The same file under two ids would stand on two sides of a split.
+
+    Raises:
+        ManifestError: naming both ids.
+    """
+    first: dict[str, Video] = {}
+    for video, place in zip(videos, store.find(spec, [v.id for v in videos]), strict=True):
+        if place is None:
+            continue
+        shard, number = place
+        other = first.setdefault(shard.video(number).fingerprint.sha256, video)
+        if other is not video and (video.scene is None or video.scene != other.scene):
+            raise ManifestError(
+                f"{other.id} and {video.id} are the same file; give both the same scene, "
+                "or leave one out"
+            )

@@ -8,7 +8,8 @@ extractor; rows go to one writer per feature; a shard counts once it is committe
 
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from store.errors import (
     BankError,
     DecodeError,
     InvalidFeatureError,
+    ManifestError,
     UnknownNameError,
     unknown_name,
 )
@@ -83,6 +85,7 @@ class _Job:
         self.clips_to_fill = count
         self.refusal: str | None = None
         """Why the network would not take a clip, if so."""
+        self.ended = False
         self._clips_to_compute = count
         self._pts_seconds = timeline.pts_seconds
         self._rows: list[Mapping[str, NDArray[Any]]] = [{}] * count
@@ -101,7 +104,8 @@ class _Job:
         wanted = np.flatnonzero(np.isin(frame_index, self._sorted))
         if not len(wanted):
             return
-        viewed = self.extractor.view(frames[torch.from_numpy(wanted)])
+        with torch.inference_mode():
+            viewed = self.extractor.view(frames[torch.from_numpy(wanted)])
         length = self.clips.frames.shape[1]
         for frame, index in zip(viewed, frame_index[wanted], strict=True):
             first, last = np.searchsorted(self._sorted, [index, index + 1])
@@ -173,10 +177,11 @@ class _Batch:
         if padding:
             clips = torch.cat([clips, clips.new_zeros((padding, *clips.shape[1:]))])
         try:
-            rows_by_output = self._clip_fn(clips)
+            with torch.inference_mode():
+                rows_by_output = self._clip_fn(clips)
         except InvalidFeatureError as error:  # all clips of a batch have the same shape
             for job in dict.fromkeys(job for job, _, _ in waiting):
-                if job.refusal is None:
+                if not job.ended and job.refusal is None:
                     job.refusal = f"{job.course.video.id}: {error}"
                     yield job
             return
@@ -201,12 +206,13 @@ class Extraction:
         """Resolve what is asked for; no video is opened and no model is loaded yet.
 
         Raises:
+            ManifestError: if two files stand under one id.
             UnknownNameError: if there is no such decoder.
             WeightsError: if an extractor's weights are not at hand.
         """
         if decoder not in decoding.DECODERS:
             raise UnknownNameError(unknown_name("decoder", decoder, decoding.DECODERS))
-        self.videos = tuple(videos)
+        self.videos = _distinct(videos)
         self.decoded_videos = 0
         self.decoded_frames = 0
         """Frames that came out of the decoder and were looked at."""
@@ -228,7 +234,7 @@ class Extraction:
         """Everything that a video has when it is done."""
         return [spec for specs in self._specs.values() for spec in specs.values()]
 
-    def run(self) -> Iterator[Outcome]:
+    def run(self) -> Generator[Outcome, None, None]:
         """Extract what is missing; yields every video once, when its fate is known.
 
         What was computed is committed when the loop ends, also when it is left early.
@@ -237,25 +243,23 @@ class Extraction:
             ChangedVideoError: if another file is banked under a video's id.
             BankError: if the bank cannot be written.
         """
+        threads = torch.get_num_threads()
         torch.set_num_threads(THREADS)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, also in convolutions
         try:
-            with torch.inference_mode():
-                yield from self._run()
-                self._commit(list(self._writers))
-                self._store.refresh()
-        except GeneratorExit:
+            yield from self._run()
+            self._commit(list(self._writers))
+            self._store.refresh()
+        except BankError:
+            raise
+        except BaseException:  # left early: keep what is finished
             self._commit(list(self._writers))
             raise
-        except OSError as error:
-            raise BankError(
-                f"{self._store.path} cannot be written ({error.strerror}); what was committed "
-                "is safe, run the same command again once it can be"
-            ) from error
         finally:
             for writer in self._writers.values():
                 writer.abandon()
             self._writers.clear()
+            torch.set_num_threads(threads)
 
     def _run(self) -> Iterator[Outcome]:
         for video in self.videos:
@@ -281,9 +285,11 @@ class Extraction:
                     yield from self._finish(self._batches[job.extractor].add(job, clip, tensor))
             except DecodeError as error:
                 for job in jobs:
-                    if job.clips_to_fill and job.refusal is None:
-                        self._fail(course, job.specs, str(error))
+                    if job.clips_to_fill and not job.ended:
+                        job.ended = True
                         course.open_jobs -= 1
+                        self._fail(course, job.specs, str(error))
+            self._commit([s for s, writer in self._writers.items() if _is_due(writer)])
             yield from self._close(course)
         for batch in self._batches.values():
             yield from self._finish(batch.flush())
@@ -291,16 +297,15 @@ class Extraction:
     def _todo(self, video: Video) -> dict[Extractor, Mapping[str, FeatureSpec]]:
         """The extractors of which this video lacks an output."""
         todo: dict[Extractor, Mapping[str, FeatureSpec]] = {}
-        fingerprint = None
+        at_hand = None
         for extractor, specs in self._specs.items():
             lacking = {o: s for o, s in specs.items() if self._store.missing(s, [video])}
             if lacking:
                 todo[extractor] = lacking
             for output in specs.keys() - lacking.keys():
-                if fingerprint is None and video.path.is_file():
-                    fingerprint = _fingerprint(video.path)
-                if fingerprint is not None:
-                    self._store.check_file(specs[output], video, fingerprint)
+                at_hand = at_hand or _fingerprint_at_hand(video.path)
+                if at_hand is not None:
+                    self._store.check_file(specs[output], video, at_hand)
         return todo
 
     def _clips(
@@ -328,6 +333,7 @@ class Extraction:
 
     def _finish(self, jobs: Iterator[_Job]) -> Iterator[Outcome]:
         for job in jobs:
+            job.ended = True
             if job.refusal is not None:
                 self._fail(job.course, job.specs, job.refusal)
                 yield from self._close(job.course)
@@ -347,22 +353,58 @@ class Extraction:
     def _fail(self, course: _Course, specs: Mapping[str, FeatureSpec], reason: str) -> None:
         for spec in specs.values():
             course.failures[spec.key] = reason
-            self._ledger.append(video=course.video.id, key=spec.key, status="failed", reason=reason)
+            with self._writing():
+                self._ledger.append(
+                    video=course.video.id, key=spec.key, status="failed", reason=reason
+                )
 
     def _bank(self, job: _Job, spec: FeatureSpec, feature: Feature) -> None:
-        if spec not in self._writers:
-            self._writers[spec] = self._store.writer(spec, provenance=self._provenance)
-        writer = self._writers[spec]
         course = job.course
-        writer.add(course.video.id, feature, fingerprint=course.fingerprint, probe=course.probe)
-        age = time.monotonic() - writer.started
-        if writer.payload_bytes >= FLUSH_BYTES or age >= FLUSH_SECONDS:
-            self._commit([spec])
+        with self._writing():
+            if spec not in self._writers:
+                self._writers[spec] = self._store.writer(spec, provenance=self._provenance)
+            self._writers[spec].add(
+                course.video.id, feature, fingerprint=course.fingerprint, probe=course.probe
+            )
 
     def _commit(self, specs: Sequence[FeatureSpec]) -> None:
         for spec in specs:
-            self._writers[spec].commit()
-            del self._writers[spec]
+            writer = self._writers.pop(spec)
+            try:
+                with self._writing():
+                    writer.commit()
+            except BaseException:
+                writer.abandon()
+                raise
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise BankError(
+                f"{self._store.path} cannot be written ({error.strerror}); what was committed "
+                "is safe, run the same command again once it can be"
+            ) from error
+
+
+def _distinct(videos: Sequence[Video]) -> tuple[Video, ...]:
+    """Each id once.
+
+    Raises:
+        ManifestError: if two files stand under one id.
+    """
+    by_id: dict[str, Video] = {}
+    for video in videos:
+        first = by_id.setdefault(video.id, video)
+        if first.path != video.path:
+            raise ManifestError(f"{first.path} and {video.path} both have the id {video.id!r}")
+    return tuple(by_id.values())
+
+
+def _is_due(writer: ShardWriter) -> bool:
+    age = time.monotonic() - writer.started
+    return writer.payload_bytes >= FLUSH_BYTES or age >= FLUSH_SECONDS
 
 
 def _fingerprint(path: Path) -> Fingerprint:
@@ -370,3 +412,11 @@ def _fingerprint(path: Path) -> Fingerprint:
         return Fingerprint.of(path)
     except OSError as error:
         raise DecodeError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _fingerprint_at_hand(path: Path) -> Fingerprint | None:
+    """Of a banked video's file; None where it is not there, or cannot be read."""
+    try:
+        return Fingerprint.of(path)
+    except (OSError, ValueError):  # ValueError: a path with a NUL
+        return None

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
@@ -61,6 +62,8 @@ def _rows(manifest: Path, text: str) -> Iterator[tuple[int, Video]]:
     try:
         header = next(rows, [])
         for column in header:
+            if header.count(column) > 1:
+                raise ManifestError(f"{manifest}:1: column {column!r} stands there twice")
             if column not in COLUMNS:
                 raise ManifestError(f"{manifest}:1: {unknown_name('column', column, COLUMNS)}")
         if "path" not in header:
@@ -72,7 +75,7 @@ def _rows(manifest: Path, text: str) -> Iterator[tuple[int, Video]]:
                 raise ManifestError(
                     f"{manifest}:{rows.line_num}: {len(cells)} cells under {len(header)} columns"
                 )
-            row = dict(zip(header, cells, strict=True))
+            row = dict(zip(header, map(str.strip, cells), strict=True))
             yield rows.line_num, _video(manifest, rows.line_num, row)
     except csv.Error as error:
         raise ManifestError(f"{manifest}:{rows.line_num}: {error}") from error
@@ -111,7 +114,12 @@ def _folder_videos(folder: Path) -> list[Video]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     if not paths:
         raise ManifestError(f"{folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    return [Video(id=f"{name}/{path.relative_to(folder).as_posix()}", path=path) for path in paths]
+    return [Video(id=f"{name}/{_text(path.relative_to(folder))}", path=path) for path in paths]
+
+
+def _text(path: Path) -> str:
+    """A file name as text, also where its bytes are no UTF-8."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
 def scores(videos: Sequence[Video]) -> list[float]:

@@ -1,14 +1,10 @@
-"""Fit a head on all rows and ship it; score new videos with a shipped head.
+"""Score new videos with a shipped head.
 
-A head folder holds the head itself and a card that says which features it wants, down to their
-keys, so that `predict` needs nothing else.
+The card of a head says which features it wants, down to their keys, so that nothing else is needed.
 """
 
-import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,50 +13,13 @@ from numpy.typing import NDArray
 
 from extractors import EXTRACTORS, make_extractor
 from extractors.base import Extractor
-from pipelines.evaluate import Trial
 from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
-from pipelines.recipe import Recipe
-from regressors import Head, load_head
+from regressors import load_head
+from regressors.base import read_card
 from store.bank import FeatureStore
-from store.errors import HeadError, RecipeError
+from store.errors import HeadError
 from store.schema import FeatureSpec, Fingerprint, Video
-
-CARD = "card.json"
-
-
-def train(trial: Trial, folder: Path, *, recipe: Recipe) -> Head:
-    """Fit the trial's head on every row of its table and write the head folder.
-
-    Raises:
-        RecipeError: if the trial has several heads.
-        HeadError: if `folder` exists and holds something else than a head.
-    """
-    if len(trial.heads) != 1:
-        raise RecipeError(f"one head is shipped, not {', '.join(trial.heads)}; choose by --head")
-    if folder.exists() and any(folder.iterdir()) and not (folder / CARD).exists():
-        raise HeadError(f"{folder} is not empty and holds no head; name a new folder")
-    fitted = next(iter(trial.heads.values())).fit(trial.table, trial.mos)
-    fitted.save(folder)
-    card = {
-        "head": fitted.name,
-        "selection": fitted.selection_,
-        "score_name": trial.score_name,
-        "trained_on": {
-            "videos": len(trial.table),
-            "lowest": float(trial.mos.min()),
-            "highest": float(trial.mos.max()),
-        },
-        "keys": {role: spec.key for role, spec in fitted.specs_.items()},
-        "random_weights": trial.has_random_weights,
-        "recipe": recipe.model_dump(mode="json"),
-        "software": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("vqbank", "numpy", "torch", "scikit-learn")},
-        },
-    }
-    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-    return fitted
 
 
 class Scorer:
@@ -77,12 +36,7 @@ class Scorer:
             HeadError: if the folder holds no head, or this vqbank computes other features than
                 the head was trained on.
         """
-        try:
-            self.card = json.loads((folder / CARD).read_text())
-        except OSError as error:
-            raise HeadError(f"{folder} holds no head: {CARD}: {error.strerror}") from error
-        except ValueError as error:
-            raise HeadError(f"{folder / CARD} is not JSON: {error}") from error
+        self.card = read_card(folder)
         self.head = load_head(folder)
         specs = list(self.head.specs_.values())
         self.decoder = _one_decoder(folder, specs)
@@ -105,16 +59,31 @@ class Scorer:
 
 
 def videos_to_score(sources: Sequence[Path]) -> Iterator[Video]:
-    """The videos of manifests, folders and single files.
+    """The videos of manifests, folders and single files, each once.
 
-    A single file goes by its content, so that the same file is never extracted twice.
+    Those of a manifest keep their ids.  All others go by their content, as files/HASH/NAME: names
+    of files and folders repeat, and one video must never get the score of another.
+
+    Raises:
+        ManifestError: for a manifest that cannot be read, or a folder without videos.
     """
+    known: dict[str, Video] = {}
     for source in sources:
-        if source.is_dir() or source.suffix.lower() == ".csv" or not source.is_file():
-            yield from read_videos(source)
-        else:
-            digest = Fingerprint.of(source).sha256[:16]
-            yield Video(id=f"files/{digest}/{source.name}", path=source)
+        has_ids = source.suffix.lower() == ".csv" and not source.is_dir()
+        for video in read_videos(source):
+            scored = video if has_ids else Video(id=_content_id(video.path), path=video.path)
+            first = known.setdefault(scored.id, scored)
+            # Two files under one id of manifests are for the extraction to refuse.
+            if first is scored or (has_ids and first != scored):
+                yield scored
+
+
+def _content_id(path: Path) -> str:
+    try:
+        digest = Fingerprint.of(path).sha256[:16]
+    except OSError:
+        return path.as_posix()  # the extraction says what is wrong with it
+    return f"files/{digest}/{path.name}"
 
 
 def _one_decoder(folder: Path, specs: Sequence[FeatureSpec]) -> str:

@@ -19,7 +19,7 @@ class Protocol(BaseModel):
     count: int = Field(default=10, ge=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     min_test_scenes: int = Field(default=1, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
 
 class Recipe(BaseModel):
@@ -42,6 +42,19 @@ class Recipe(BaseModel):
     protocol: Protocol = Protocol()
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe subset, in which a key may stand once only."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(path: Path) -> Recipe:
     """The recipe at `path`.
 
@@ -49,7 +62,7 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: naming the file and the key; unknown keys with the nearest known one.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

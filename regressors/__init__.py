@@ -7,7 +7,7 @@ from regressors.base import Head, read_card
 from regressors.mlp import Mlp
 from regressors.ridge import Ridge
 from regressors.svr import Svr
-from store.errors import HeadError, UnknownNameError, unknown_name
+from store.errors import UnknownNameError, unknown_name
 
 __all__ = ["HEADS", "Head", "load_head", "make_head"]
 
@@ -19,18 +19,16 @@ def make_head(name: str, **parameters: Any) -> Head:
 
     Raises:
         UnknownNameError: if no head has this name, or the head no such parameter.
-        HeadError: if a parameter has a value of the wrong type.
+        HeadError: if a parameter has a value of the wrong type, or out of its range.
     """
-    head = _head(name)
-    defaults = head.parameters()
-    for parameter, value in parameters.items():
-        if parameter not in defaults:
-            raise UnknownNameError(unknown_name(f"parameter of {name}", parameter, defaults))
-        if not _is_like(value, defaults[parameter]):
-            raise HeadError(
-                f"{name}: {parameter} = {value!r} is not like its default, {defaults[parameter]!r}"
-            )
-    return head(**parameters)
+    kind = _kind(name)
+    known = kind.parameter_types()
+    for parameter in parameters:
+        if parameter not in known:
+            raise UnknownNameError(unknown_name(f"parameter of {name}", parameter, known))
+    head = kind(**parameters)
+    head.check_parameters()
+    return head
 
 
 def load_head(folder: Path) -> Head:
@@ -38,21 +36,12 @@ def load_head(folder: Path) -> Head:
 
     Raises:
         HeadError: if the folder holds no head, or a damaged one.
-        UnknownNameError: if no head has the name in `head.json`.
+        UnknownNameError: if no head has the name in `card.json`.
     """
-    return _head(read_card(folder)["name"]).load(folder)
+    return _kind(read_card(folder)["name"]).load(folder)
 
 
-def _head(name: str) -> type[Head]:
+def _kind(name: str) -> type[Head]:
     if name not in HEADS:
         raise UnknownNameError(unknown_name("head", name, HEADS))
     return HEADS[name]
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value read from a recipe can stand for `default`: whole numbers pass as floats."""
-    if isinstance(default, tuple):
-        return isinstance(value, list | tuple) and all(_is_like(v, default[0]) for v in value)
-    if isinstance(value, bool):
-        return isinstance(default, bool)
-    return isinstance(value, int | float if isinstance(default, float) else type(default))

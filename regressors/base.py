@@ -1,33 +1,41 @@
 """What a head is: a scikit-learn estimator on a FeatureTable that can be saved without pickle."""
 
-import inspect
+import hashlib
 import json
+import os
+import re
+import secrets
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from regressors.pooling import pooled, pooled_width
 from store.errors import HeadError
 from store.schema import FeatureSpec
+from store.shard import sync_folder
 from store.table import FeatureTable
 
-CARD = "head.json"
+CARD = "card.json"
 FORMAT = 1
 
 
 class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
     """Features to MOS.
 
-    Everything of a fitted head except its weights stands in `head.json`: its name, its
-    parameters, the specs of the features it was fitted on, and how it was selected.
+    A saved head is a folder of two files: what was learned, `model-HASH.*`, and everything else,
+    `card.json`: the head's name, its parameters, the specs of the features it was fitted on, how it
+    was selected, and which model file belongs to it.
 
     Attributes:
         specs_: the features it was fitted on, by role, in the order of roles.
@@ -38,6 +46,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     """As in HEADS."""
     min_videos: ClassVar[int]
     """Fewest videos that can be fitted."""
+    suffix: ClassVar[str]
+    """Of the model file."""
 
     specs_: dict[str, FeatureSpec]
     selection_: str
@@ -50,9 +60,10 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             mos: [n], in any unit; predictions come in the same.
 
         Raises:
-            HeadError: for fewer than `min_videos` videos, or a MOS that is missing, not finite, or
-                the same for all.
+            HeadError: for a parameter out of its range, for fewer than `min_videos` videos, or a
+                MOS that is missing, not finite, or the same for all.
         """
+        self.check_parameters()
         mos = np.asarray(mos, np.float64)
         if mos.shape != (len(table),):
             raise HeadError(f"{self.name}: mos has shape {mos.shape} for {len(table)} videos")
@@ -63,7 +74,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             raise HeadError(f"{self.name} needs {self.min_videos} videos to fit; got {len(mos)}")
         if len(np.unique(mos)) < 2:
             raise HeadError(f"{self.name}: constant target, all {len(mos)} videos have {mos[0]:g}")
-        self.selection_ = self._fit(table, mos)
+        with threadpool_limits(limits=1):  # BLAS threads cost small fits 10 times what they give
+            self.selection_ = self._fit(table, mos)
         self.specs_ = dict(table.specs)
         return self
 
@@ -91,26 +103,50 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             raise HeadError(f"{self.name}: the table has no videos to predict")
         return self._predict(table)
 
-    def save(self, folder: Path) -> None:
-        """Write the fitted head into `folder`, made if need be.
+    def save(self, folder: Path, card: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Write the fitted head into `folder`, made if need be, in place of the head there.
+
+        The model file is named by its content and written first; replacing `card.json` is the one
+        act that puts the new head in place of the old one.  At every moment the folder holds the
+        old head or the new one; a process that is killed may leave a model file that no card names.
+
+        Args:
+            folder: a new or empty folder, or that of a head.
+            card: further entries of the card, as JSON values.
 
         Raises:
-            HeadError: if the head is not fitted.
+            HeadError: if the head is not fitted, the folder holds something else than a head, or it
+                cannot be written.
         """
         self._check_fitted()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save(folder)
-        card = {
-            "format": FORMAT,
-            "name": self.name,
-            "parameters": self.get_params(),
-            "features": [
-                {"role": role, "spec": json.loads(spec.to_json())}
-                for role, spec in self.specs_.items()
-            ],
-            "selection": self.selection_,
-        }
-        (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        check_vacant(folder)
+        content = self._model_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        model = f"model-{sha256[:16]}{self.suffix}"
+        text = json.dumps(
+            {
+                "format": FORMAT,
+                "name": self.name,
+                "parameters": self.get_params(),
+                "selection": self.selection_,
+                "keys": {role: spec.key for role, spec in self.specs_.items()},
+                "random_weights": any(spec.uses_random_weights for spec in self.specs_.values()),
+                "model": {"file": model, "sha256": sha256},
+                **card,
+                "features": {role: json.loads(s.to_json()) for role, s in self.specs_.items()},
+            },
+            indent=2,
+            ensure_ascii=False,
+        )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            replaced = read_card(folder)["model"]["file"] if (folder / CARD).exists() else model
+            _write_atomically(folder / model, content)
+            _write_atomically(folder / CARD, f"{text}\n".encode())
+            if replaced != model:
+                (folder / replaced).unlink(missing_ok=True)
+        except OSError as error:
+            raise HeadError(f"{folder} cannot be written: {error.strerror}") from error
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -124,21 +160,50 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             raise HeadError(f"{folder} holds a {card['name']} head, not {cls.name}")
         try:
             head = cls(**card["parameters"])
+            head.check_parameters()
             head.specs_ = {
-                feature["role"]: FeatureSpec.from_json(json.dumps(feature["spec"]))
-                for feature in card["features"]
+                role: FeatureSpec.from_json(json.dumps(spec))
+                for role, spec in card["features"].items()
             }
-            head.selection_ = card["selection"]
+            keys = {role: spec.key for role, spec in head.specs_.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise HeadError(f"{folder / CARD} is damaged or of another version: {error}") from error
-        head._load(folder)
+        if keys != card["keys"]:
+            raise HeadError(
+                f"{folder / CARD} is damaged: its features have other keys than it says"
+            )
+        head.selection_ = card["selection"]
+        path = folder / card["model"]["file"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise HeadError(f"{path} cannot be read: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != card["model"]["sha256"]:
+            raise HeadError(f"{path} is damaged: its sha256 is not the one in {CARD}")
+        head._restore(content, path)
         return head
 
     @classmethod
-    def parameters(cls) -> dict[str, Any]:
-        """The names and default values of what `__init__` takes."""
-        taken = inspect.signature(cls).parameters.values()
-        return {parameter.name: parameter.default for parameter in taken}
+    def parameter_types(cls) -> dict[str, Any]:
+        """What `__init__` takes: types by parameter, with ranges as pydantic states them."""
+        types = get_type_hints(cls.__init__, include_extras=True)
+        return {parameter: kind for parameter, kind in types.items() if parameter != "return"}
+
+    def check_parameters(self) -> None:
+        """Compare every parameter with its type and range.
+
+        Raises:
+            HeadError: naming the parameter, its value and what it should be.
+        """
+        for parameter, kind in self.parameter_types().items():
+            value = getattr(self, parameter)
+            try:
+                TypeAdapter(kind).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise HeadError(
+                    f"{self.name}: parameter {parameter!r} cannot be {value!r}: "
+                    f"{error.errors()[0]['msg'].lower()}"
+                ) from error
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "specs_"):
@@ -153,37 +218,98 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         """[n] for a checked table."""
 
     @abstractmethod
-    def _save(self, folder: Path) -> None:
-        """Write what was learned, all but `head.json`."""
+    def _model_bytes(self) -> bytes:
+        """What was learned, as a model file."""
 
     @abstractmethod
-    def _load(self, folder: Path) -> None:
-        """Read what `_save` wrote into this instance, whose parameters and specs are set."""
+    def _restore(self, content: bytes, path: Path) -> None:
+        """Read `_model_bytes` into this instance, whose parameters and specs are set.
+
+        Args:
+            content: of the model file.
+            path: of the model file, for messages.
+        """
 
 
-def read_card(folder: Path) -> Mapping[str, Any]:
-    """What stands in a saved head's `head.json`.
+class _ModelFile(BaseModel):
+    file: str = Field(pattern=r"^model-[0-9a-f]{16}\.[a-z]+$")  # never a path out of the folder
+    sha256: str
+
+
+class _Card(BaseModel):
+    """What every card has; whoever saves a head may add entries."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format: Literal[1]
+    name: str
+    parameters: dict[str, Any]
+    selection: str
+    keys: dict[str, str]
+    random_weights: bool
+    model: _ModelFile
+    features: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What stands in a saved head's `card.json`.
 
     Raises:
-        HeadError: if it is missing, not JSON, or of a newer format.
+        HeadError: if it is not there, or not one.
     """
     path = folder / CARD
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        return _Card.model_validate_json(path.read_bytes()).model_dump()
+    except OSError as error:
+        raise HeadError(f"{folder} holds no head: {CARD}: {error.strerror}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = "".join(f"{step}: " for step in problem["loc"])
+        raise HeadError(
+            f"{path} is not the card of a head of format {FORMAT}: {place}{problem['msg'].lower()}"
+        ) from error
+
+
+def check_vacant(folder: Path) -> None:
+    """Refuse a folder that holds something else than a head.
+
+    Raises:
+        HeadError: if no head may be written there.
+    """
+    try:
+        names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
-        raise HeadError(f"{folder} holds no head: {CARD} is missing") from None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise HeadError(f"{path} is damaged: {error}") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise HeadError(f"{path} is not a head of format {FORMAT}")
-    if not isinstance(card.get("name"), str):
-        raise HeadError(f"{path} names no head")
-    return card
+        return
+    except OSError as error:
+        raise HeadError(f"{folder} is no folder for a head: {error.strerror}") from error
+    if CARD in names:
+        read_card(folder)
+        return
+    # What a killed `save` leaves behind is no obstacle.
+    strangers = sorted(name for name in names if not re.match(r"\.?(model-|card\.json)", name))
+    if strangers:
+        raise HeadError(
+            f"{folder} holds no head, but {strangers[0]}; name a new folder, or empty this one"
+        )
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 class PooledHead(Head):
     """StandardScaler and one scikit-learn regressor on pooled features."""
 
+    suffix: ClassVar[str] = ".skops"
     regressor: ClassVar[type]
     """The last step's class; with StandardScaler, all that a saved head may hold."""
 
@@ -192,21 +318,18 @@ class PooledHead(Head):
     def _predict(self, table: FeatureTable) -> NDArray[np.float64]:
         return np.asarray(self.model_.predict(pooled(table).astype(np.float64)), np.float64)
 
-    def _save(self, folder: Path) -> None:
+    def _model_bytes(self) -> bytes:
         import skops.io  # here, because it imports all of scikit-learn, which takes seconds
 
-        skops.io.dump(self.model_, folder / "model.skops")
+        return skops.io.dumps(self.model_)
 
-    def _load(self, folder: Path) -> None:
+    def _restore(self, content: bytes, path: Path) -> None:
         import skops.io
         from skops.io.exceptions import UntrustedTypesFoundException
 
-        path = folder / "model.skops"
         try:
             # No type beyond skops's own scikit-learn and NumPy ones is trusted.
-            model = skops.io.load(path, trusted=[])
-        except FileNotFoundError:
-            raise HeadError(f"{path} is missing") from None
+            model = skops.io.loads(content, trusted=[])
         except UntrustedTypesFoundException as error:
             raise HeadError(f"{path} is refused: {error}") from error
         except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:

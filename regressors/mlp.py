@@ -1,13 +1,14 @@
 """A two-layer perceptron on pooled features, trained with the field's correlation loss."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, PositiveInt
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn.functional import gelu
@@ -31,19 +32,21 @@ class Mlp(Head):
 
     name: ClassVar[str] = "mlp"
     min_videos: ClassVar[int] = 10
+    suffix: ClassVar[str] = ".safetensors"
 
     def __init__(
         self,
         *,
-        width: int = 128,
-        rank_weight: float = 0.0,  # FAST-VQA adds the rank loss with 0.3
-        epochs: int = 200,
-        patience: int = 30,
-        batch_size: int = 64,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
-        validation_fraction: float = 0.2,
-        seed: int = 0,
+        width: PositiveInt = 128,
+        # FAST-VQA adds the rank loss with 0.3.
+        rank_weight: Annotated[FiniteFloat, Field(ge=0)] = 0.0,
+        epochs: PositiveInt = 200,
+        patience: PositiveInt = 30,
+        batch_size: Annotated[int, Field(ge=2)] = 64,
+        learning_rate: Annotated[FiniteFloat, Field(gt=0)] = 1e-3,
+        weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 1e-2,
+        validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+        seed: Annotated[int, Field(ge=0, lt=2**64)] = 0,
     ) -> None:
         self.width = width
         self.rank_weight = rank_weight
@@ -92,17 +95,14 @@ class Mlp(Head):
         slope, intercept = self.network_.line.tolist()
         return slope * self.network_.predict(pooled(table)) + intercept
 
-    def _save(self, folder: Path) -> None:
-        save_file(self.network_.state_dict(), folder / "model.safetensors")
+    def _model_bytes(self) -> bytes:
+        return save(self.network_.state_dict())
 
-    def _load(self, folder: Path) -> None:
-        path = folder / "model.safetensors"
+    def _restore(self, content: bytes, path: Path) -> None:
         inputs = pooled_width(self.specs_.values())
         network = _Perceptron(inputs, self.width, generator=torch.Generator())
         try:
-            network.load_state_dict(load_file(path))
-        except FileNotFoundError:
-            raise HeadError(f"{path} is missing") from None
+            network.load_state_dict(load(content))
         except (SafetensorError, RuntimeError) as error:  # RuntimeError for other names or shapes
             raise HeadError(f"{path} does not fit this head, or is damaged: {error}") from error
         self.network_ = network.eval()

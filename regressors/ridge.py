@@ -1,16 +1,19 @@
 """Ridge regression on pooled features."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import RidgeCV
+from pydantic import Field, FiniteFloat
+from sklearn import linear_model
+from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from regressors.base import PooledHead
 from regressors.pooling import pooled
+from regressors.training import scene_folds
 from store.table import FeatureTable
 
 ALPHAS = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
@@ -18,22 +21,34 @@ ALPHAS = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 
 
 class Ridge(PooledHead):
-    """Linear least squares with a penalty, which is chosen by leave-one-out on the training rows.
-
-    Leave-one-out is over videos, in closed form; other videos of the same scene stay in.
-    """
+    """Linear least squares; the penalty is chosen on scenes held out of the training rows."""
 
     name: ClassVar[str] = "ridge"
     min_videos: ClassVar[int] = 3
-    regressor: ClassVar[type] = RidgeCV
+    regressor: ClassVar[type] = linear_model.Ridge
 
-    def __init__(self, *, alphas: Sequence[float] = ALPHAS) -> None:
+    def __init__(
+        self,
+        *,
+        folds: Annotated[int, Field(ge=2)] = 5,
+        alphas: Annotated[
+            Sequence[Annotated[FiniteFloat, Field(gt=0)]], Field(min_length=1)
+        ] = ALPHAS,
+    ) -> None:
+        self.folds = folds
         self.alphas = alphas
 
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
-        self.model_ = make_pipeline(StandardScaler(), RidgeCV(alphas=list(self.alphas)))
-        self.model_.fit(pooled(table).astype(np.float64), mos)
+        inputs = pooled(table).astype(np.float64)
+        folds = scene_folds(table.videos, self.folds)
+        # One target per alpha: scikit-learn then decomposes the inputs of a fold once for all.
+        every_alpha = make_pipeline(StandardScaler(), linear_model.Ridge(np.array(self.alphas)))
+        targets = np.tile(mos[:, np.newaxis], len(self.alphas))
+        predicted = cross_val_predict(every_alpha, inputs, targets, cv=folds)  # [n, alphas]
+        errors = np.sum((predicted - targets) ** 2, axis=0)
+        alpha = float(self.alphas[int(np.argmin(errors))])
+        self.model_ = make_pipeline(StandardScaler(), linear_model.Ridge(alpha)).fit(inputs, mos)
         return (
-            f"alpha = {self.model_[-1].alpha_:g} of {len(self.alphas)} by squared error, "
-            f"leaving one of {len(mos)} training videos out"
+            f"alpha = {alpha:g} of {len(self.alphas)} by squared error "
+            f"in {len(folds)}-fold cross-validation over training scenes"
         )

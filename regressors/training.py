@@ -8,6 +8,7 @@ from copy import deepcopy
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold
 from torch import Tensor, nn
 
 from regressors.metrics import srcc
@@ -44,6 +45,26 @@ def hold_out_scenes(
     count = min(max(at_least, round(fraction * len(names))), len(names) - 1)
     held = {names[index] for index in rng.permutation(len(names))[:count]}
     return np.array([scene in held for scene in scenes])
+
+
+def scene_folds(
+    videos: Sequence[Video], count: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows to fit and rows to judge by, for each of `count` folds, no scene on two sides.
+
+    Fewer folds where there are fewer scenes.
+
+    Raises:
+        HeadError: if that leaves fewer than 2 folds.
+    """
+    scenes = scenes_of(videos)
+    folds = min(count, len(set(scenes)))
+    if folds < 2:
+        raise HeadError(
+            "choosing hyper-parameters needs at least 2 folds of training scenes; "
+            f"got {count} folds and {len(set(scenes))} scenes in {len(videos)} videos"
+        )
+    return list(GroupKFold(folds).split(np.empty(len(videos)), groups=scenes))
 
 
 def linear(width_in: int, width_out: int, *, generator: torch.Generator) -> nn.Linear:

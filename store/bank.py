@@ -1,6 +1,7 @@
 """A bank: a folder of committed shards.  What listing it shows is its state."""
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from store.shard import (
     ShardWriter,
     VideoRecord,
     create_exclusively,
+    sync_folder,
 )
 from store.table import Column, FeatureTable
 
@@ -42,13 +44,13 @@ class FeatureStore:
         self._catalogues: dict[str, Catalogue] = {}
         try:
             header = json.loads((path / BANK_FILE).read_text())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise BankError(
                 f"{path} is no bank: it has no {BANK_FILE}; `vqbank extract` makes one"
             ) from error
         except ValueError as error:
             raise BankError(f"{path / BANK_FILE} is not JSON: {error}") from error
-        if header.get("format") != "vqbank":
+        if not isinstance(header, dict) or header.get("format") != "vqbank":
             raise BankError(f"{path / BANK_FILE} is not the header of a bank")
         if header["version"] > FORMAT_VERSION:
             raise BankError(
@@ -77,10 +79,13 @@ class FeatureStore:
     @classmethod
     def create(cls, path: Path) -> "FeatureStore":
         """Open the bank at `path`, made if it is not there."""
-        path.mkdir(parents=True, exist_ok=True)
         if not (path / BANK_FILE).exists():
+            try:
+                _make_folder(path)
+            except OSError as error:
+                raise BankError(f"{path} cannot be made: {error.strerror}") from error
             strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-            if strangers:
+            if strangers and not (path / BANK_FILE).exists():  # not just made by somebody else
                 raise BankError(
                     f"{path} holds {strangers[0]} and is no bank; give an empty or new folder"
                 )
@@ -196,7 +201,7 @@ class FeatureStore:
         folder = self.path / spec.key
         folder.mkdir(exist_ok=True)
         if not (folder / "spec.json").exists():
-            create_exclusively(folder / "spec.json", spec.to_json().encode(), durable=durable)
+            create_exclusively(folder / "spec.json", spec.to_json().encode())
         return ShardWriter(folder, spec, provenance=provenance, durable=durable)
 
     def _read_spec(self, path: Path) -> FeatureSpec:
@@ -229,6 +234,14 @@ class FeatureStore:
         return found
 
 
+def _make_folder(path: Path) -> None:
+    """Make a folder and its parents, so that their names survive a power cut."""
+    if not path.absolute().parent.exists():
+        _make_folder(path.absolute().parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.absolute().parent)
+
+
 class Ledger:
     """What went wrong: one append-only file per writer, in the bank's `ledger/`.
 
@@ -243,3 +256,5 @@ class Ledger:
         self._path.parent.mkdir(exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(canonical_json({"time": time.time(), **entry}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

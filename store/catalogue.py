@@ -4,7 +4,6 @@ A catalogue is kept beside the commits so that a large bank opens at once.  It n
 that it was made from; where those are not the ones that are there, it is made anew.
 """
 
-import errno
 import hashlib
 import io
 import json
@@ -17,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from store.errors import DamagedShardError
 from store.schema import FeatureSpec
-from store.shard import bad_videos, committed_shards, record_names
+from store.shard import bad_videos, committed_shards, named_rows, record_names
 
 FILE = "catalogue.npz"
 WORTH_KEEPING = 256
@@ -51,7 +51,12 @@ class Catalogue:
         kept = cls._read(feature_folder / FILE, records)
         if kept is not None:
             return kept
-        made = cls._made(feature_folder, spec)
+        try:
+            made = cls._made(feature_folder, spec)
+        except (FileNotFoundError, DamagedShardError):
+            if record_names(feature_folder) == records:
+                raise
+            return cls.of(feature_folder, spec)  # somebody pruned meanwhile: look again
         if len(made) >= WORTH_KEEPING and isinstance(feature_folder, Path):
             made._keep(feature_folder / FILE, records)
         return made
@@ -86,15 +91,10 @@ class Catalogue:
         """From the records: superseded and bad rows never win, else the first commit does."""
         shards = sorted(committed_shards(feature_folder, spec), key=lambda shard: shard.order)
         hidden = bad_videos(feature_folder)
-        hidden |= {
-            (entry["shard"], video)
-            for shard in shards
-            for entry in shard.record["supersedes"]
-            for video in (["all"] if entry["videos"] == "all" else entry["videos"])
-        }
+        hidden |= named_rows(entry for shard in shards for entry in shard.record["supersedes"])
         winners: dict[bytes, tuple[int, int]] = {}
         for number, shard in enumerate(shards):
-            if (shard.id, "all") in hidden:
+            if (shard.id, None) in hidden:
                 continue
             for place, video_id in enumerate(shard.ids()):
                 if (shard.id, video_id) not in hidden:
@@ -149,9 +149,8 @@ class Catalogue:
         try:
             temporary.write_bytes(content.getvalue())
             temporary.replace(path)
-        except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC):
-                raise
+        except OSError:
+            temporary.unlink(missing_ok=True)
 
 
 def _hash(video_id: bytes) -> int:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import InvalidFeatureError
+from store.errors import InvalidFeatureError, unknown_name
 
 StoredDtype = Literal["float16", "float32", "bfloat16", "uint8", "int16", "int32"]
 Part = Literal["train", "validation", "test"]
@@ -83,7 +83,8 @@ class SideSpec:
     dtype: StoredDtype
 
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*\.[a-z0-9][a-z0-9_-]*")
+_PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_NAME = re.compile(rf"{_PLAIN.pattern}\.{_PLAIN.pattern}")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,17 @@ class FeatureSpec:
                 f"feature name {self.name!r} is not of the form extractor.output "
                 "in lower-case letters, digits, '-' and '_'"
             )
+        for dtype in (self.stored_dtype, *(side.dtype for side in self.side)):
+            if dtype not in get_args(StoredDtype):
+                raise InvalidFeatureError(
+                    f"{self.name}: {unknown_name('stored dtype', dtype, get_args(StoredDtype))}"
+                )
+        for side in self.side:  # side names become folders
+            if not _PLAIN.fullmatch(side.name):
+                raise InvalidFeatureError(
+                    f"{self.name}: side array {side.name!r} is not a name in lower-case letters, "
+                    "digits, '-' and '_'"
+                )
         canonical_json(dict(self.identity))  # a value that JSON cannot hold has no stable key
 
     @cached_property
@@ -237,6 +249,8 @@ def to_stored(values: NDArray[Any], dtype: StoredDtype) -> NDArray[Any]:
             stored = np.ascontiguousarray(values, storage_dtype(dtype))
         _refuse_overflow(values, stored, dtype)
         return stored
+    if values.dtype.kind == "f" and not np.array_equal(values, np.trunc(values)):
+        raise InvalidFeatureError(f"values that are not whole numbers do not fit {dtype}")
     limits = np.iinfo(dtype)
     if values.size and (values.min() < limits.min or values.max() > limits.max):
         raise InvalidFeatureError(

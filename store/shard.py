@@ -10,9 +10,11 @@ import json
 import mmap
 import os
 import secrets
+import shutil
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,12 +86,12 @@ def create_exclusively(path: Path, content: bytes, *, durable: bool = True) -> b
     The content is written beside it and linked to the name, which fails if the name is taken.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    with temporary.open("xb") as file:
-        file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
     try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.link(temporary, path)
     except FileExistsError:
         return False
@@ -214,6 +216,7 @@ class ShardWriter:
         self._columns: dict[str, list[NDArray[Any]]] = {n: [] for n in array_names(spec)[1:]}
         self._files: dict[str, dict[str, int]] = {}
         self._values: _ValueFile | None = None
+        self._may_be_committed = False
         self._folder.mkdir(parents=True)
 
     def add(
@@ -232,8 +235,8 @@ class ShardWriter:
                 )
             values = to_stored(feature.values, spec.stored_dtype)
             columns = {
-                "pts_seconds": np.ascontiguousarray(feature.pts_seconds, "<f8"),
-                "frame_index": np.ascontiguousarray(feature.frame_index, "<i8"),
+                "pts_seconds": np.array(feature.pts_seconds, "<f8"),  # kept, so not the caller's
+                "frame_index": np.array(feature.frame_index, "<i8"),
                 **_side_columns(spec.side, feature.side),
             }
         except InvalidFeatureError as error:
@@ -265,7 +268,7 @@ class ShardWriter:
         arrays = {name: shard.stored(place, name) for name in array_names(self.spec)}
         self._write_rows(np.ascontiguousarray(arrays["values"]))
         for name, column in self._columns.items():
-            column.append(arrays[name])
+            column.append(arrays[name].copy())  # a slice would keep its whole array alive
         self.videos.append(replace(video, row_start=self._rows))
         self._rows += video.row_count
         self.payload_bytes += sum(array.nbytes for array in arrays.values())
@@ -310,18 +313,22 @@ class ShardWriter:
         }
         commits = self._feature_folder / "commits"
         commits.mkdir(exist_ok=True)
-        if self._durable:
+        if self._durable:  # whoever made these folders may have been killed before it synced them
             sync_folder(self._feature_folder)
+            sync_folder(self._feature_folder.parent)
+        self._may_be_committed = True
         create_exclusively(commits / f"{self.id}.json", seal(record), durable=self._durable)
 
     def abandon(self) -> None:
-        """Remove what was written; the bank never saw it."""
+        """Remove what was written, unless the commit record may already be there."""
+        if self._may_be_committed:
+            return
         if self._values is not None:
-            self._values.file.close()
+            with suppress(OSError):  # a full disk: what is still in the buffer cannot be flushed
+                self._values.file.close()
             self._values = None
-        for path in sorted(self._folder.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        self._folder.rmdir()
+        # What cannot be removed now has no commit record: nobody reads it, `prune` removes it.
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write_rows(self, values: NDArray[Any]) -> None:
         limit = rows_per_file(self.spec.row_bytes)
@@ -457,7 +464,7 @@ def _side_columns(
             raise InvalidFeatureError(
                 f"side array {side.name} has shape {given[side.name].shape[1:]}, not {side.shape}"
             )
-    return {f"side/{side.name}": to_stored(given[side.name], side.dtype) for side in specs}
+    return {f"side/{side.name}": to_stored(given[side.name].copy(), side.dtype) for side in specs}
 
 
 def _value_codecs(spec: FeatureSpec) -> list[dict[str, Any]]:
@@ -485,11 +492,16 @@ class Shard:
         """
         self.spec = spec
         self.record = read_sealed(commit)
+        if self.record["format"] != "vqbank-commit":
+            raise DamagedShardError(f"{commit} is no commit record but {self.record['format']!r}")
         if self.record["key"] != spec.key or self.record["shard"] != commit.stem:
             raise DamagedShardError(
                 f"{commit}: record of shard {self.record['shard']} of {self.record['key']} "
                 f"stands in the folder of {spec.key}; remove it"
             )
+        for name in self.record["files"]:
+            if ".." in name.split("/") or name.startswith("/"):
+                raise DamagedShardError(f"{commit} names a file outside its shard: {name!r}")
         self._commit = commit
         self.id: str = self.record["shard"]
         self.folder = feature_folder / "shards" / self.id
@@ -619,6 +631,18 @@ class Shard:
         if got != flat.nbytes:
             raise DamagedShardError(f"{path} ended early")
 
+    def prefetch(self, start: int, count: int) -> None:
+        """Ask the kernel to load rows that will soon be read through the map."""
+        if not self._is_local or self._layout.codecs != ["bytes"]:
+            return
+        limit = self._layout.file_rows
+        for number in range(start // limit, (start + count - 1) // limit + 1):
+            self._map(number)
+            first = max(0, start - number * limit) * self.spec.row_bytes
+            last = min(limit, start + count - number * limit) * self.spec.row_bytes
+            aligned = first - first % mmap.PAGESIZE
+            self._mappings[number].madvise(mmap.MADV_WILLNEED, aligned, last - aligned)
+
     def verify_values(self, place: int, values: NDArray[Any]) -> None:
         """Compare values that were read by `copy_rows` with the checksum of their video.
 
@@ -626,21 +650,26 @@ class Shard:
             DamagedShardError: if they differ.
         """
         if (place, "values") not in self._checked:
-            self._check(place, "values", to_stored(values, self.spec.stored_dtype))
+            packed = self.spec.stored_dtype == "bfloat16"
+            self._check(place, "values", to_stored(values, "bfloat16") if packed else values)
 
     def _check(self, place: int, name: str, rows: NDArray[Any]) -> None:
         column = len(INDEX_COLUMNS) + array_names(self.spec).index(name)
         if crc32c(rows) != self.index[place, column]:
             raise DamagedShardError(
                 f"{self.video(place).id}: {name} in {self.folder} has changed since it was "
-                "committed; extract it again, or restore the file"
+                "committed; run `vqbank verify --mark` and extract again, or restore the file"
             )
         self._checked.add((place, name))
 
     def _value_rows(self, start: int, stop: int) -> NDArray[Any]:
         if self._layout.codecs != ["bytes"]:
-            rows: NDArray[Any] = np.asarray(self._zarr[start:stop])
-            return rows
+            try:
+                return np.asarray(self._zarr[start:stop])
+            except (ValueError, RuntimeError) as error:  # what zarr and zstd say of damaged bytes
+                raise DamagedShardError(
+                    f"{self.folder}: rows {start} to {stop} cannot be unpacked: {error}"
+                ) from error
         limit = self._layout.file_rows
         number, first = divmod(start, limit)
         if self._is_local and stop <= (number + 1) * limit:
@@ -703,6 +732,10 @@ class Shard:
     def _maps(self) -> dict[int, NDArray[Any]]:
         return {}
 
+    @cached_property
+    def _mappings(self) -> dict[int, mmap.mmap]:
+        return {}
+
     def _map(self, number: int) -> NDArray[Any]:
         """The rows of value file `number`, memory-mapped and read-only."""
         if number not in self._maps:
@@ -713,6 +746,7 @@ class Shard:
             # torch, which has no read-only tensors.
             with self.value_file(number).open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._mappings[number] = mapped
             spec = self.spec
             flat = np.frombuffer(mapped, spec.storage_dtype, rows * int(np.prod(spec.shape)))
             flat.flags.writeable = False
@@ -805,26 +839,37 @@ def committed_shards(feature_folder: Path, spec: FeatureSpec) -> Iterator[Shard]
             yield Shard(feature_folder, commit, spec)
 
 
-def bad_videos(feature_folder: Path) -> set[tuple[str, str]]:
-    """(shard id, video id) of rows that a check found damaged: they count as missing."""
+def named_rows(entries: Iterable[Mapping[str, Any]]) -> set[tuple[str, str | None]]:
+    """(shard id, video id) of what such entries name; the video is None for a whole shard."""
     return {
-        (record["shard"], video)
-        for path in (feature_folder / "bad").glob("*.json")
-        if not path.name.startswith(".")
-        for record in [read_sealed(path)]
-        for video in record["videos"]
+        (entry["shard"], video)
+        for entry in entries
+        for video in ([None] if entry["videos"] == "all" else entry["videos"])
     }
 
 
-def mark_bad(feature_folder: Path, shard_id: str, videos: Sequence[str]) -> None:
-    """Let rows of a committed shard count as missing, so that extracting again repairs them."""
+def bad_videos(feature_folder: Path) -> set[tuple[str, str | None]]:
+    """As from `named_rows`: what a check found damaged, and counts as missing."""
+    paths = sorted((feature_folder / "bad").glob("*.json"))
+    return named_rows(read_sealed(path) for path in paths if not path.name.startswith("."))
+
+
+def mark_bad(feature_folder: Path, shard_id: str, videos: Sequence[str] | None) -> None:
+    """Let rows of a committed shard count as missing, so that extracting again repairs them.
+
+    Args:
+        feature_folder: `NAME@HASH/` of a bank.
+        shard_id: Whose rows.
+        videos: Of which videos; None for all.
+    """
     room = feature_folder / "bad"
     room.mkdir(exist_ok=True)
+    sync_folder(feature_folder)
     record = {
         "format": "vqbank-bad",
         "version": FORMAT_VERSION,
         "shard": shard_id,
-        "videos": sorted(videos),
+        "videos": "all" if videos is None else sorted(videos),
         "time": time.time(),
     }
     create_exclusively(room / f"{secrets.token_hex(8)}.json", seal(record))

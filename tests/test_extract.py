@@ -16,7 +16,7 @@ from extractors import make_extractor
 from extractors import video as decoding
 from pipelines.extract import Extraction
 from store.bank import FeatureStore
-from store.errors import ChangedVideoError
+from store.errors import ChangedVideoError, ManifestError
 from store.schema import Video
 
 CPU = torch.device("cpu")
@@ -303,3 +303,81 @@ def test_both_real_clips_are_extracted_alike_twice(tmp_path, shared_data):
     assert len(contents(one)) == 8
     assert contents(one) == contents(two)
     assert {spec.uses_random_weights for spec in one.specs()} == {True, False}
+
+
+def test_two_files_under_one_id_are_refused_and_one_named_twice_is_read_once(tmp_path, videos):
+    with pytest.raises(ManifestError, match=r"0.mp4 and .*1.mp4 both have the id 'a'"):
+        bank(tmp_path / "bank", [Video("a", videos[0].path), Video("a", videos[1].path)], "nss")
+
+    _, run, outcomes = bank(tmp_path / "bank", [videos[0], videos[0]], "nss")
+    assert (len(outcomes), run.decoded_videos) == (1, 1)
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+def test_an_interrupt_at_any_step_of_a_commit_loses_nothing(tmp_path, videos, monkeypatch, step):
+    """Ctrl-C just before the commit record is made, and just after."""
+    from store import shard
+
+    real = shard.create_exclusively
+
+    def interrupted(path, content, *, durable=True):
+        if path.parent.name != "commits":
+            return real(path, content, durable=durable)
+        if step == "after":
+            real(path, content, durable=durable)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard, "create_exclusively", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bank(tmp_path / "bank", videos[:2], "nss")
+
+    store, run, _ = bank(tmp_path / "bank", videos[:2], "nss")
+    whole, _, _ = bank(tmp_path / "whole", videos[:2], "nss")
+    assert contents(store) == contents(whole)
+    assert run.decoded_videos == (2 if step == "before" else 0)
+
+
+def test_a_real_full_disk_is_one_error_and_leaves_the_bank_usable(tmp_path, videos):
+    """A file size limit stands in for the disk: the kernel refuses the write itself."""
+    import resource
+
+    store = FeatureStore.create(tmp_path / "bank")
+    script = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from pathlib import Path
+import torch
+from extractors import make_extractor
+from pipelines.extract import Extraction
+from store.bank import FeatureStore
+from store.errors import BankError
+from store.schema import Video
+videos = [Video("a", Path({str(videos[2].path)!r}))]
+names = [make_extractor("motion"), make_extractor("nss")]
+store = FeatureStore(Path({str(store.path)!r}))
+run = Extraction(videos, names, store, decoder="pyav", device=torch.device("cpu"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+try:
+    list(run.run())
+except BankError as error:
+    print(error)
+"""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert "cannot be written (File too large)" in ran.stdout
+    assert not ran.stderr
+    assert not list(store.path.glob("*@*/shards/*"))
+    again, _, (outcome,) = bank(store.path, [Video("a", videos[2].path)], "motion", "nss")
+    assert not outcome.failures
+    assert len(contents(again)) == 2
+
+
+def test_the_callers_torch_is_left_as_it_was(tmp_path, videos):
+    threads = torch.get_num_threads()
+    run = extraction(videos[:1], FeatureStore.create(tmp_path / "bank"), "nss")
+    for _ in run.run():
+        assert not torch.is_inference_mode_enabled()
+
+    assert torch.get_num_threads() == threads

@@ -221,15 +221,22 @@ def test_one_byte_of_the_weights_changes_the_key(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
-def test_random_weights_say_so_and_claim_no_publisher(name, tmp_path):
-    (tmp_path / "file").write_bytes(b"weights")
-    for spec in without_training(name).specs(decoder="pyav").values():
-        assert spec.uses_random_weights
-        assert (spec.publisher, spec.licence, spec.trained_on) == ("", "", ())
-    for spec in make_extractor(name, weights=str(tmp_path / "file")).specs(decoder="pyav").values():
-        assert not spec.uses_random_weights
-        assert spec.publisher
-        assert spec.licence
+def test_only_published_weights_claim_a_publisher(name, tmp_path, monkeypatch):
+    def claims(choice):
+        extractor = make_extractor(name, weights=choice)
+        (spec,) = extractor.specs(decoder="pyav").values()
+        assert spec.uses_random_weights == (choice == "random")
+        return spec.publisher, spec.licence, spec.trained_on
+
+    monkeypatch.setenv("VQBANK_WEIGHTS", str(tmp_path))
+    file = EXTRACTORS[name].file
+    (tmp_path / file.save_as).write_bytes(b"published")
+    (tmp_path / "mine").write_bytes(b"weights")
+
+    assert claims("random") == ("", "", ())
+    assert claims(str(tmp_path / "mine")) == ("unknown (local file)", "unknown", ())
+    assert claims(file.choice) == (file.publisher, file.licence, file.trained_on)
+    assert all(claims(file.choice))
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
@@ -250,6 +257,20 @@ def test_weights_of_another_network_are_refused_by_their_keys(name, tmp_path):
         extractor.build(CPU)
 
 
+def test_half_precision_weights_are_computed_in_float32(tmp_path):
+    """As OpenAI's own checkpoints are."""
+    state = {
+        "weight": torch.ones(2, 3).half(),
+        "bias": torch.zeros(2).half(),
+        "size": torch.ones(1),
+    }
+    torch.save(state, tmp_path / "half.pt")
+    extractor = make_extractor("clip", weights=str(tmp_path / "half.pt"))
+    network = extractor.network(lambda: torch.nn.Linear(3, 2), ignored=("size",))
+    assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
+    assert torch.equal(network(torch.ones(3)), torch.full((2,), 3.0))
+
+
 # Making one by name.
 
 
@@ -259,7 +280,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def test_an_unknown_parameter_is_answered_with_the_nearest():
-    with pytest.raises(RecipeError, match=r"extractor clip has no parameter 'weight'.*'weights'"):
+    with pytest.raises(UnknownNameError, match=r"parameter of clip 'weight'\. .* 'weights'\?"):
         make_extractor("clip", weight="random")
 
 
@@ -267,7 +288,7 @@ def test_an_unknown_parameter_is_answered_with_the_nearest():
     "parameters", [{"weights": 3}, {"weights": None}, {"stored_dtype": "float15"}]
 )
 def test_a_parameter_of_another_type_is_refused(parameters):
-    with pytest.raises(RecipeError, match=f"extractor clip: parameter '{next(iter(parameters))}'"):
+    with pytest.raises(RecipeError, match=f"clip: parameter '{next(iter(parameters))}'"):
         make_extractor("clip", **parameters)
 
 

@@ -1,5 +1,8 @@
 """Manifests are read whole or refused with file and line."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from pipelines.manifest import read_manifest, read_videos, scores
@@ -45,6 +48,7 @@ def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, ending, encoding
         ("path,mos\na.mp4,1\nb.mp4,good\n", r"set.csv:3: mos 'good' is not a number"),
         ("path,mos\na.mp4,nan\n", r"set.csv:2: mos 'nan' is not a finite number"),
         ("path,mos\na.mp4,1\nb.mp4,2\na.mp4,3\n", r"set.csv:4: id 'set/a.mp4' stands in line 2"),
+        ("path,mos,mos\na.mp4,1,2\n", r"set.csv:1: column 'mos' stands there twice"),
         ("path,mso\na.mp4,1\n", r"set.csv:1: unknown column 'mso'. Did you mean 'mos'"),
         ("id,mos\na,1\n", r"set.csv:1: no column 'path'"),
         ("path,mos\na.mp4\n", r"set.csv:2: 1 cells under 2 columns"),
@@ -81,6 +85,22 @@ def test_a_folder_gives_its_videos_by_relative_path(tmp_path):
     assert [video.id for video in videos] == ["clips/b.MP4", "clips/sub/a.mkv"]
     with pytest.raises(ManifestError, match="holds no videos"):
         read_videos(tmp_path / "empty")
+
+
+def test_a_file_name_that_is_no_utf8_has_a_readable_id(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    path.touch()
+
+    (video,) = read_videos(tmp_path)
+
+    assert video.id == rf"{tmp_path.name}/caf\xe9.mp4"
+    assert video.path.exists()
+
+
+def test_spaces_around_cells_do_not_make_another_scene(tmp_path):
+    one, two = read_manifest(manifest(tmp_path, "path,scene\na.mp4,park\nb.mp4, park \n"))
+
+    assert one.scene == two.scene
 
 
 def test_scores_are_all_there_or_missing_ones_are_named(tmp_path):

@@ -154,3 +154,13 @@ def test_make_alone_prints_every_target():
 
     for target in ("install", "demo", "test", "check"):
         assert re.search(rf"^{target} ", run.stdout, re.MULTILINE)
+
+
+def test_every_file_stands_in_the_readmes_tree_with_a_few_words():
+    tree = (ROOT / "README.md").read_text().split("```")
+    listed = dict(re.findall(r"^  (\w+\.py)\s+(\S.*)$", "".join(tree), re.MULTILINE))
+
+    for folder in ("store", "extractors", "regressors", "pipelines"):
+        for path in (ROOT / folder).glob("*.py"):
+            if path.name != "__init__.py":
+                assert 1 <= len(listed[path.name].split()) <= 6, path

@@ -34,6 +34,8 @@ def test_paths_are_relative_to_the_recipe(tmp_path):
             r"protocol.count: Input should be greater than or equal to 1, got 0",
         ),
         ("protocol: {splits: random}", r"protocol.splits: Input should be 'scene' or 'official'"),
+        ("bank: a\nbank: b", r"key 'bank' stands there twice"),
+        ("protocol: {seed: -1}", r"protocol.seed: Input should be greater than or equal to 0"),
         ("- a\n- b", r"is not a YAML mapping"),
         ("videos: [", r"run.yaml is not YAML"),
         ("heads: svr", r"heads: Input should be a valid dictionary, got 'svr'"),

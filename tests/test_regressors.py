@@ -1,6 +1,8 @@
+import hashlib
+import io
 import json
+import os
 import pickle
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,6 +18,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVR
 
 from regressors import HEADS, Head, load_head, make_head
+from regressors.base import read_card
 from regressors.losses import plcc_loss
 from regressors.pooling import pooled, pooled_width
 from regressors.training import fit_module, hold_out_scenes, linear
@@ -151,7 +154,7 @@ def test_predictions_do_not_depend_on_company(fitted):
 
 def test_every_head_says_how_it_was_selected(fitted):
     rule = {
-        "ridge": "leaving one of 60 training videos out",
+        "ridge": "5-fold cross-validation over training scenes",
         "svr": "3-fold cross-validation over training scenes",
         "mlp": "of 30 by SRCC on 12 of 60 training videos, 20% of the training scenes",
     }
@@ -259,24 +262,40 @@ def test_unknown_heads_and_parameters_are_refused_with_the_nearest_name():
         make_head("mlp", epoch=3)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("mlp", {"epochs": "ten"}),
-        ("mlp", {"epochs": 1.5}),
-        ("mlp", {"learning_rate": "1e-3"}),  # how YAML 1.1 reads a float without a point
-        ("mlp", {"seed": True}),
-        ("ridge", {"alphas": 1.0}),
-        ("ridge", {"alphas": ["a"]}),
-    ],
-)
-def test_parameters_of_another_type_are_refused(name, parameters):
-    with pytest.raises(HeadError, match="is not like its default"):
+IMPOSSIBLE = [
+    ("mlp", {"epochs": "ten"}, "valid integer"),
+    ("mlp", {"epochs": 1.5}, "valid integer"),
+    ("mlp", {"learning_rate": "1e-3"}, "valid number"),  # how YAML 1.1 reads it without a point
+    ("mlp", {"seed": True}, "valid integer"),
+    ("mlp", {"seed": -1}, "greater than or equal to 0"),
+    ("mlp", {"width": 0}, "greater than 0"),
+    ("mlp", {"batch_size": 1}, "greater than or equal to 2"),
+    ("mlp", {"weight_decay": float("nan")}, "finite number"),
+    ("mlp", {"validation_fraction": 1.0}, "less than 1"),
+    ("svr", {"epsilon": -1}, "greater than or equal to 0"),
+    ("svr", {"folds": 1}, "greater than or equal to 2"),
+    ("ridge", {"alphas": 1.0}, "instance of sequence"),
+    ("ridge", {"alphas": ["a"]}, "valid number"),
+    ("ridge", {"alphas": []}, "at least 1 item"),
+    ("ridge", {"alphas": [1.0, 0.0]}, "greater than 0"),
+    ("ridge", {"folds": 0}, "greater than or equal to 2"),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "range_"), IMPOSSIBLE)
+def test_impossible_parameters_are_refused_with_their_range(name, parameters, range_):
+    message = f"{name}: parameter '{next(iter(parameters))}' cannot be .*{range_}"
+    with pytest.raises(HeadError, match=message):
         make_head(name, **parameters)
+    with pytest.raises(HeadError, match=message):
+        HEADS[name](**parameters).fit(*synthetic(20))
 
 
 def test_parameters_arrive():
-    assert make_head("ridge", alphas=[1, 10]).get_params() == {"alphas": [1, 10]}
+    assert make_head("ridge", alphas=[1, 10]).get_params() == {
+        "folds": 5,
+        "alphas": [1, 10],
+    }
     assert make_head("mlp", learning_rate=1).learning_rate == 1
 
 
@@ -292,9 +311,26 @@ def saved(tmp_path, name):
     return tmp_path
 
 
+def model_of(folder):
+    (path,) = folder.glob("model-*")
+    return path
+
+
+def change_card(folder, **entries):
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | entries))
+
+
+def forge_model(folder, content):
+    """Put another model into a saved head, and its sha256 into the card, as an attacker would."""
+    path = model_of(folder)
+    path.write_bytes(content)
+    change_card(folder, model={"file": path.name, "sha256": hashlib.sha256(content).hexdigest()})
+
+
 def test_a_model_of_a_foreign_type_is_refused(tmp_path):
     folder = saved(tmp_path, "svr")
-    skops.io.dump({"model": Stranger()}, folder / "model.skops")
+    forge_model(folder, skops.io.dumps({"model": Stranger()}))
 
     with pytest.raises(HeadError, match=r"is refused: .*Stranger"):
         load_head(folder)
@@ -303,7 +339,7 @@ def test_a_model_of_a_foreign_type_is_refused(tmp_path):
 @pytest.mark.parametrize("model", [StandardScaler(), make_pipeline(MinMaxScaler(), SVR())])
 def test_a_model_of_other_steps_is_refused(tmp_path, model):
     folder = saved(tmp_path, "svr")
-    skops.io.dump(model, folder / "model.skops")
+    forge_model(folder, skops.io.dumps(model))
 
     with pytest.raises(HeadError, match="something other than StandardScaler and SVR"):
         load_head(folder)
@@ -312,7 +348,7 @@ def test_a_model_of_other_steps_is_refused(tmp_path, model):
 def test_a_model_of_another_width_is_refused(tmp_path):
     folder = saved(tmp_path, "svr")
     model = make_pipeline(StandardScaler(), SVR()).fit(np.eye(3), np.arange(3.0))
-    skops.io.dump(model, folder / "model.skops")
+    forge_model(folder, skops.io.dumps(model))
 
     with pytest.raises(HeadError, match="was not fitted on the 20 inputs"):
         load_head(folder)
@@ -325,10 +361,10 @@ class Trap:
         return (pytest.fail, ("a pickle was run",))
 
 
-@pytest.mark.parametrize(("name", "file"), [("ridge", "model.skops"), ("mlp", "model.safetensors")])
-def test_a_pickle_is_refused_and_never_run(tmp_path, name, file):
+@pytest.mark.parametrize("name", ["ridge", "mlp"])
+def test_a_pickle_is_refused_and_never_run(tmp_path, name):
     folder = saved(tmp_path, name)
-    (folder / file).write_bytes(pickle.dumps(Trap()))
+    forge_model(folder, pickle.dumps(Trap()))
 
     with pytest.raises(HeadError, match="damaged"):
         load_head(folder)
@@ -336,60 +372,162 @@ def test_a_pickle_is_refused_and_never_run(tmp_path, name, file):
 
 def test_a_pickled_array_inside_a_skops_file_is_refused_and_never_run(tmp_path):
     folder = saved(tmp_path, "ridge")
-    source, target = folder / "model.skops", folder / "changed.skops"
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+    changed = io.BytesIO()
+    with zipfile.ZipFile(model_of(folder)) as old, zipfile.ZipFile(changed, "w") as new:
         for entry in old.namelist():
             if not entry.endswith(".npy"):
                 new.writestr(entry, old.read(entry))
                 continue
             with new.open(entry, "w") as stream:
                 np.save(stream, np.array([Trap()], dtype=object), allow_pickle=True)
-    shutil.move(target, source)
+    forge_model(folder, changed.getvalue())
 
     with pytest.raises(HeadError, match="damaged"):
         load_head(folder)
 
 
 @pytest.mark.parametrize("name", sorted(HEADS))
+def test_one_changed_byte_of_the_model_is_noticed(tmp_path, name):
+    folder = saved(tmp_path, name)
+    content = bytearray(model_of(folder).read_bytes())
+    content[len(content) // 2] ^= 1
+    model_of(folder).write_bytes(content)
+
+    with pytest.raises(HeadError, match=r"is damaged: its sha256 is not the one in card\.json"):
+        load_head(folder)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
 def test_a_missing_model_file_is_named(tmp_path, name):
     folder = saved(tmp_path, name)
-    model = next(folder.glob("model.*"))
+    model = model_of(folder)
     model.unlink()
 
-    with pytest.raises(HeadError, match=f"{model.name} is missing"):
+    with pytest.raises(HeadError, match=f"{model.name} cannot be read: No such file"):
         load_head(folder)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):
     folder = saved(tmp_path, "mlp")
-    card = json.loads((folder / "head.json").read_text())
-    card["parameters"]["width"] = 17
-    (folder / "head.json").write_text(json.dumps(card))
+    change_card(folder, parameters={"width": 17})
 
     with pytest.raises(HeadError, match="does not fit this head"):
         load_head(folder)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "damaged"),
-        ("[]", "not a head of format 1"),
-        ('{"format": 2, "name": "ridge"}', "not a head of format 1"),
-        ('{"format": 1}', "names no head"),
-        ('{"format": 1, "name": "ridge"}', "damaged or of another version: 'parameters'"),
-        ('{"format": 1, "name": "ridge", "parameters": {"beta": 1}}', "beta"),
-    ],
-)
-def test_a_card_that_is_none_is_refused(tmp_path, text, message):
-    (tmp_path / "head.json").write_text(text)
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", '"ridge"', '{"format": 2}', "\x00"])
+def test_a_card_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "card.json").write_text(text)
 
-    with pytest.raises(HeadError, match=message):
+    with pytest.raises(HeadError, match=r"card\.json is not the card of a head of format 1: "):
         load_head(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"format": 2}, "format 1: format: input should be 1"),
+        ({"name": 3}, "name: input should be a valid string"),
+        ({"parameters": []}, "parameters: input should be an object"),
+        ({"parameters": {"beta": 1}}, "beta"),
+        ({"parameters": {"folds": 1}}, "parameter 'folds' cannot be 1"),
+        ({"features": {}}, "features: .* at least 1 item"),
+        ({"features": {"spatial": {}}}, "damaged or of another version: 'name'"),
+        ({"keys": {"spatial": "x.y@0"}}, "its features have other keys than it says"),
+        ({"model": {"file": "../model-0123456789abcdef.skops", "sha256": ""}}, "model: file: "),
+    ],
+)
+def test_a_card_with_a_wrong_entry_is_refused(tmp_path, entries, message):
+    folder = saved(tmp_path, "ridge")
+    change_card(folder, **entries)
+
+    with pytest.raises(HeadError, match=message):
+        load_head(folder)
+
+
+def test_a_card_tells_what_the_head_is_and_keeps_what_is_added(fitted, tmp_path):
+    fitted.save(tmp_path, {"score_name": "DMOS"})
+
+    card = read_card(tmp_path)
+    assert card["name"] == fitted.name
+    assert card["keys"] == {role: spec.key for role, spec in fitted.specs_.items()}
+    assert card["selection"] == fitted.selection_
+    assert card["random_weights"] is False
+    assert card["score_name"] == "DMOS"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["card.json", card["model"]["file"]]
+    )
+
+
+def test_a_head_takes_the_place_of_another_one(tmp_path):
+    table, _ = synthetic(5)
+    for name in ("ridge", "mlp", "svr"):
+        saved(tmp_path, name)
+
+        assert load_head(tmp_path).name == name
+        assert len(list(tmp_path.iterdir())) == 2
+        assert load_head(tmp_path).predict(table).shape == (5,)
+
+
+@pytest.mark.parametrize("old", [None, "ridge", "svr"])
+def test_a_save_that_dies_anywhere_leaves_the_old_head_or_the_new(tmp_path, monkeypatch, old):
+    """Every way out of `save` goes through one of these calls, and is cut before it."""
+    table, mos = synthetic(60)
+    expected = {}
+    for name in ("ridge", "svr"):
+        head = make_head(name, **QUICK[name]).fit(table, mos if name == "svr" else -mos)
+        expected[name] = head, head.predict(table).tobytes()
+    cuts = 0
+    while True:
+        folder = tmp_path / f"{cuts}"
+        if old is not None:
+            expected[old][0].save(folder)
+        with monkeypatch.context() as patch:
+            calls = []
+
+            def cut(function, calls=calls, last=cuts):
+                def cut_here(*arguments, **options):
+                    calls.append(function)
+                    if len(calls) > last:
+                        raise KeyboardInterrupt
+                    return function(*arguments, **options)
+
+                return cut_here
+
+            for method in ("mkdir", "open", "replace", "unlink"):
+                patch.setattr(Path, method, cut(getattr(Path, method)))
+            patch.setattr("os.fsync", cut(os.fsync))
+            try:
+                expected["svr"][0].save(folder)
+                break
+            except KeyboardInterrupt:
+                cuts += 1
+        if (folder / "card.json").exists():
+            found = load_head(folder)
+            assert found.name in {old, "svr"}
+            assert found.predict(table).tobytes() == expected[found.name][1]
+        else:
+            assert old is None
+        expected["svr"][0].save(folder)  # the same command again
+        assert load_head(folder).predict(table).tobytes() == expected["svr"][1]
+    assert cuts >= 8
+
+
+def test_a_folder_of_something_else_is_left_alone(fitted, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(HeadError, match=r"holds no head, but thesis\.tex; name a new folder"):
+        fitted.save(tmp_path)
+    (tmp_path / "card.json").write_text('{"holder": "me"}')
+    with pytest.raises(HeadError, match="not the card of a head"):
+        fitted.save(tmp_path)
+    assert (tmp_path / "card.json").read_text() == '{"holder": "me"}'
+    with pytest.raises(HeadError, match="Not a directory"):
+        fitted.save(tmp_path / "thesis.tex")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_folder_without_a_head_is_refused(tmp_path):
-    with pytest.raises(HeadError, match=r"holds no head: head\.json is missing"):
+    with pytest.raises(HeadError, match=r"holds no head: card\.json: No such file"):
         load_head(tmp_path)
 
 
@@ -399,10 +537,11 @@ def test_a_head_of_another_class_is_refused(tmp_path):
 
 
 def test_a_head_of_an_unknown_name_is_refused(tmp_path):
-    (tmp_path / "head.json").write_text('{"format": 1, "name": "forest"}')
+    folder = saved(tmp_path, "ridge")
+    change_card(folder, name="forest")
 
     with pytest.raises(UnknownNameError, match="unknown head 'forest'"):
-        load_head(tmp_path)
+        load_head(folder)
 
 
 # --- pooling
@@ -582,17 +721,38 @@ def test_heads_hold_out_whole_scenes():
     assert len({row % 10 for row in np.flatnonzero(held)}) == 2
 
 
-def test_cross_validation_folds_are_whole_scenes():
-    head = make_head("svr", folds=5).fit(*synthetic(20, scenes=3))
+@pytest.mark.parametrize("name", ["ridge", "svr"])
+def test_cross_validation_folds_are_whole_scenes(name):
+    head = make_head(name, folds=5).fit(*synthetic(20, scenes=3))
 
     assert "3-fold cross-validation over training scenes" in head.selection_
+
+
+def test_the_penalty_is_not_chosen_by_other_videos_of_the_same_scene():
+    """Features tell the scene and nothing else, and the MOS is the scene's."""
+    rng = np.random.default_rng(0)
+    scene = np.repeat(np.arange(20), 5)
+    content, mos = rng.normal(size=(20, 40)), rng.normal(size=20)
+    series = {"x": [row[None].astype(np.float32) for row in content[scene]]}
+    alphas = {}
+    for known in (True, False):
+        videos = [
+            Video(str(row), Path(str(row)), scene=str(scene[row]) if known else None)
+            for row in range(100)
+        ]
+        head = make_head("ridge").fit(FeatureTable.from_arrays(videos, series), mos[scene])
+        alphas[known] = head.model_[-1].alpha
+
+    assert alphas[True] >= 100  # nothing can be learned of an unseen scene
+    assert alphas[False] <= 1  # a scene seen before is known by heart
 
 
 def test_one_scene_leaves_nothing_to_choose_by():
     table, mos = synthetic(20, scenes=1)
 
-    with pytest.raises(HeadError, match="1 scenes"):
-        make_head("svr").fit(table, mos)
+    for name in ("ridge", "svr"):
+        with pytest.raises(HeadError, match=r"at least 2 folds .* 1 scenes in 20 videos"):
+            make_head(name).fit(table, mos)
     with pytest.raises(HeadError, match="got 1 in 20 videos"):
         make_head("mlp").fit(table, mos)
 

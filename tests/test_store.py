@@ -392,3 +392,24 @@ def test_a_bank_is_not_made_among_other_files(tmp_path):
 
     with pytest.raises(BankError, match=r"holds holiday.jpg and is no bank"):
         FeatureStore.create(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("../../leak", "int16"), ("a/b", "int16"), ("", "int16"), ("x", "float64")]
+)
+def test_a_spec_cannot_write_outside_its_shard(name, dtype):
+    with pytest.raises(InvalidFeatureError, match=r"clip.embedding: "):
+        FeatureSpec("clip.embedding", (2,), "float16", {}, (SideSpec(name, (), dtype),))
+
+
+def test_a_commit_record_cannot_name_files_outside_its_shard(tmp_path):
+    from store.shard import read_sealed, seal
+
+    store = bank_with(tmp_path / "bank", {"a": feature()})
+    commit = next((store.path / spec().key / "commits").iterdir())
+    record = read_sealed(commit)
+    record["files"]["../../secret"] = {"bytes": 1, "crc32c": 0}
+    commit.write_bytes(seal(record))
+
+    with pytest.raises(DamagedShardError, match="outside its shard"):
+        FeatureStore(store.path).video_ids(spec())

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import av
@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from extractors import video
 from extractors.video import DECODERS, Probe, decode, encode, probe
 from store.errors import DecodeError, UnknownNameError
 
-SHARED = Path(os.environ.get("VQBANK_TEST_DATA", Path(__file__).parents[1].parent / "shared"))
 COUNT = 60
 EVERYTHING = range(COUNT)
 GOP = {"g": "12", "keyint_min": "12", "bf": "2", "b_strategy": "0", "sc_threshold": "0"}
@@ -76,6 +76,18 @@ def remux(source: Path, target: Path, *, skip: int = 0, shift: int = 0, **option
             packet.stream = copy
             new.mux(packet)
     return target
+
+
+def stored(path: Path, codec: str, pixel_format: str, height: int, width: int) -> Path:
+    """Noise, of any pixel format and size, by a codec that has them."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=25, width=width, height=height)
+        stream.pix_fmt = pixel_format
+        for picture in noise(3, height + 1, width + 1):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]))
+            container.mux(stream.encode(frame.reformat(format=pixel_format)))
+        container.mux(stream.encode(None))
+    return path
 
 
 def avi(path: Path, frames: Iterator[NDArray[np.uint8]]) -> Path:
@@ -157,6 +169,26 @@ def test_nothing_is_decoded_after_the_last_wanted_frame(busy: Path, tmp_path: Pa
     assert np.array_equal(pixels(broken, range(index - 4)), plainly(busy)[: index - 4])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_frame_is_decoded_once(
+    busy: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    decoded = []
+
+    def counted(context: av.VideoCodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
+        frames = decoded_frames(context, packet)
+        decoded.extend(frame.pts for frame in frames)
+        return frames
+
+    decoded_frames = video._decoded_frames
+    monkeypatch.setattr(video, "_decoded_frames", counted)
+    told = probe(busy)
+    assert len(decoded) == 1
+    assert sum(len(index) for index, _ in decode(busy, told, range(40), threads=threads)) == 40
+    assert len(decoded) == 1 + 40
+    assert len(set(decoded)) == 40
+
+
 @pytest.mark.parametrize("wanted", [[3, 3], [4, 2], [-1], [COUNT]])
 def test_indices_that_cannot_be_are_refused(clip: Path, wanted: list[int]) -> None:
     with pytest.raises(DecodeError, match=r"increase and lie within \[0, 60\)"):
@@ -185,7 +217,7 @@ def test_an_unknown_decoder_is_refused_with_the_known_ones(clip: Path) -> None:
 def test_decoders_give_the_same_bits_on_8_bit_video(
     tmp_path: Path, decoder: str, pixel_format: str, options: dict[str, str]
 ) -> None:
-    path = tmp_path / "odd.mp4"
+    path = tmp_path / "coloured.mp4"
     encode(path, noise(6, 54, 74), rate=25, crf=20, pixel_format=pixel_format, options=options)
     assert np.array_equal(pixels(path, range(6), decoder=decoder), plainly(path))
     told = probe(path)
@@ -193,21 +225,72 @@ def test_decoders_give_the_same_bits_on_8_bit_video(
     assert told.colour_space == options.get("colorspace", "unspecified")
 
 
+SAME_AT_ANY_SIZE = {"yuv444p", "yuvj444p", "gray", "gbrp"}
+SAME_AT_EVEN_SIZES = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p"}
+CODECS = {
+    "ffv1": (
+        *("yuv420p", "yuv422p", "yuv444p", "gray", "yuv440p", "yuv411p", "yuv410p", "yuva420p"),
+        *("bgr0", "yuv420p10le", "yuv422p10le", "yuv444p10le", "gbrp10le", "gray10le", "gray16le"),
+        *("yuv420p12le", "yuv444p12le", "yuv444p16le"),
+    ),
+    "mjpeg": ("yuvj420p", "yuvj422p", "yuvj444p"),
+    "libvpx-vp9": ("yuv420p", "yuv422p", "yuv440p", "yuv444p", "gbrp"),
+    "rawvideo": ("nv12", "uyvy422", "rgb24"),
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_real_video_has_the_known_pixels(decoder: str) -> None:
-    path, golden = SHARED / "clips/bigbuckbunny.mp4", SHARED / "golden/decoders.json"
-    if not (path.exists() and golden.exists()):
-        pytest.skip(f"no {path} or {golden}")
+def test_every_decoder_gives_the_bits_of_pyav_or_refuses(
+    tmp_path: Path, decoder: str, codec: str
+) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV was built without {codec}")
+    for pixel_format in CODECS[codec]:
+        for height, width in [(54, 74), (6, 34), (53, 74), (54, 75), (53, 75)]:
+            path = stored(tmp_path / "stored.nut", codec, pixel_format, height, width)
+            told = probe(path)
+            assert (told.pixel_format, told.height, told.width) == (pixel_format, height, width)
+            even = height % 2 == width % 2 == 0
+            same = SAME_AT_ANY_SIZE | (SAME_AT_EVEN_SIZES if even else set())
+            if decoder == "pyav" or pixel_format in same:
+                assert np.array_equal(pixels(path, range(3), decoder=decoder), plainly(path))
+                continue
+            reason = rf"{decoder} may give other .* got progressive {pixel_format} of "
+            with pytest.raises(DecodeError, match=rf"{reason}{width}x{height}; use the decoder"):
+                list(decode(path, told, range(3), decoder=decoder))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_interlaced_video_is_left_to_pyav(tmp_path: Path, decoder: str) -> None:
+    path, options = tmp_path / "fields.mp4", {"flags": "+ildct+ilme", "x264-params": "interlaced=1"}
+    encode(path, noise(6, 96, 128), rate=25, crf=20, options=options)
+    assert probe(path).interlaced
+    if decoder == "pyav":
+        assert np.array_equal(pixels(path, range(6)), plainly(path))
+        return
+    with pytest.raises(DecodeError, match=r"got interlaced yuv420p of 128x96; use the decoder"):
+        list(decode(path, probe(path), range(6), decoder=decoder))
+
+
+def test_colours_without_a_conversion_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ycgco.mp4"
+    encode(path, noise(3, 48, 64), rate=25, crf=20, options={"colorspace": "ycgco"})
+    with pytest.raises(DecodeError, match=r"ycgco\.mp4: frame 0 cannot be .* colour space ycgco"):
+        probe(path)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_real_video_has_the_known_pixels(shared_data: Path, decoder: str) -> None:
+    path, golden = shared_data / "clips/bigbuckbunny.mp4", shared_data / "golden/decoders.json"
     known = json.loads(golden.read_text())["clips"]["bigbuckbunny"]["decoders"][decoder]
     for index, frame in zip([0, 10, 59], pixels(path, [0, 10, 59], decoder=decoder), strict=True):
         assert hashlib.sha256(frame.tobytes()).hexdigest() == known[f"sha256_{index}"]
 
 
 @pytest.mark.parametrize("name", ["bigbuckbunny", "bikes"])
-def test_healthy_real_videos_are_read_as_by_plain_pyav(name: str) -> None:
-    path = SHARED / f"clips/{name}.mp4"
-    if not path.exists():
-        pytest.skip(f"no {path}")
+def test_healthy_real_videos_are_read_as_by_plain_pyav(shared_data: Path, name: str) -> None:
+    path = shared_data / f"clips/{name}.mp4"
     with av.open(path) as container:
         expected = [hashlib.sha256(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
     decoded = decode(path, probe(path), range(len(expected)), threads=2)
@@ -267,6 +350,7 @@ def test_a_probe_tells_what_the_container_says(clip: Path) -> None:
         "pixel_format": "yuv420p",
         "colour_space": "unspecified",
         "colour_range": "unspecified",
+        "interlaced": False,
         "variable_frame_rate": False,
         "discarded_packets": 0,
     }
@@ -338,18 +422,29 @@ def test_frames_are_counted_where_the_container_has_no_times(tmp_path: Path) -> 
     assert greys(pixels(path, [0, 5, 33, 59])) == [0, 5, 33, 59]
 
 
-def test_an_avi_header_that_lies_is_recorded_and_not_believed(tmp_path: Path) -> None:
-    path = avi(tmp_path / "liar.avi", counting())
-    honest = probe(path)
+def announced(path: Path, frames: int) -> Path:
+    """Write a number of frames into the header of an AVI file."""
     content = bytearray(path.read_bytes())
     length = content.index(b"strh") + 8 + 32  # dwLength of the stream header
-    count = int.from_bytes(content[length : length + 4], "little")
-    content[length : length + 4] = (count + 40).to_bytes(4, "little")
+    content[length : length + 4] = frames.to_bytes(4, "little")
     path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("frames", [1, 100, 1120])
+def test_an_avi_header_that_lies_is_recorded_and_not_believed(tmp_path: Path, frames: int) -> None:
+    path = announced(avi(tmp_path / "liar.avi", counting()), frames)
     told = probe(path)
-    assert told.record()["header_frames"] == honest.header_frames + 40
+    assert told.record()["header_frames"] == frames
     assert told.record()["frames"] == COUNT
     assert greys(pixels(path, EVERYTHING)) == list(EVERYTHING)
+
+
+@pytest.mark.parametrize("frames", [1121, 2**31 - 1, 2**32 - 1])
+def test_a_header_that_cannot_be_true_is_refused(tmp_path: Path, frames: int) -> None:
+    path = announced(avi(tmp_path / "liar.avi", counting()), frames)
+    with pytest.raises(DecodeError, match=rf"says {frames} frames, the file holds 60; fetch it"):
+        probe(path)
 
 
 def test_frames_that_vp8_never_shows_are_not_counted(clip: Path, tmp_path: Path) -> None:
@@ -408,6 +503,31 @@ def test_damage_is_refused_with_its_frame_whatever_the_threads(
     for threads in (1, 1, 2, 4):
         with pytest.raises(DecodeError, match=rf"broken\.mp4: frame {index} is damaged"):
             list(decode(broken, told, range(40), threads=threads))
+
+
+def test_decord_names_the_frame_at_which_it_stops(busy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("decord")
+    broken, told, chunks = tmp_path / "broken.mp4", probe(busy), []
+    damaged(busy, broken, 20)
+    with pytest.raises(DecodeError) as caught:
+        chunks.extend(decode(broken, told, range(40), decoder="decord", chunk=7))
+    seen = sum(len(index) for index, _ in chunks)
+    assert 0 < seen < 40
+    assert f"broken.mp4: decord cannot read frame {seen} of 40; use" in str(caught.value)
+
+
+def test_a_decoder_that_ends_early_leaves_no_row_unfilled(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def five(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -> video.Pictures:
+        yield from islice(DECODERS["pyav"](path, probe, wanted, threads), 5)
+
+    monkeypatch.setitem(DECODERS, "five", five)
+    chunks = []
+    with pytest.raises(DecodeError, match=r"counting\.mp4: the decoder ended before frame 15"):
+        chunks.extend(decode(clip, probe(clip), range(10, 50), decoder="five", chunk=4))
+    assert [i for index, _ in chunks for i in index] == list(range(10, 15))
+    assert [g for _, frames in chunks for g in greys(frames)] == list(range(10, 15))
 
 
 def test_damage_that_only_a_checksum_shows_is_refused(tmp_path: Path) -> None:
@@ -513,6 +633,21 @@ def test_files_that_are_no_video_are_named_with_the_reason(tmp_path: Path) -> No
         with pytest.raises(DecodeError) as caught:
             probe(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a\0b.mp4", r"a\x00b.mp4: no file can have this name: embedded null byte"),
+        ("a\nb.mp4", r"a\nb.mp4: cannot be read: No such file or directory"),
+        ("é" * 300, "é: cannot be read: File name too long"),
+    ],
+)
+def test_impossible_names_are_refused_in_one_line(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        probe(tmp_path / name)
+    assert str(caught.value).endswith(message)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")

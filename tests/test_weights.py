@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -16,6 +17,7 @@ from extractors.weights import (
     random_weights,
     sha256_of,
     weights_identity,
+    weights_origin,
 )
 from store.errors import WeightsError
 
@@ -25,6 +27,7 @@ FILE = WeightFile(
     save_as="net.pth",
     publisher="Example",
     licence="MIT",
+    trained_on=("Pictures",),
 )
 ON_THE_HUB = WeightFile(
     choice="published",
@@ -32,6 +35,7 @@ ON_THE_HUB = WeightFile(
     save_as="owner-net.safetensors",
     publisher="Example",
     licence="MIT",
+    trained_on=("Pictures",),
 )
 IN_AN_ENTRY = WeightFile(
     choice="published",
@@ -39,6 +43,7 @@ IN_AN_ENTRY = WeightFile(
     save_as="net.pyth",
     publisher="Example",
     licence="MIT",
+    trained_on=("Pictures",),
     entry="model_state",
 )
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.ones(2)}
@@ -128,14 +133,7 @@ def test_a_folder_of_weights_that_is_none_is_an_error(monkeypatch, tmp_path):
 
 
 def test_another_file_under_a_published_name_is_refused(tmp_path):
-    known = WeightFile(
-        choice="published",
-        url=FILE.url,
-        save_as=FILE.save_as,
-        publisher="Example",
-        licence="MIT",
-        sha256=hashlib.sha256(b"right").hexdigest(),
-    )
+    known = replace(FILE, sha256=hashlib.sha256(b"right").hexdigest())
     path = put(tmp_path / "weights/net.pth", b"right")
     assert find_weights("published", known, extractor="net") == path
     put(path, b"wrong one")
@@ -150,6 +148,25 @@ def test_the_identity_of_weights_is_what_they_are_not_where_they_lie(tmp_path):
     assert weights_identity("published", FILE, extractor="net") == digest
     assert weights_identity(str(elsewhere), FILE, extractor="net") == digest
     assert weights_identity("random", FILE, extractor="net") == "random"
+
+
+PUBLISHED = {"publisher": "Example", "licence": "MIT", "trained_on": ("Pictures",)}
+UNKNOWN = {"publisher": "unknown (local file)", "licence": "unknown", "trained_on": ()}
+
+
+def test_a_local_file_is_not_attributed_to_the_publisher(tmp_path):
+    put(tmp_path / "weights/net.pth")
+    mine = put(tmp_path / "mine.pth", b"my own")
+    assert weights_origin("published", FILE, extractor="net") == PUBLISHED
+    assert weights_origin(str(mine), FILE, extractor="net") == UNKNOWN
+    assert weights_origin("random", FILE, extractor="net") == {}
+
+
+def test_a_local_file_that_is_known_to_be_the_published_one_is_attributed(tmp_path):
+    known = replace(FILE, sha256=hashlib.sha256(b"right").hexdigest())
+    right, wrong = put(tmp_path / "right.pth", b"right"), put(tmp_path / "wrong.pth", b"wrong")
+    assert weights_origin(str(right), known, extractor="net") == PUBLISHED
+    assert weights_origin(str(wrong), known, extractor="net") == UNKNOWN
 
 
 def test_the_sha256_is_that_of_the_bytes(tmp_path):

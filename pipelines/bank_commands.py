@@ -1,0 +1,342 @@
+"""The commands that keep a bank.  Libraries are imported inside them, so that `--help` is quick."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from store.bank import FeatureStore
+    from store.schema import FeatureSpec
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Bank = Annotated[Path, typer.Argument(help="Folder of the bank.")]
+Feature = Annotated[
+    list[str] | None,
+    typer.Option("--feature", metavar="NAME[@KEY]", help="May be repeated (default: all)."),
+]
+SHOWN = 10
+"""Worst videos that `diff` prints."""
+
+
+@app.command()
+def diff(
+    one: Annotated[Path, typer.Argument(metavar="A", help="Folder of a bank.")],
+    two: Annotated[
+        Path | None, typer.Argument(metavar="[B]", help="Another; or compare two features of A.")
+    ] = None,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option("--feature", metavar="NAME[@KEY]", help="May be repeated; two without B."),
+    ] = None,
+) -> None:
+    """Compare two banks, or two features of one, video by video; exits 1 where they differ."""
+    from store.bank import FeatureStore
+    from store.errors import BankError
+    from store.upkeep import diff as differences
+    from store.upkeep import diff_features, summarise
+
+    first = FeatureStore(one)
+    if two is None:
+        if feature is None or len(feature) != 2:
+            raise BankError(f"one bank: give --feature twice, or a second bank to compare {one} to")
+        found = diff_features(first, *(first.resolve(name) for name in feature))
+    else:
+        second = FeatureStore(two)
+        specs = [*_named(first, feature), *_named(second, feature)] if feature else None
+        for name in feature or ():
+            if not _named(first, [name]) and not _named(second, [name]):
+                first.resolve(name)  # says which names there are
+        found = differences(first, second, specs)
+    summary = summarise(found, worst=SHOWN)
+    typer.echo(
+        f"{summary.only_in_one} videos only in the first, {summary.only_in_two} only in the "
+        f"second, {summary.differing} differ"
+    )
+    for worst in summary.worst:
+        rows = f"{worst.rows[0]} and {worst.rows[1]} rows"
+        typer.echo(
+            f"largest {worst.largest:.4g}  cosine {worst.cosine:.6f}  {rows}  "
+            f"{worst.key}  {worst.video}  ({', '.join(worst.arrays)})"
+        )
+    if summary.only_in_one or summary.only_in_two or summary.differing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    bank: Bank,
+    mark: Annotated[
+        bool, typer.Option("--mark", help="Count damaged rows as missing: `extract` redoes them.")
+    ] = False,
+    feature: Feature = None,
+) -> None:
+    """Check lengths, checksums and values of everything in a bank; exits 1 where any is bad."""
+    from store.bank import FeatureStore
+    from store.upkeep import mark as mark_problems
+    from store.upkeep import verify as problems
+
+    store = FeatureStore(bank)
+    found = []
+    for problem in problems(store, [store.resolve(name) for name in feature] if feature else None):
+        found.append(problem)
+        typer.echo(f"{problem.key}/{problem.file}: {problem.what}")
+        if problem.videos is None and problem.shard:
+            typer.echo("  redo: every video of this shard")
+        for video in problem.videos or ():
+            typer.echo(f"  redo: {video}")
+    if not found:
+        typer.echo(f"{bank}: everything is as it was committed")
+        return
+    if mark:
+        mark_problems(store, found)
+        typer.echo("marked: `vqbank extract` makes these videos anew")
+    else:
+        typer.echo("restore these files, or run this again with --mark and then `vqbank extract`")
+    raise typer.Exit(1)
+
+
+@app.command()
+def compact(bank: Bank, feature: Feature = None) -> None:
+    """Copy many small shards into few large ones, while others read and write."""
+    from store.bank import FeatureStore
+    from store.upkeep import compact as compact_feature
+
+    store = FeatureStore(bank)
+    left = False
+    for spec in _specs(store, feature):
+        done = compact_feature(store, spec, provenance=_provenance("compact"))
+        typer.echo(
+            f"{spec.key}: {len(done.replaced)} shards into {len(done.written)}, "
+            f"{done.videos} videos"
+        )
+        for problem in done.left:
+            left = True
+            typer.echo(f"{problem.key}/{problem.file}: {problem.what}", err=True)
+    typer.echo("old shards stay for who reads them; `vqbank prune` removes them a day later")
+    if left:
+        raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    target: Annotated[Path, typer.Argument(help="The bank that grows; made if need be.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Other banks.")],
+) -> None:
+    """Copy banks into one; keys and duplicates are checked first."""
+    from store.bank import FeatureStore
+    from store.upkeep import merge as merge_banks
+
+    others = [FeatureStore(source) for source in sources]
+    report = merge_banks(FeatureStore.create(target), others)
+    typer.echo(
+        f"{report.shards} shards copied ({_bytes(report.size)}), {report.present} were there"
+    )
+    if report.duplicates:
+        other = [duplicate for duplicate in report.duplicates if not duplicate.same]
+        typer.echo(
+            f"{len(report.duplicates)} videos in more than one bank, {len(other)} of them with "
+            "other bytes; the first that was committed counts"
+        )
+        for duplicate in other[:SHOWN]:
+            typer.echo(f"other bytes: {duplicate.key}  {duplicate.video}")
+
+
+@app.command()
+def prune(
+    bank: Bank,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove; else only say what would go.")
+    ] = False,
+    older_than_hours: Annotated[
+        float,
+        typer.Option(
+            "--older-than-hours",
+            min=0,
+            help="Keep what changed since: longer than a writer pauses or a reader reads.",
+        ),
+    ] = 24.0,
+) -> None:
+    """Remove orphans, superseded shards and unfinished writes; dry unless told."""
+    from store.bank import FeatureStore
+    from store.upkeep import prune as prune_bank
+
+    store = FeatureStore(bank)
+    removals = prune_bank(store, dry_run=not yes, older_than_seconds=older_than_hours * 3600)
+    for removal in removals:
+        path = removal.path.relative_to(bank)
+        typer.echo(f"{path}  {_bytes(removal.size)}  {removal.why}")
+    total = _bytes(sum(removal.size for removal in removals))
+    did = "removed" if yes else "nothing removed; with --yes would go"
+    typer.echo(f"{did}: {len(removals)} items, {total}")
+
+
+@app.command()
+def selection(
+    bank: Bank,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Lock file, with --check.")
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option("--features", metavar="[ROLE=]NAME[@KEY]", help="May be repeated."),
+    ] = None,
+    videos: Annotated[
+        Path | None, typer.Option("--videos", help="Manifest (.csv), folder, or one video.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Lock file to write.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Whether the bank still gives what FILE names.")
+    ] = False,
+) -> None:
+    """Write down exactly which rows a run uses, or check that they are still the same."""
+    from pipelines.manifest import read_videos
+    from store.bank import FeatureStore
+    from store.errors import RecipeError
+    from store.selection import check_selection, read_selection, write_selection
+
+    store = FeatureStore(bank)
+    if check:
+        if file is None or features or output is not None:
+            raise RecipeError("--check takes BANK, FILE and perhaps --videos")
+        read = read_selection(file)
+        check_selection(store, read, read_videos(videos) if videos is not None else None)
+        typer.echo(f"{bank} gives what {file} names: {len(read)} videos, {read.snapshot[:12]}")
+        return
+    if file is not None or not features or videos is None or output is None:
+        raise RecipeError("give --features, --videos and -o to write; or FILE --check")
+    written = write_selection(output, store, _roles(features), read_videos(videos))
+    for role, key in written.features.items():
+        typer.echo(f"{role}: {key}")
+    typer.echo(f"selection: {output}: {len(written)} videos, {written.snapshot[:12]}")
+
+
+@app.command()
+def export(
+    bank: Bank,
+    target: Annotated[Path, typer.Argument(metavar="FILE.h5|FOLDER", help="New.")],
+    feature: Feature = None,
+) -> None:
+    """Write features to one HDF5 file, or one feature to a tree of .npy files."""
+    from store.bank import FeatureStore
+    from store.errors import RecipeError
+    from store.exchange import export_hdf5, export_npy
+
+    store = FeatureStore(bank)
+    specs = _specs(store, feature)
+    if _is_hdf5(target):
+        export_hdf5(store, specs, target)
+    elif len(specs) == 1:
+        export_npy(store, specs[0], target)
+    else:
+        raise RecipeError(
+            f"a tree of .npy files holds one feature, not {len(specs)}; give one --feature, or "
+            "name a file that ends in .h5"
+        )
+    typer.echo(f"{', '.join(spec.key for spec in specs)}: {target}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="FILE.h5|FOLDER", help="What to take in.")],
+    bank: Annotated[Path, typer.Argument(help="Folder of the bank; made if need be.")],
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="A foreign tree of .npy files becomes `imported.NAME`."),
+    ] = None,
+    note: Annotated[
+        str | None, typer.Option("--note", help="Where a foreign tree comes from; in its key.")
+    ] = None,
+) -> None:
+    """Bank what `export` wrote, or anybody's tree of .npy files, one per video."""
+    from store.bank import FeatureStore
+    from store.errors import RecipeError
+    from store.exchange import import_hdf5, import_npy
+
+    if not source.exists():
+        raise RecipeError(f"{source} is not there; give a .h5 file, or a folder of .npy files")
+    if source.is_dir():
+        given = source.name if name is None else name
+        done = [
+            import_npy(source, FeatureStore.create(bank), name=given, provenance_note=note or "")
+        ]
+    elif name is not None or note is not None:
+        raise RecipeError("--name and --note are for trees of .npy files; an HDF5 file has its own")
+    else:
+        done = import_hdf5(source, FeatureStore.create(bank))
+    for imported in done:
+        typer.echo(
+            f"{imported.spec.key}: {imported.banked} videos banked, {imported.skipped} were there"
+        )
+
+
+@app.command()
+def pack(
+    bank: Bank,
+    folder: Annotated[Path, typer.Argument(help="New or empty.")],
+    feature: Feature = None,
+    title: Annotated[
+        str | None, typer.Option("--title", help="Of the card (default: the folder's name).")
+    ] = None,
+) -> None:
+    """Make a folder that can be published: features, card, hashes, licences."""
+    from store.bank import FeatureStore
+    from store.exchange import pack as pack_features
+
+    store = FeatureStore(bank)
+    pack_features(
+        store, _specs(store, feature), folder, title=folder.name if title is None else title
+    )
+    typer.echo(f"packed: {folder}")
+
+
+def _specs(store: "FeatureStore", names: list[str] | None) -> "list[FeatureSpec]":
+    """Those named, or all; an empty bank is an error."""
+    if names:
+        return [store.resolve(name) for name in names]
+    specs = store.specs()
+    if not specs:
+        store.resolve("")  # says that the bank is empty
+    return specs
+
+
+def _named(store: "FeatureStore", names: list[str]) -> "list[FeatureSpec]":
+    """Every key of these names, also where several share one."""
+    return [spec for spec in store.specs() if spec.name in names or spec.key in names]
+
+
+def _roles(features: list[str]) -> dict[str, str]:
+    from store.errors import RecipeError
+
+    roles: dict[str, str] = {}
+    for feature in features:
+        role, _, name = feature.rpartition("=")
+        role = role or name.partition("@")[0]
+        if role in roles:
+            raise RecipeError(f"--features names role {role!r} twice")
+        roles[role] = name
+    return roles
+
+
+def _is_hdf5(path: Path) -> bool:
+    return path.suffix.lower() in (".h5", ".hdf5")
+
+
+def _provenance(action: str) -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    software = {name: version(name) for name in ("vqbank", "numpy")}
+    return {"software": software, "host": platform.node(), "action": action}
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count} bytes"

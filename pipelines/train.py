@@ -1,0 +1,46 @@
+"""Fit a head on all rows and write the folder that `predict` can use; no extractor is needed."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from pipelines.evaluate import Trial
+from pipelines.recipe import Recipe
+from regressors import Head
+from regressors.base import check_vacant
+from store.errors import RecipeError
+
+
+def train(trial: Trial, folder: Path, *, recipe: Recipe) -> Head:
+    """Fit the trial's head on every row of its table and write the head folder.
+
+    Args:
+        trial: with one head.
+        folder: a new folder, or that of a head, which is replaced.
+        recipe: that the trial was made from; kept in the head's card.
+
+    Raises:
+        RecipeError: if the trial has several heads.
+        HeadError: if `folder` holds something else than a head, or the head cannot be fitted.
+    """
+    if len(trial.heads) != 1:
+        raise RecipeError(f"one head is shipped, not {', '.join(trial.heads)}; choose by --head")
+    check_vacant(folder)  # before fitting, which may take long
+    fitted = next(iter(trial.heads.values())).fit(trial.table, trial.mos)
+    fitted.save(
+        folder,
+        {
+            "score_name": trial.score_name,
+            "trained_on": {
+                "videos": len(trial.table),
+                "lowest": float(trial.mos.min()),
+                "highest": float(trial.mos.max()),
+            },
+            "recipe": recipe.model_dump(mode="json"),
+            "software": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("vqbank", "numpy", "torch", "scikit-learn")},
+            },
+        },
+    )
+    return fitted

@@ -1,0 +1,848 @@
+"""Banks in and out: one HDF5 file, trees of `.npy` files, a folder that can be published.
+
+What is exported is the stored bytes with their CRC-32C, so that an import is the same feature under
+the same key, bit for bit; bfloat16 is exported as its uint16 bits.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from store.bank import FeatureStore
+from store.catalogue import FILE as CATALOGUE_FILE
+from store.errors import BankError, DamagedShardError, InvalidFeatureError, VqbankError
+from store.schema import (
+    Feature,
+    FeatureSpec,
+    Fingerprint,
+    StoredDtype,
+    canonical_json,
+    from_stored,
+    storage_dtype,
+    to_stored,
+)
+from store.shard import (
+    FORMAT_VERSION,
+    Shard,
+    VideoRecord,
+    array_names,
+    committed_shards,
+    crc32c,
+    create_exclusively,
+    read_sealed,
+    sync_folder,
+)
+
+HDF5_FORMAT = "vqbank-hdf5"
+NPY_FORMAT = "vqbank-npy"
+EXCHANGE_VERSION = 1
+HDF5_VERSIONS = ("v108", "v110")
+"""Read by HDF5 1.10 and later; before 1.8 a spec of more than 64 KiB fits no attribute."""
+SHARD_BYTES = 256 * 2**20
+"""An import commits whenever it holds this much."""
+BLOCK_BYTES = 2**20
+NAME_CHARACTERS = 200
+"""Of a quoted id in a file name; file systems take 255 bytes, `.npy` and a number are added."""
+NPY_DTYPES: Mapping[str, StoredDtype] = {
+    "float16": "float16",
+    "float32": "float32",
+    "float64": "float32",
+    "uint8": "uint8",
+    "int8": "int16",
+    "int16": "int16",
+    "uint16": "int32",
+    "int32": "int32",
+    "int64": "int32",
+}
+"""How arrays of a foreign tree are stored; integers that do not fit are refused."""
+NON_COMMERCIAL = re.compile(
+    r"\bNC\b|non-?\s?commercial|research[\s-]+(only|use|purpose)|academic|S-Lab", re.IGNORECASE
+)
+"""Creative Commons' NC, usual wordings, and the S-Lab licence (its clause 4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import did to one feature of the bank."""
+
+    spec: FeatureSpec
+    banked: int
+    """Videos that were committed."""
+    skipped: int
+    """Videos that were banked before, with equal bytes."""
+
+
+def export_hdf5(store: FeatureStore, specs: Iterable[FeatureSpec], path: Path) -> None:
+    """Write features of a bank to one HDF5 file, video by video in the order of their ids.
+
+    The file has attributes `format` and `version` and for each feature a group named by its key:
+
+    - attribute `spec`: what stands in `spec.json`
+    - `values` [rows, *shape], `pts_seconds` [rows], `frame_index` [rows], `side/NAME` [rows, ...]
+      as stored; bfloat16 as uint16 bits, which the attribute `logical_dtype` says
+    - `index` [n, 2]: row_start and row_count of each video
+    - `ids` [n]: UTF-8
+    - `records` [n]: JSON of fingerprint and probe
+    - `crc32c` [n, arrays]: of the video's bytes in each array that its attribute `columns` names
+    - `provenance`: JSON of what the commits of these rows recorded, each once
+
+    Equal features give equal bytes.  The file is there whole or not at all.
+
+    Raises:
+        BankError: if `path` is there already, cannot be written, or a video id cannot be kept in
+            HDF5.
+        MissingFeatureError: if the bank has no such feature.
+        DamagedShardError: if rows have changed since they were committed.
+    """
+    if path.exists():
+        raise BankError(f"{path} is there already; remove it, or give another name")
+    chosen = _chosen(store, specs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with h5py.File(temporary, "x", libver=HDF5_VERSIONS) as file:
+            file.attrs["format"] = HDF5_FORMAT
+            file.attrs["version"] = EXCHANGE_VERSION
+            for spec in chosen:
+                _export_group(store, spec, file.create_group(spec.key))
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.rename(path)
+    except VqbankError:
+        raise
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # a full disk is either, depending on when HDF5 sees it
+        raise BankError(f"{path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def import_hdf5(path: Path, store: FeatureStore) -> list[Imported]:
+    """Bank what `export_hdf5` wrote.
+
+    Videos that are banked with equal bytes are skipped.  Whether any is banked with other bytes is
+    looked at before anything is committed.  Running it again goes on where it stopped.
+
+    Raises:
+        BankError: naming the file, if it is no such file, cut short, of a newer format, or a
+            video's bytes are not those that were exported; naming the videos, if the bank has other
+            bytes for them under the same key.
+        InvalidFeatureError: if rows are not finite.
+    """
+    with _open_hdf5(path) as file:
+        store.refresh()
+        groups = _groups(path, file)
+        unbanked = {
+            spec: _unbanked(store, spec, _group_videos(path, group, spec), source=path)
+            for spec, group in groups.items()
+        }
+        return [
+            _bank(store, spec, *unbanked[spec], source=path, original=_provenance(path, group))
+            for spec, group in groups.items()
+        ]
+
+
+def export_npy(store: FeatureStore, spec: FeatureSpec, folder: Path) -> None:
+    """Write a feature as a tree of `.npy` files, one of each array for each video.
+
+    `values/FILE`, `pts_seconds/FILE`, `frame_index/FILE` and `side/NAME/FILE` hold the stored rows
+    (bfloat16 as uint16 bits); `index.json` holds the spec and for each video, in the order of their
+    ids, `id`, `file`, `rows`, `fingerprint`, `probe` and `crc32c` in the order of
+    `store.shard.array_names`.  FILE is the id, percent-encoded; where that is empty, too long, or
+    differs from another by case alone, it is cut and numbered.  The folder appears whole or not at
+    all.
+
+    Raises:
+        BankError: if `folder` is not empty.
+        MissingFeatureError: if the bank has no such feature.
+        DamagedShardError: if rows have changed since they were committed.
+    """
+    (spec,) = _chosen(store, [spec])
+    ids = store.video_ids(spec)
+    with _new_folder(folder) as unfinished:
+        for name in array_names(spec):
+            (unfinished / name).mkdir(parents=True)
+        videos = []
+        for file, (shard, place) in zip(_file_names(ids), _winners(store, spec), strict=True):
+            for name in array_names(spec):
+                np.save(unfinished / name / file, shard.stored(place, name))
+            record = shard.video(place)
+            videos.append(
+                {
+                    "id": record.id,
+                    "file": file,
+                    "rows": record.row_count,
+                    **_facts(record),
+                    "crc32c": list(record.crc32c),
+                }
+            )
+        index = {
+            "format": NPY_FORMAT,
+            "version": EXCHANGE_VERSION,
+            "spec": json.loads(spec.to_json()),
+            "provenance": _provenances(store, spec),
+            "videos": videos,
+        }
+        (unfinished / "index.json").write_text(canonical_json(index), encoding="utf-8")
+
+
+def import_npy(folder: Path, store: FeatureStore, *, name: str, provenance_note: str) -> Imported:
+    """Bank a tree of `.npy` files: one that `export_npy` wrote, or anybody's.
+
+    Our own comes back under its own key.  Any other tree has one file per video, `[t, ...]` or one
+    row `[d]` or `[1, d]`; ids are relative paths without `.npy`.  float64 is stored as float32,
+    int64 and uint16 as int32, int8 as int16.  It has no times: pts_seconds and frame_index are row
+    numbers, and the probe record says so; fingerprints are those of the `.npy` files.
+
+    Args:
+        folder: The tree.
+        store: The bank.
+        name: A foreign tree becomes `imported.NAME`.  Trees of equal name, note, row shape and
+            dtype share a key.
+        provenance_note: What is known of where a foreign tree comes from; part of its key.
+
+    Raises:
+        BankError: if the folder is not there or has no `.npy` file, its index is damaged or of a
+            newer format, or the bank has other bytes under the same key and ids.
+        InvalidFeatureError: naming the file, and the row where there is one: an object array, a
+            dtype that is not offered, a number that is not finite, two files that do not agree.
+    """
+    if not folder.is_dir():
+        raise BankError(f"{folder} is no folder; give the root of a tree of .npy files")
+    store.refresh()
+    index = _npy_index(folder)
+    if index is not None:
+        spec, videos, original = _indexed_videos(folder, index)
+    else:
+        spec, videos = _foreign_videos(folder, name, provenance_note)
+        original = []
+    unbanked = _unbanked(store, spec, videos, source=folder)
+    return _bank(store, spec, *unbanked, source=folder, original=original)
+
+
+def pack(store: FeatureStore, specs: Iterable[FeatureSpec], folder: Path, *, title: str) -> None:
+    """Make a folder that can be published: a bank of these features alone.
+
+    Shards that nobody reads any more stay behind; the others are copied byte for byte, their commit
+    records last and as they are (they name hosts and devices).  `CARD.md` says what it is,
+    `SHA256SUMS` is for `sha256sum -c`.  Every file is read again and compared with its commit
+    record, and the packed bank must give every video from the same rows.  The folder appears whole
+    or not at all.
+
+    Args:
+        store: The bank.
+        specs: The features to take.
+        folder: New or empty.
+        title: Of the card.
+
+    Raises:
+        BankError: if `folder` is not empty, or the bank changed meanwhile.
+        MissingFeatureError: if the bank has no such feature.
+        DamagedShardError: if a file is not what its commit record says.
+    """
+    store.refresh()
+    chosen = _chosen(store, specs)
+    with _new_folder(folder) as unfinished:
+        packed = FeatureStore.create(unfinished)
+        shards = {spec: _live_shards(store, spec) for spec in chosen}
+        for spec in chosen:
+            _copy_feature(store.path / spec.key, unfinished / spec.key, shards[spec])
+        for spec in chosen:
+            if _rows_read(packed, spec) != _rows_read(store, spec):
+                raise BankError(
+                    f"{store.path}: {spec.key} changed while it was packed; pack it again"
+                )
+            # Whoever opens the bank makes it anew.
+            (unfinished / spec.key / CATALOGUE_FILE).unlink(missing_ok=True)
+        card = _card(store, shards, title=title)
+        (unfinished / "CARD.md").write_text(card, encoding="utf-8")
+        committed = {
+            f"{spec.key}/shards/{shard.id}/{name}": (entry["bytes"], entry["crc32c"])
+            for spec in chosen
+            for shard in shards[spec]
+            for name, entry in shard.record["files"].items()
+        }
+        sums = _sha256sums(unfinished, committed, bank=store.path)
+        (unfinished / "SHA256SUMS").write_text(sums, encoding="utf-8")
+
+
+# What several of them share.
+
+
+def _chosen(store: FeatureStore, specs: Iterable[FeatureSpec]) -> list[FeatureSpec]:
+    """As the bank has them, by key, each once."""
+    return [store.resolve(key) for key in sorted({spec.key for spec in specs})]
+
+
+def _winners(store: FeatureStore, spec: FeatureSpec) -> Iterator[tuple[Shard, int]]:
+    """Shard and place of every video, in the order of their ids."""
+    for found in store.find(spec, store.video_ids(spec)):
+        if found is not None:
+            yield found
+
+
+def _provenances(store: FeatureStore, spec: FeatureSpec) -> list[Any]:
+    """What the commits of all rows recorded, each once."""
+    shards = {shard.id: shard for shard, _ in _winners(store, spec)}
+    distinct = {canonical_json(shard.record["provenance"]) for shard in shards.values()}
+    return [json.loads(text) for text in sorted(distinct)]
+
+
+def _facts(record: VideoRecord) -> dict[str, Any]:
+    return {"fingerprint": asdict(record.fingerprint), "probe": dict(record.probe)}
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends and vanishes if it fails."""
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BankError(f"{folder} is there and not empty; give a new or an empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{secrets.token_hex(8)}.tmp")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+    finally:
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+    sync_folder(folder.parent)
+
+
+@contextmanager
+def _as_bank_error(source: Path) -> Iterator[None]:
+    """What HDF5, NumPy and JSON say of a file that is not as it should be, as one error."""
+    try:
+        yield
+    except BankError:
+        raise
+    except (
+        OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, RuntimeError
+    ) as error:  # fmt: skip
+        raise BankError(f"{source} is damaged, or no file that vqbank exported: {error}") from error
+
+
+def _check_header(source: Path, found: Mapping[str, Any], expected: str) -> None:
+    if found.get("format") != expected:
+        raise BankError(f"{source} is no export of vqbank: it is not marked as {expected!r}")
+    if found["version"] > EXCHANGE_VERSION:
+        raise BankError(
+            f"{source} is of export version {found['version']}, this vqbank reads up to "
+            f"{EXCHANGE_VERSION}; install a newer vqbank"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Incoming:
+    """One video of an import; its rows are read when they are asked for."""
+
+    id: str
+    fingerprint: Fingerprint
+    probe: Mapping[str, Any]
+    checksums: Callable[[], tuple[int, ...]]
+    """Of each of `array_names`."""
+    feature: Callable[[], Feature]
+
+
+def _unbanked(
+    store: FeatureStore, spec: FeatureSpec, videos: Sequence[_Incoming], *, source: Path
+) -> tuple[list[_Incoming], int]:
+    """The videos that the bank lacks, and how many it has; other bytes are refused."""
+    ids = [video.id for video in videos]
+    twice = [video_id for video_id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise BankError(f"{source}: {spec.key} has video {twice[0]!r} twice")
+    lacking = []
+    differing = []
+    for video, found in zip(videos, store.find(spec, ids), strict=True):
+        if found is None:
+            lacking.append(video)
+        elif found[0].video(found[1]).crc32c != video.checksums():
+            differing.append(video.id)
+    if differing:
+        raise BankError(
+            f"{source}: {len(differing)} videos are banked in {store.path} with other bytes under "
+            f"the same key {spec.key}: {', '.join(differing[:3])}"
+            f"{', ...' if len(differing) > 3 else ''}; nothing was imported"
+        )
+    return lacking, len(videos) - len(lacking)
+
+
+def _bank(
+    store: FeatureStore,
+    spec: FeatureSpec,
+    videos: Sequence[_Incoming],
+    skipped: int,
+    *,
+    source: Path,
+    original: Sequence[Any],
+) -> Imported:
+    """Commit shards of about SHARD_BYTES."""
+    provenance = {
+        "software": {"vqbank": version("vqbank")},
+        "imported_from": source.name,
+        "original": list(original),
+    }
+    waiting = iter(videos)
+    banked = 0
+    while banked < len(videos):
+        writer = store.writer(spec, provenance=provenance)
+        try:
+            for video in waiting:
+                feature = video.feature()
+                writer.add(video.id, feature, fingerprint=video.fingerprint, probe=video.probe)
+                if writer.payload_bytes >= SHARD_BYTES:
+                    break
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.commit()
+        banked += len(writer.videos)
+    store.refresh()
+    return Imported(spec, banked, skipped)
+
+
+def _checked_feature(
+    source: Path, spec: FeatureSpec, record: VideoRecord, arrays: Mapping[str, NDArray[Any]]
+) -> Feature:
+    """Stored arrays of one video as a feature, if they are the bytes that were exported."""
+    for name, expected in zip(array_names(spec), record.crc32c, strict=True):
+        if crc32c(arrays[name]) != expected:
+            raise BankError(
+                f"{source}: {record.id}: {name} of {spec.key} has changed since it was exported; "
+                "export it again, or copy the file again"
+            )
+    try:
+        return Feature(
+            values=from_stored(arrays["values"], spec.stored_dtype),
+            pts_seconds=arrays["pts_seconds"],
+            frame_index=arrays["frame_index"],
+            side={s.name: from_stored(arrays[f"side/{s.name}"], s.dtype) for s in spec.side},
+        )
+    except InvalidFeatureError as error:
+        raise InvalidFeatureError(f"{source}: {record.id}: {error}") from error
+
+
+def _array_layout(spec: FeatureSpec) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Stored dtype and row shape of each of `array_names`."""
+    return {
+        "values": (spec.storage_dtype, spec.shape),
+        "pts_seconds": (np.dtype("<f8"), ()),
+        "frame_index": (np.dtype("<i8"), ()),
+        **{f"side/{side.name}": (storage_dtype(side.dtype), side.shape) for side in spec.side},
+    }
+
+
+# HDF5.
+
+
+def _export_group(store: FeatureStore, spec: FeatureSpec, group: Any) -> None:
+    winners = list(_winners(store, spec))
+    videos = [shard.video(place) for shard, place in winners]
+    for video in videos:
+        if "\0" in video.id:
+            raise BankError(f"video id {video.id!r} holds a zero character: HDF5 has no such text")
+    counts = [video.row_count for video in videos]
+    stops = np.cumsum([0, *counts], dtype=np.int64).tolist()
+    columns = array_names(spec)
+    logical = {"values": spec.stored_dtype} | {f"side/{s.name}": s.dtype for s in spec.side}
+
+    group.attrs["spec"] = spec.to_json()
+    for name, (dtype, shape) in _array_layout(spec).items():
+        dataset = group.create_dataset(name, (stops[-1], *shape), dtype)
+        dataset.attrs["logical_dtype"] = logical.get(name, dtype.name)
+    spans = np.array([stops[:-1], counts], "<i8").T
+    group.create_dataset("index", data=spans).attrs["columns"] = ["row_start", "row_count"]
+    checksums = np.array([video.crc32c for video in videos], "<u4").reshape(-1, len(columns))
+    group.create_dataset("crc32c", data=checksums).attrs["columns"] = columns
+    for name, texts in {
+        "ids": [video.id for video in videos],
+        "records": [canonical_json(_facts(video)) for video in videos],
+        "provenance": [canonical_json(commit) for commit in _provenances(store, spec)],
+    }.items():
+        group.create_dataset(name, len(texts), h5py.string_dtype())[:] = texts
+
+    arrays = {name: group[name] for name in columns}
+    for (shard, place), (start, stop) in zip(winners, pairwise(stops), strict=True):
+        for name, dataset in arrays.items():
+            dataset[start:stop] = shard.stored(place, name)
+
+
+def _open_hdf5(path: Path) -> Any:
+    with _as_bank_error(path):
+        file = h5py.File(path, "r")
+    try:
+        with _as_bank_error(path):
+            _check_header(path, dict(file.attrs), HDF5_FORMAT)
+    except BankError:
+        file.close()
+        raise
+    return file
+
+
+def _groups(path: Path, file: Any) -> dict[FeatureSpec, Any]:
+    with _as_bank_error(path):
+        groups = {}
+        for name in file:
+            spec = FeatureSpec.from_json(file[name].attrs["spec"])
+            if spec.key != name:
+                raise BankError(f"{path}: group {name} holds {spec.key}; it was changed")
+            groups[spec] = file[name]
+        return groups
+
+
+def _group_videos(path: Path, group: Any, spec: FeatureSpec) -> list[_Incoming]:
+    """Every video of a group; shapes, dtypes and row ranges are checked, rows are not read."""
+    with _as_bank_error(path):
+        index = group["index"][:]
+        starts = np.cumsum([0, *index[:, 1]], dtype=np.int64)
+        if not np.array_equal(index[:, 0], starts[:-1]) or (index[:, 1] < 1).any():
+            raise BankError(f"{path}: the index of {spec.key} is not of rows one after the other")
+        for name, (dtype, shape) in _array_layout(spec).items():
+            dataset = group[name]
+            if (dataset.dtype, dataset.shape) != (dtype, (starts[-1], *shape)):
+                raise BankError(
+                    f"{path}: {name} of {spec.key} is {dataset.dtype} {dataset.shape}, "
+                    f"not {dtype} {(int(starts[-1]), *shape)}"
+                )
+        texts = zip(group["ids"].asstr()[:], group["records"].asstr()[:], strict=True)
+        columns = zip(index.tolist(), group["crc32c"][:].tolist(), texts, strict=True)
+        return [
+            _group_video(path, group, spec, _record(video_id, span, checksums, json.loads(facts)))
+            for span, checksums, (video_id, facts) in columns
+        ]
+
+
+def _group_video(path: Path, group: Any, spec: FeatureSpec, record: VideoRecord) -> _Incoming:
+    return _Incoming(
+        record.id,
+        record.fingerprint,
+        record.probe,
+        checksums=lambda: record.crc32c,
+        feature=partial(_group_feature, path, group, spec, record),
+    )
+
+
+def _group_feature(path: Path, group: Any, spec: FeatureSpec, record: VideoRecord) -> Feature:
+    rows = slice(record.row_start, record.row_start + record.row_count)
+    with _as_bank_error(path):
+        arrays = {name: group[name][rows] for name in array_names(spec)}
+    return _checked_feature(path, spec, record, arrays)
+
+
+def _record(
+    video_id: str, span: Sequence[int], checksums: Sequence[int], facts: Mapping[str, Any]
+) -> VideoRecord:
+    return VideoRecord(
+        id=video_id,
+        row_start=span[0],
+        row_count=span[1],
+        crc32c=tuple(checksums),
+        fingerprint=Fingerprint(**facts["fingerprint"]),
+        probe=facts["probe"],
+    )
+
+
+def _provenance(path: Path, group: Any) -> list[Any]:
+    with _as_bank_error(path):
+        return [json.loads(text) for text in group["provenance"].asstr()[:]]
+
+
+# Trees of .npy files.
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_.~%-]+\.npy")
+
+
+def _file_names(ids: Iterable[str]) -> Iterator[str]:
+    """A file name for each id: no two alike, even where case does not count; none leaves."""
+    taken = set()
+    for number, video_id in enumerate(ids):
+        name = quote(video_id, safe="")
+        if name.startswith("."):  # would be hidden
+            name = f"%2E{name[1:]}"
+        if not name or len(name) > NAME_CHARACTERS or name.casefold() in taken:
+            name = f"{name[:NAME_CHARACTERS]}%n{number}"  # no percent-encoding looks like that
+        taken.add(name.casefold())
+        yield f"{name}.npy"
+
+
+def _npy_index(folder: Path) -> dict[str, Any] | None:
+    """What `export_npy` wrote beside the arrays; None for a foreign tree."""
+    path = folder / "index.json"
+    if not path.exists():
+        return None
+    with _as_bank_error(path):
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(index, dict) or index.get("format") != NPY_FORMAT:
+            return None
+        _check_header(path, index, NPY_FORMAT)
+        return index
+
+
+def _indexed_videos(
+    folder: Path, index: Mapping[str, Any]
+) -> tuple[FeatureSpec, list[_Incoming], list[Any]]:
+    with _as_bank_error(folder / "index.json"):
+        spec = FeatureSpec.from_json(json.dumps(index["spec"]))
+        videos = [_indexed_video(folder, spec, video) for video in index["videos"]]
+        return spec, videos, index["provenance"]
+
+
+def _indexed_video(folder: Path, spec: FeatureSpec, video: Mapping[str, Any]) -> _Incoming:
+    file = video["file"]
+    if not _FILE_NAME.fullmatch(file):
+        raise BankError(f"{folder / 'index.json'} names {file!r}, which vqbank would not")
+    record = _record(video["id"], (0, video["rows"]), video["crc32c"], video)
+    return _Incoming(
+        record.id,
+        record.fingerprint,
+        record.probe,
+        checksums=lambda: record.crc32c,
+        feature=partial(_indexed_feature, folder, file, spec, record),
+    )
+
+
+def _indexed_feature(folder: Path, file: str, spec: FeatureSpec, record: VideoRecord) -> Feature:
+    arrays = {}
+    for name, (dtype, shape) in _array_layout(spec).items():
+        path = folder / name / file
+        with _as_bank_error(path):
+            array = np.lib.format.open_memmap(path, mode="r")
+        if (array.dtype, array.shape) != (dtype, (record.row_count, *shape)):
+            raise BankError(
+                f"{path} is {array.dtype} {array.shape}, "
+                f"not {dtype} {(record.row_count, *shape)} as it was exported"
+            )
+        arrays[name] = array
+    return _checked_feature(folder, spec, record, arrays)
+
+
+def _foreign_videos(
+    folder: Path, name: str, provenance_note: str
+) -> tuple[FeatureSpec, list[_Incoming]]:
+    paths = sorted(folder.rglob("*.npy"))
+    if not paths:
+        raise BankError(f"{folder} has no .npy files")
+    first = _foreign_rows(paths[0])
+    for path in paths[1:]:
+        rows = _foreign_rows(path)
+        if (rows.dtype.name, rows.shape[1:]) != (first.dtype.name, first.shape[1:]):
+            raise InvalidFeatureError(
+                f"{paths[0]} has {first.dtype.name} rows of shape {first.shape[1:]}, {path} has "
+                f"{rows.dtype.name} rows of shape {rows.shape[1:]}; all files of a tree must "
+                "agree (a one-dimensional array is one row)"
+            )
+    spec = FeatureSpec(
+        name=f"imported.{name}",
+        shape=first.shape[1:],
+        stored_dtype=NPY_DTYPES[first.dtype.name],
+        identity={
+            "source": "imported npy tree",
+            "provenance": "unknown",
+            "note": provenance_note,
+            "dtype": first.dtype.name,
+        },
+    )
+    return spec, [_foreign_video(folder, path, spec) for path in paths]
+
+
+def _foreign_video(folder: Path, path: Path, spec: FeatureSpec) -> _Incoming:
+    video_id = path.relative_to(folder).as_posix().removesuffix(".npy")
+    try:
+        video_id.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidFeatureError(f"{str(path)!r}: its name is not UTF-8; rename it") from error
+    return _Incoming(
+        video_id,
+        Fingerprint.of(path),
+        {"times": "row numbers"},
+        checksums=partial(_foreign_checksums, path, spec),
+        feature=partial(_foreign_feature, path),
+    )
+
+
+def _foreign_rows(path: Path) -> NDArray[Any]:
+    """[t, ...], memory-mapped; what has fewer than two axes is one row."""
+    try:
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        raise InvalidFeatureError(
+            f"{path} cannot be read as a plain .npy array: {error}"
+        ) from error
+    if array.dtype.name not in NPY_DTYPES:
+        raise InvalidFeatureError(
+            f"{path} holds {array.dtype}; offered are {', '.join(NPY_DTYPES)}"
+        )
+    return array[None] if array.ndim < 2 else array
+
+
+def _foreign_feature(path: Path) -> Feature:
+    rows = _foreign_rows(path)
+    numbers = np.arange(len(rows))
+    try:
+        return Feature(rows, numbers.astype("f8"), numbers)
+    except InvalidFeatureError as error:
+        raise InvalidFeatureError(f"{path}: {error}") from error
+
+
+def _foreign_checksums(path: Path, spec: FeatureSpec) -> tuple[int, ...]:
+    feature = _foreign_feature(path)
+    values = to_stored(feature.values, spec.stored_dtype)
+    return (crc32c(values), crc32c(feature.pts_seconds), crc32c(feature.frame_index))
+
+
+# A folder to publish.
+
+
+def _live_shards(store: FeatureStore, spec: FeatureSpec) -> list[Shard]:
+    """Shards with rows that are read, and those whose records hide rows of them."""
+    kept = {shard.id for shard, _ in _winners(store, spec)}
+    shards = {shard.id: shard for shard in committed_shards(store.path / spec.key, spec)}
+    while True:
+        hiding = {
+            shard.id
+            for shard in shards.values()
+            if any(entry["shard"] in kept for entry in shard.record["supersedes"])
+        }
+        if hiding <= kept:
+            return [shards[shard_id] for shard_id in sorted(kept)]
+        kept |= hiding
+
+
+def _copy_feature(source: Path, target: Path, shards: Sequence[Shard]) -> None:
+    """In the order that the format asks for: files, then commit records."""
+    target.mkdir()
+    shutil.copyfile(source / "spec.json", target / "spec.json")
+    ids = {shard.id for shard in shards}
+    for shard in shards:
+        for name in shard.record["files"]:
+            _copy(shard.folder / name, target / "shards" / shard.id / name)
+    folders = [path for path in target.rglob("*") if path.is_dir()]
+    for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        sync_folder(folder)
+    marks = [path for path in (source / "bad").glob("*.json") if not path.name.startswith(".")]
+    for room, records in {
+        "bad": [path for path in marks if read_sealed(path)["shard"] in ids],
+        "commits": [source / "commits" / f"{shard_id}.json" for shard_id in sorted(ids)],
+    }.items():
+        (target / room).mkdir()
+        sync_folder(target)
+        for record in records:
+            create_exclusively(target / room / record.name, record.read_bytes())
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(source, target)
+    except FileNotFoundError as error:
+        raise DamagedShardError(f"{source} is missing, though it was committed") from error
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _rows_read(store: FeatureStore, spec: FeatureSpec) -> list[tuple[str, str, int]]:
+    """Where each video is read from."""
+    ids = store.video_ids(spec)
+    winners = zip(ids, _winners(store, spec), strict=True)
+    return [(video_id, shard.id, place) for video_id, (shard, place) in winners]
+
+
+def _sha256sums(folder: Path, committed: Mapping[str, tuple[int, int]], *, bank: Path) -> str:
+    """A line for each file; those that were committed must still have their length and CRC-32C."""
+    lines = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        digest = hashlib.sha256()
+        length = checksum = 0
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+                length += len(block)
+                checksum = crc32c(block, checksum)
+        if committed.get(name, (length, checksum)) != (length, checksum):
+            raise DamagedShardError(
+                f"{bank / name} has changed since it was committed; run `vqbank verify --mark`, "
+                "extract again, `vqbank compact`, then pack again"
+            )
+        lines.append(f"{digest.hexdigest()}  {name}\n")
+    return "".join(lines)
+
+
+def _card(store: FeatureStore, shards: Mapping[FeatureSpec, Sequence[Shard]], *, title: str) -> str:
+    """What a person reads before using a packed bank."""
+    features = "\n".join(_card_feature(store, spec, parts) for spec, parts in shards.items())
+    software = sorted(
+        {
+            line
+            for parts in shards.values()
+            for shard in parts
+            for line in _software(shard.record["provenance"])
+        }
+    )
+    return f"""# {" ".join(title.split())}
+
+Frozen video-quality features, one row per clip, without the videos: a bank of vqbank, format
+version {FORMAT_VERSION}.  `vqbank ls` lists it, and every shard opens in any Zarr v3 reader.
+`sha256sum -c SHA256SUMS` checks the files.  The whole identity of each feature stands in its
+`spec.json`.
+
+## Features
+
+{features}
+## Software of the commits
+
+{chr(10).join(f"- {line}" for line in software) or "- not recorded"}
+"""
+
+
+def _card_feature(store: FeatureStore, spec: FeatureSpec, shards: Sequence[Shard]) -> str:
+    counts = [shard.span(place)[1] for shard, place in _winners(store, spec)]
+    size = sum(entry["bytes"] for shard in shards for entry in shard.record["files"].values())
+    warnings = []
+    if spec.uses_random_weights:
+        warnings.append("RANDOM WEIGHTS: nobody trained this network; for tests only.")
+    if NON_COMMERCIAL.search(spec.licence):
+        warnings.append(f"NO COMMERCIAL USE under the licence of the weights ({spec.licence}).")
+    lines = [
+        f"### `{spec.key}`\n",
+        *(f"> **{warning}**\n" for warning in warnings),
+        f"- rows: {spec.stored_dtype} of shape {spec.shape}",
+        *(f"- with each row: {side.name}, {side.dtype} {side.shape}" for side in spec.side),
+        f"- videos: {len(counts)}, rows: {sum(counts)}, bytes: {size}",
+        f"- weights published by: {spec.publisher or 'not stated'}",
+        f"- licence of the weights: {spec.licence or 'not stated'}",
+        f"- trained on: {', '.join(spec.trained_on) or 'not stated'}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _software(provenance: Mapping[str, Any]) -> Iterator[str]:
+    """`name version` of a commit, and of the commits that it was imported from."""
+    for name, number in provenance.get("software", {}).items():
+        yield f"{name} {number}"
+    for original in provenance.get("original", []):
+        yield from _software(original)

@@ -1,0 +1,166 @@
+"""A selection: a small lock file that names exactly which rows of a bank a run used."""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from store.bank import FeatureStore
+from store.errors import BankError, MissingFeatureError
+from store.schema import FeatureSpec, Video, canonical_json
+from store.shard import crc32c
+
+FORMAT = "vqbank-selection"
+VERSION = 1
+SHOWN = 3
+"""Differences that an error names."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Features by role, the videos, and checksums of their rows."""
+
+    features: Mapping[str, str]
+    """Key by role; the order is that of concatenation."""
+    snapshot: str
+    """SHA-256 over the sorted (key, video id, CRC-32C of every array)."""
+    rows: Mapping[str, str]
+    """By video id: a CRC-32C over its part of the snapshot, so that a difference can be named."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def make_selection(
+    store: FeatureStore, features: Mapping[str, str], videos: Iterable[Video]
+) -> Selection:
+    """What the bank gives now for chosen features of chosen videos.
+
+    Args:
+        store: The bank.
+        features: Feature name or key by role.
+        videos: In any order; it does not matter.
+
+    Raises:
+        AmbiguousFeatureError: if several keys share a name.
+        MissingFeatureError: naming the videos that lack a feature.
+    """
+    specs = {role: store.resolve(name) for role, name in features.items()}
+    ids = sorted({video.id for video in videos})
+    digest = hashlib.sha256()
+    rows = np.zeros(len(ids), np.uint32)
+    for spec in sorted(set(specs.values()), key=lambda spec: spec.key):
+        for number, line in enumerate(_lines(store, spec, ids)):
+            digest.update(line)
+            rows[number] = crc32c(line, int(rows[number]))
+    return Selection(
+        features={role: spec.key for role, spec in specs.items()},
+        snapshot=digest.hexdigest(),
+        rows={video: f"{row:08x}" for video, row in zip(ids, rows.tolist(), strict=True)},
+    )
+
+
+def write_selection(
+    path: Path, store: FeatureStore, features: Mapping[str, str], videos: Iterable[Video]
+) -> Selection:
+    """Make a selection and write its lock file, over an older one if there is one.
+
+    Raises:
+        AmbiguousFeatureError: if several keys share a name.
+        MissingFeatureError: naming the videos that lack a feature.
+    """
+    selection = make_selection(store, features, videos)
+    header = {"format": FORMAT, "version": VERSION, "videos": len(selection)}
+    text = json.dumps({**header, **asdict(selection)}, indent=1, ensure_ascii=False)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise BankError(f"{path} cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return selection
+
+
+def read_selection(path: Path) -> Selection:
+    """The selection in a lock file.
+
+    Raises:
+        BankError: if it is none, is damaged, or is of a newer format.
+    """
+    try:
+        read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if read["format"] != FORMAT:
+            raise BankError(f"{path} is not a selection, but {read['format']!r}")
+        if read["version"] > VERSION:
+            raise BankError(
+                f"{path} is a selection of format version {read['version']}, this vqbank reads up "
+                f"to {VERSION}; install a newer vqbank"
+            )
+        selection = Selection(dict(read["features"]), str(read["snapshot"]), dict(read["rows"]))
+        if len(selection) != read["videos"]:
+            raise BankError(
+                f"{path} says {read['videos']} videos and names {len(selection)}; write it again"
+            )
+    except OSError as error:
+        raise BankError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BankError(f"{path} is not a selection: {error!r}") from error
+    return selection
+
+
+def check_selection(
+    store: FeatureStore, selection: Selection, videos: Sequence[Video] | None = None
+) -> None:
+    """Make sure that a bank still gives exactly the rows that a selection names.
+
+    Args:
+        store: The bank.
+        selection: From `read_selection`.
+        videos: What is about to be used; the selection's own if None.
+
+    Raises:
+        BankError: naming the first videos whose rows, or which themselves, are others.
+        MissingFeatureError: naming what the bank no longer has.
+    """
+    locked = [Video(video, Path(video)) for video in selection.rows]
+    if videos is not None:
+        given = {video.id for video in videos}
+        for here, there, where in (
+            (given, selection.rows.keys(), "are not in the selection"),
+            (selection.rows.keys(), given, "of the selection are not among those given"),
+        ):
+            if others := sorted(here - there):
+                raise BankError(f"{len(others)} videos {where}: {_shown(others)}")
+    now = make_selection(store, selection.features, locked)
+    if others := [video for video, row in selection.rows.items() if now.rows[video] != row]:
+        raise BankError(
+            f"{store.path} gives other rows than were selected for {len(others)} of "
+            f"{len(selection)} videos: {_shown(others)}; write a new selection, or use the old bank"
+        )
+    if now.snapshot != selection.snapshot:
+        raise BankError(f"{store.path} gives other rows than snapshot {selection.snapshot[:12]}")
+
+
+def _lines(store: FeatureStore, spec: FeatureSpec, ids: Sequence[str]) -> Iterator[bytes]:
+    found = store.find(spec, ids)
+    lacking = [video for video, place in zip(ids, found, strict=True) if place is None]
+    if lacking:
+        raise MissingFeatureError(
+            f"{len(lacking)} of {len(ids)} videos have no {spec.key} in {store.path}: "
+            f"{_shown(lacking)}"
+        )
+    for video, place in zip(ids, found, strict=True):
+        if place is not None:
+            shard, number = place
+            yield canonical_json([spec.key, video, shard.video(number).crc32c]).encode() + b"\n"
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

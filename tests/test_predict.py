@@ -1,0 +1,253 @@
+"""Shipping a head and scoring with it: which video gets which score, and what a card must say."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from extractors import make_extractor
+from extractors import video as decoding
+from pipelines.evaluate import Trial
+from pipelines.extract import Extraction
+from pipelines.predict import Scorer, videos_to_score
+from pipelines.recipe import Recipe
+from pipelines.train import train
+from regressors import load_head
+from store.bank import FeatureStore
+from store.errors import HeadError, ManifestError, RecipeError, UnknownNameError
+from store.schema import Fingerprint, Video
+
+CPU = torch.device("cpu")
+
+
+def clip(path, *, noise, seed=0):
+    rng = np.random.default_rng(seed)
+    ramp = np.add.outer(np.arange(32), np.arange(48)) + 10 * seed
+    pictures = (
+        np.clip(ramp[..., None] + 5 * i + rng.normal(0, noise, (32, 48, 3)), 0, 255).astype("uint8")
+        for i in range(6)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    decoding.encode(path, pictures, rate=6, crf=10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """Twelve clips whose score falls with their noise, banked."""
+    folder = tmp_path_factory.mktemp("project")
+    lines = ["path,mos,scene"]
+    for seed in range(4):
+        for noise in (0, 10, 30):
+            clip(folder / f"{seed}-{noise}.mp4", noise=noise, seed=seed)
+            lines.append(f"{seed}-{noise}.mp4,{80 - noise},{seed}")
+    (folder / "set.csv").write_text("\n".join(lines) + "\n")
+    recipe = Recipe(
+        videos=folder / "set.csv",
+        bank=folder / "bank",
+        features={"motion": "motion.series"},
+        heads={"ridge": {}},
+    )
+    store = FeatureStore.create(recipe.bank)
+    videos = list(videos_to_score([recipe.videos]))
+    extraction = Extraction(videos, [make_extractor("motion")], store, decoder="pyav", device=CPU)
+    assert not any(outcome.failures for outcome in extraction.run())
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def head(recipe, tmp_path_factory):
+    """A shipped head."""
+    folder = tmp_path_factory.mktemp("shipped") / "head"
+    train(Trial.of(recipe, title="test"), folder, recipe=recipe)
+    return folder
+
+
+def scored(head, sources, bank):
+    """Scores by path, as `predict` gets them."""
+    scorer = Scorer(head, weights={})
+    store = FeatureStore.create(bank)
+    videos = list(videos_to_score(sources))
+    outcomes = list(scorer.extraction(videos, store, device=CPU).run())
+    assert not any(outcome.failures for outcome in outcomes)
+    return dict(zip([v.path for v in videos], scorer.scores(videos, store), strict=True))
+
+
+# --- which videos, under which ids
+
+
+def test_files_of_one_name_in_folders_of_one_name_get_their_own_scores(head, tmp_path):
+    noisy = clip(tmp_path / "a" / "clips" / "1.mp4", noise=30, seed=7)
+    clean = clip(tmp_path / "b" / "clips" / "1.mp4", noise=0, seed=7)
+
+    together = scored(head, [noisy.parent, clean.parent], tmp_path / "bank")
+    one_by_one = {
+        path: scored(head, [path.parent], tmp_path / "another")[path] for path in (noisy, clean)
+    }
+
+    assert together == pytest.approx(one_by_one)
+    assert together[clean] > together[noisy] + 10
+
+
+def test_a_file_alone_and_in_its_folder_is_one_video(tmp_path):
+    path = clip(tmp_path / "clips" / "1.mp4", noise=1)
+    shutil.copy(path, tmp_path / "copy.mp4")
+    (copy,) = videos_to_score([tmp_path / "copy.mp4"])
+
+    (video,) = videos_to_score([path, path.parent, path.parent / ".." / "clips"])
+
+    assert video == Video(f"files/{Fingerprint.of(path).sha256[:16]}/1.mp4", path)
+    assert copy.id == video.id.replace("1.mp4", "copy.mp4")
+
+
+def test_another_file_under_an_old_name_is_another_video(tmp_path):
+    path = clip(tmp_path / "1.mp4", noise=1)
+    (before,) = videos_to_score([path])
+    clip(path, noise=2)
+    (after,) = videos_to_score([path])
+
+    assert before.path == after.path
+    assert before.id != after.id
+
+
+def test_videos_of_a_manifest_keep_their_ids(recipe):
+    ids = [video.id for video in videos_to_score([recipe.videos, recipe.videos])]
+
+    assert ids == [f"set/{seed}-{noise}.mp4" for seed in range(4) for noise in (0, 10, 30)]
+
+
+def test_two_files_under_one_id_of_manifests_both_come_out(tmp_path):
+    """So that the extraction can refuse them."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "set.csv").write_text("path\n1.mp4\n")
+    sources = [tmp_path / name / "set.csv" for name in "ab"]
+
+    videos = list(videos_to_score(sources))
+
+    assert [video.id for video in videos] == ["set/1.mp4"] * 2
+    assert [video.path for video in videos] == [path.parent / "1.mp4" for path in sources]
+
+
+def test_files_that_cannot_be_read_go_by_their_path(tmp_path):
+    gone = [tmp_path / "a" / "1.mp4", tmp_path / "b" / "1.mp4"]
+
+    assert [video.id for video in videos_to_score(gone)] == [str(path) for path in gone]
+    with pytest.raises(ManifestError, match="holds no videos"):
+        list(videos_to_score([tmp_path]))
+
+
+# --- shipping
+
+
+def test_one_head_is_shipped(recipe, tmp_path):
+    two = recipe.model_copy(update={"heads": {"ridge": {}, "svr": {}}})
+
+    with pytest.raises(RecipeError, match="one head is shipped, not ridge, svr"):
+        train(Trial.of(two, title="test"), tmp_path / "head", recipe=two)
+    assert not (tmp_path / "head").exists()
+
+
+def test_a_folder_of_something_else_is_refused_before_anything_is_fitted(recipe, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    trial = Trial.of(recipe, title="test")
+
+    with pytest.raises(HeadError, match="holds no head, but notes"):
+        train(trial, tmp_path, recipe=recipe)
+    assert not hasattr(trial.heads["ridge"], "specs_")
+
+
+def test_a_card_says_what_was_trained_on_what(head):
+    card = Scorer(head, weights={}).card
+
+    assert card["trained_on"] == {"videos": 12, "lowest": 50.0, "highest": 80.0}
+    assert card["score_name"] == "MOS"
+    assert card["recipe"]["features"] == {"motion": "motion.series"}
+    assert set(card["software"]) == {"python", "vqbank", "numpy", "torch", "scikit-learn"}
+
+
+def test_the_laptop_half_alone_can_train(recipe, tmp_path):
+    """Rule 6: with neither the extractors nor anything of theirs to import."""
+    script = """
+import sys
+from pathlib import Path
+
+BANNED = {"av", "decord", "torchcodec", "torchvision", "open_clip", "timm", "transformers",
+          "pyiqa", "pytorchvideo", "extractors"}
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BANNED:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from pipelines.evaluate import Trial
+from pipelines.recipe import Recipe
+from pipelines.train import train
+
+recipe = Recipe.model_validate_json(sys.argv[1])
+train(Trial.of(recipe, title="test"), Path(sys.argv[2]), recipe=recipe)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, recipe.model_dump_json(), str(tmp_path / "head")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert load_head(tmp_path / "head").name == "ridge"
+
+
+# --- heads that cannot score
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "nothing"])
+def test_a_card_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "card.json").write_text(text)
+
+    with pytest.raises(HeadError, match=r"card\.json is not the card of a head"):
+        Scorer(tmp_path, weights={})
+
+
+def changed(head, folder, change):
+    """A copy of a head with another identity of its feature, and the key that goes with it."""
+    shutil.copytree(head, folder)
+    card = json.loads((folder / "card.json").read_text())
+    fitted = load_head(folder)
+    change(card["features"]["motion"]["identity"])
+    spec = type(fitted.specs_["motion"]).from_json(json.dumps(card["features"]["motion"]))
+    card["keys"]["motion"] = spec.key
+    (folder / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+def test_a_head_of_another_version_of_an_extractor_is_refused(head, tmp_path):
+    older = changed(head, tmp_path / "head", lambda identity: identity.update(version=0))
+
+    with pytest.raises(HeadError, match=r"wants motion\.series@.*its version or the weights"):
+        Scorer(older, weights={})
+
+
+def test_a_head_on_an_unknown_extractor_or_decoder_is_refused(head, tmp_path):
+    strange = changed(head, tmp_path / "1", lambda identity: identity.update(extractor="optics"))
+    with pytest.raises(HeadError, match="no extractor 'optics'"):
+        Scorer(strange, weights={})
+    imported = changed(head, tmp_path / "2", lambda identity: identity.pop("decoder"))
+    with pytest.raises(HeadError, match="not from one decoder"):
+        Scorer(imported, weights={})
+
+
+def test_a_head_of_an_unknown_kind_is_refused(head, tmp_path):
+    shutil.copytree(head, tmp_path / "head")
+    card = tmp_path / "head" / "card.json"
+    card.write_text(card.read_text().replace('"name": "ridge"', '"name": "forest"'))
+
+    with pytest.raises(UnknownNameError, match="unknown head 'forest'"):
+        Scorer(tmp_path / "head", weights={})
