@@ -804,8 +804,9 @@ def merge(target: FeatureStore, sources: Sequence[FeatureStore]) -> MergeReport:
     says and that no id stands for two files.  A spec file that is there is kept: what is not in the
     key, such as the publisher, may be written otherwise in the source.
 
-    Shards are copied whole and compared with their checksums, then the marks of their bad rows, and the commit records last, newest first.  Shards that `prune`
-    would remove stay behind.  If it is killed, run it again: what is there is not copied again.
+    Shards are copied whole and compared with their checksums, then the marks of their bad rows, and
+    the commit records last, newest first.  Shards that `prune` would remove stay behind.  If it is
+    killed, run it again: what is there is not copied again.
 
     Args:
         target: The bank that grows.
