@@ -414,8 +414,7 @@ def beyond_memory(data: Data, rounds: int) -> Iterator[Line]:
             assert len(values) == length
             total[0] += values[0, 0]
 
-    used = resident_bytes()
-    with memory_limit(used + 300 * 2**20) as limited:
+    with memory_limit(300 * 2**20) as limited:
         if not limited:
             return
         what = f"{data.table.nbytes(kind) / 1e6:.0f} MB in 300 MB: shuffled windows / npy per video"

@@ -173,8 +173,15 @@ def predict(
     failed = _show_extraction(scorer.extraction(wanted, store, device=_device(device)))
     done = [video for video in wanted if video.id not in failed]
     if done:
+        seen = scorer.card["trained_on"]
         for video, score in zip(done, scorer.scores(done, store), strict=True):
             typer.echo(f"{score:.4f}\t{video.id}")
+            if not seen["lowest"] <= score <= seen["highest"]:
+                typer.echo(
+                    f"warning: {video.id}: {score:.4g} lies outside the training scores "
+                    f"({seen['lowest']:.4g} to {seen['highest']:.4g})",
+                    err=True,
+                )
     if failed:
         raise typer.Exit(1)
 

@@ -93,9 +93,11 @@ class Trial:
         """How the splits are made, in a sentence."""
         if self.protocol.splits == "official":
             return "The data set's own training and test part."
+        alone = sum(video.scene is None for video in self.table.videos)
+        caution = f" {alone} videos have no scene and count as one each." if alone else ""
         return (
             f"{self.protocol.count} random splits, {self.protocol.test_fraction:.0%} of the scenes "
-            f"for testing (seed {self.protocol.seed}), no scene on two sides."
+            f"for testing (seed {self.protocol.seed}), no scene on two sides.{caution}"
         )
 
     @property

@@ -413,3 +413,14 @@ def test_a_commit_record_cannot_name_files_outside_its_shard(tmp_path):
 
     with pytest.raises(DamagedShardError, match="outside its shard"):
         FeatureStore(store.path).video_ids(spec())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_every_kind_of_not_finite_is_seen_in_every_float(value, dtype):
+    values = np.full((3, 5), -65504, dtype)
+    Feature(values, np.zeros(3), np.arange(3))
+    values[1, 4] = value
+
+    with pytest.raises(InvalidFeatureError, match="row 1 "):
+        Feature(values, np.zeros(3), np.arange(3))
