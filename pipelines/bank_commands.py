@@ -213,7 +213,7 @@ def selection(
         return
     if file is not None or not features or videos is None or output is None:
         raise RecipeError("give --features, --videos and -o to write; or FILE --check")
-    written = write_selection(output, store, _roles(features), read_videos(videos))
+    written = write_selection(output, store, roles_of(features), read_videos(videos))
     for role, key in written.features.items():
         typer.echo(f"{role}: {key}")
     typer.echo(f"selection: {output}: {len(written)} videos, {written.snapshot[:12]}")
@@ -313,7 +313,12 @@ def _named(store: "FeatureStore", names: list[str]) -> "list[FeatureSpec]":
     return [spec for spec in store.specs() if spec.name in names or spec.key in names]
 
 
-def _roles(features: list[str]) -> dict[str, str]:
+def roles_of(features: list[str]) -> dict[str, str]:
+    """Feature names by role, from `[ROLE=]NAME[@KEY]`; a bare name is its own role.
+
+    Raises:
+        RecipeError: if two have one role.
+    """
     from store.errors import RecipeError
 
     roles: dict[str, str] = {}

@@ -1,7 +1,6 @@
 """The command line.  Libraries are imported inside the commands, so that `--help` is quick."""
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -265,23 +264,10 @@ def _recipe(
     recipe = read_recipe(path) if path is not None else Recipe()
     update = {key: value for key, value in overrides.items() if value is not None}
     if features:
-        update["features"] = _roles(features)
+        update["features"] = bank_commands.roles_of(features)
     if heads:
         update["heads"] = {name: recipe.heads.get(name, {}) for name in heads}
     return recipe.model_copy(update=update)
-
-
-def _roles(features: Iterable[str]) -> dict[str, str]:
-    from store.errors import RecipeError
-
-    roles: dict[str, str] = {}
-    for feature in features:
-        role, _, name = feature.rpartition("=")
-        role = role or name.partition("@")[0]
-        if role in roles:
-            raise RecipeError(f"--features: {roles[role]} and {name} both have the role {role!r}")
-        roles[role] = name
-    return roles
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
