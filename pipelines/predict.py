@@ -82,7 +82,8 @@ def _content_id(path: Path) -> str:
     try:
         digest = Fingerprint.of(path).sha256[:16]
     except OSError:
-        return path.as_posix()  # the extraction says what is wrong with it
+        # No banked video may go by this id: the extraction has to say what is wrong with the file.
+        return f"files/unreadable/{path.as_posix()}"
     return f"files/{digest}/{path.name}"
 
 

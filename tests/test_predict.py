@@ -137,7 +137,8 @@ def test_two_files_under_one_id_of_manifests_both_come_out(tmp_path):
 def test_files_that_cannot_be_read_go_by_their_path(tmp_path):
     gone = [tmp_path / "a" / "1.mp4", tmp_path / "b" / "1.mp4"]
 
-    assert [video.id for video in videos_to_score(gone)] == [str(path) for path in gone]
+    ids = [video.id for video in videos_to_score(gone)]
+    assert ids == [f"files/unreadable/{path}" for path in gone]  # no banked video has such an id
     with pytest.raises(ManifestError, match="holds no videos"):
         list(videos_to_score([tmp_path]))
 
