@@ -39,6 +39,8 @@ def make_extractor(name: str, **parameters: Any) -> Extractor:
     for parameter, value in parameters.items():
         if parameter not in known:
             raise UnknownNameError(unknown_name(f"parameter of {name}", parameter, known))
+        if isinstance(value, list):  # a recipe has no tuples
+            value = parameters[parameter] = tuple(value)
         try:
             TypeAdapter(types[parameter]).validate_python(value, strict=True)
         except ValidationError as error:

@@ -2,14 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from extractors.sampling import Sampling
-from extractors.views import View
+from extractors.sampling import Clips, Sampling, Timeline
+from extractors.views import ClipView, View
 from extractors.weights import (
     RANDOM,
     WeightFile,
@@ -20,12 +22,13 @@ from extractors.weights import (
     weights_identity,
     weights_origin,
 )
-from store.schema import FeatureSpec, StoredDtype
+from store.errors import UnknownNameError, unknown_name
+from store.schema import FeatureSpec, SideSpec, StoredDtype
 
 Network = TypeVar("Network", bound=nn.Module)
 
 ClipFn = Callable[[Tensor], Mapping[str, Tensor]]
-"""uint8 clips [b, f, 3, h, w] (after the view) to rows [b, r, *shape] by output name.
+"""uint8 clips [b, f, *view's shape] to rows [b, r, *shape] by output name, of all that is wanted.
 
 Clip i's rows depend on clip i alone, and r is what the sampling promises."""
 
@@ -38,12 +41,19 @@ class Output:
     shape: tuple[int, ...]
     """Of one row."""
     stored_dtype: StoredDtype = "float16"
+    side: tuple[SideSpec, ...] = ()
+    """Further arrays with one entry per row, from `Extractor.side`."""
+    usual: bool = True
+    """Whether it is banked where nothing is said; the others are asked for by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor(ABC):
     """What to compute.  Device, batch size and worker count are not in it."""
 
+    outputs: tuple[str, ...] = field(default=(), compare=False)
+    """Which outputs to bank, by name; empty means the usual ones.  Changes no number, so that it
+    is not part of a key."""
     stored_dtype: Literal["float16", "float32", "bfloat16"] | None = None
     """How rows are stored; None means as the outputs say."""
 
@@ -51,9 +61,13 @@ class Extractor(ABC):
     """As in EXTRACTORS."""
     version: ClassVar[int]
     """Raised whenever the code changes its numbers."""
-    outputs: ClassVar[tuple[Output, ...]]
     batch_clips: ClassVar[int] = 8
     """Clips in a batch on a CPU: always this many, the last batch is padded."""
+
+    @property
+    @abstractmethod
+    def offers(self) -> tuple[Output, ...]:
+        """Every output that can be asked for."""
 
     @property
     @abstractmethod
@@ -62,19 +76,48 @@ class Extractor(ABC):
 
     @property
     @abstractmethod
-    def view(self) -> View:
+    def view(self) -> View | ClipView:
         """What happens to each frame before it waits for its clip."""
 
     @abstractmethod
     def build(self, device: torch.device) -> ClipFn:
         """Load the weights and return the function; the only method that touches weights."""
 
+    @property
+    def wanted(self) -> tuple[Output, ...]:
+        """The outputs that are banked.
+
+        Raises:
+            UnknownNameError: if one is asked for that is not offered.
+        """
+        offers = {output.name: output for output in self.offers}
+        for name in self.outputs:
+            if name not in offers:
+                raise UnknownNameError(unknown_name(f"output of {self.name}", name, offers))
+        return tuple(
+            output
+            for output in offers.values()
+            if (output.name in self.outputs if self.outputs else output.usual)
+        )
+
+    def side(self, timeline: Timeline, clips: Clips) -> Mapping[str, NDArray[Any]]:
+        """Further arrays [t, r, *shape] by the names in `Output.side`; arithmetic, no pixels."""
+        return {}
+
+    def precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """In what the function of `build` has to be called."""
+        return nullcontext()
+
     def parameters(self) -> dict[str, Any]:
         """Everything of this instance that changes the numbers, as JSON values.
 
         The stored dtype stands in the FeatureSpec itself.
         """
-        parameters = {field.name: describe(getattr(self, field.name)) for field in fields(self)}
+        parameters = {
+            field.name: describe(getattr(self, field.name))
+            for field in fields(self)
+            if field.compare
+        }
         del parameters["stored_dtype"]
         return parameters
 
@@ -103,9 +146,10 @@ class Extractor(ABC):
                 shape=output.shape,
                 stored_dtype=self.stored_dtype or output.stored_dtype,
                 identity=identity,
+                side=output.side,
                 **origin,
             )
-            for output in self.outputs
+            for output in self.wanted
         }
 
 
@@ -114,9 +158,25 @@ class WeightedExtractor(Extractor):
     """An extractor with one published weight file."""
 
     weights: str
-    """`file.choice`, "random", or the path of a local file."""
+    """The choice of one of `files`, "random", or the path of a local file."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What matrix products and convolutions are computed in; the weights stay in float32."""
 
-    file: ClassVar[WeightFile]
+    @property
+    @abstractmethod
+    def files(self) -> tuple[WeightFile, ...]:
+        """The published files; a local file is expected to look like the first."""
+
+    @property
+    def file(self) -> WeightFile:
+        """The published file that is meant."""
+        return next((file for file in self.files if file.choice == self.weights), self.files[0])
+
+    def precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Automatic mixed precision, unless float32 is asked for."""
+        if self.compute_dtype == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, getattr(torch, self.compute_dtype))
 
     def parameters(self) -> dict[str, Any]:
         """As for every extractor, with the weights' sha256, or "random", in place of their path."""

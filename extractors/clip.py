@@ -31,15 +31,17 @@ class Clip(WeightedExtractor):
 
     name = "clip"
     version = 1
-    outputs = (Output("embedding", (512,)),)
+    offers = (Output("embedding", (512,)),)
     batch_clips = 4
-    file = WeightFile(
-        choice="openai",
-        url="https://huggingface.co/timm/vit_base_patch32_clip_224.openai/resolve/main/open_clip_model.safetensors",
-        save_as="vit_base_patch32_clip_224.openai.safetensors",
-        publisher="OpenAI, converted by timm",
-        licence="MIT",
-        trained_on=("WIT-400M",),
+    files = (
+        WeightFile(
+            choice="openai",
+            url="https://huggingface.co/timm/vit_base_patch32_clip_224.openai/resolve/main/open_clip_model.safetensors",
+            save_as="vit_base_patch32_clip_224.openai.safetensors",
+            publisher="OpenAI, converted by timm",
+            licence="MIT",
+            trained_on=("WIT-400M",),
+        ),
     )
 
     sampling = KeyFrames()

@@ -33,7 +33,7 @@ class Motion(Extractor):
 
     name = "motion"
     version = 1
-    outputs = (Output("series", (3,), "float32"),)  # float16 would make ties of unequal frames
+    offers = (Output("series", (3,), "float32"),)  # float16 would make ties of unequal frames
     batch_clips = 1
 
     sampling = Neighbours()

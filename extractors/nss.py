@@ -33,7 +33,7 @@ class Nss(Extractor):
 
     name = "nss"
     version = 1
-    outputs = (Output("brisque", (36,), "float32"),)
+    offers = (Output("brisque", (36,), "float32"),)
     batch_clips = 1
 
     sampling = KeyFrames()

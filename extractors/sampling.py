@@ -3,6 +3,7 @@
 Shape letters: n presented frames, t clips, f frames of a clip, r rows that a clip gives.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -20,6 +21,11 @@ class Timeline:
     """Frames according to the container's header; 0 where it says nothing."""
     rate: float
     """Average frames per second according to the container; 0 where it says nothing."""
+    video_id: str
+    """What random choices are drawn from."""
+    height: int
+    """Of a presented frame, in pixels."""
+    width: int
 
     def __len__(self) -> int:
         return len(self.pts_seconds)
@@ -33,6 +39,17 @@ class Timeline:
     def rounded_rate(self) -> int:
         """Whole frames per second, halves to even (29.97 is 30, 12.5 is 12)."""
         return round(self.rate)
+
+
+def generator(video_id: str, stream: str, seed: int, clip: int) -> np.random.Generator:
+    """The one source of random choices: the same for the same video, stream, seed and clip.
+
+    Seeded with the first 16 bytes of the sha256 of the four, joined by newlines (stream first), as
+    a little-endian integer, so that neither the run nor the order of videos matters.
+    """
+    text = f"{stream}\n{seed}\n{clip}\n{video_id}"
+    digest = hashlib.sha256(text.encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
 class Clips(NamedTuple):

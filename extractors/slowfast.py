@@ -33,16 +33,18 @@ class SlowFast(WeightedExtractor):
 
     name = "slowfast"
     version = 1
-    outputs = (Output("fast", (256,)),)
+    offers = (Output("fast", (256,)),)
     batch_clips = 2
-    file = WeightFile(
-        choice="kinetics400",
-        url="https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/SLOWFAST_8x8_R50.pyth",
-        save_as="SLOWFAST_8x8_R50.pyth",
-        publisher="Meta AI, PyTorchVideo model zoo",
-        licence="Apache-2.0",
-        trained_on=("Kinetics-400",),
-        entry="model_state",
+    files = (
+        WeightFile(
+            choice="kinetics400",
+            url="https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/SLOWFAST_8x8_R50.pyth",
+            save_as="SLOWFAST_8x8_R50.pyth",
+            publisher="Meta AI, PyTorchVideo model zoo",
+            licence="Apache-2.0",
+            trained_on=("Kinetics-400",),
+            entry="model_state",
+        ),
     )
 
     sampling = ClipPerSecond(32)

@@ -4,12 +4,14 @@ A view keeps frames as 8-bit pictures, so that what waits for a full clip is sma
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
+
+from extractors.sampling import Timeline
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,7 +23,23 @@ class View(Protocol):
     """Anything that maps frames one by one; a frozen dataclass, so that it can be part of a key."""
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """uint8 [k, 3, h, w] RGB to uint8 [k, 3, h', w'], each frame on its own."""
+        """uint8 [k, 3, h, w] RGB to uint8 [k, *shape], each frame on its own.
+
+        The shape is [3, h', w'], or has the patches of a frame before these.
+        """
+        ...
+
+
+@runtime_checkable
+class ClipView(Protocol):
+    """A view that differs from clip to clip, such as one with random offsets; also frozen.
+
+    What is random draws from `sampling.generator(timeline.video_id, stream, seed, clip)` alone, so
+    that extractors that name the same stream share their offsets.
+    """
+
+    def of_clip(self, timeline: Timeline, clip: int) -> View:
+        """The view of every frame of clip number `clip` of this video."""
         ...
 
 

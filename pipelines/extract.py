@@ -23,6 +23,7 @@ from torch import Tensor
 from extractors import video as decoding
 from extractors.base import ClipFn, Extractor
 from extractors.sampling import Clips, Timeline
+from extractors.views import ClipView, View
 from store.bank import FeatureStore, Ledger
 from store.errors import (
     BankError,
@@ -87,10 +88,11 @@ class _Job:
         """Why the network would not take a clip, if so."""
         self.ended = False
         self._clips_to_compute = count
-        self._pts_seconds = timeline.pts_seconds
+        self._timeline = timeline
         self._rows: list[Mapping[str, NDArray[Any]]] = [{}] * count
         self._partial: dict[int, tuple[Tensor, int]] = {}
         wanted = self.clips.frames.reshape(-1)
+        self._side = extractor.side(timeline, self.clips)
         self._order = np.argsort(wanted, kind="stable")
         self._sorted = wanted[self._order]
 
@@ -101,25 +103,42 @@ class _Job:
             frame_index: [k], increasing.
             frames: uint8 [k, 3, h, w].
         """
-        wanted = np.flatnonzero(np.isin(frame_index, self._sorted))
-        if not len(wanted):
-            return
-        with torch.inference_mode():
-            viewed = self.extractor.view(frames[torch.from_numpy(wanted)])
         length = self.clips.frames.shape[1]
-        for frame, index in zip(viewed, frame_index[wanted], strict=True):
-            first, last = np.searchsorted(self._sorted, [index, index + 1])
-            for position in self._order[first:last]:
-                clip, slot = divmod(int(position), length)
-                if clip not in self._partial:
-                    self._partial[clip] = (frame.new_empty((length, *frame.shape)), 0)
-                tensor, filled = self._partial.pop(clip)
-                tensor[slot] = frame
-                if filled + 1 < length:
-                    self._partial[clip] = (tensor, filled + 1)
-                    continue
-                self.clips_to_fill -= 1
-                yield clip, tensor
+        hits = [
+            (place, *divmod(int(position), length))
+            for place, index in enumerate(frame_index)
+            for position in self._order[slice(*np.searchsorted(self._sorted, [index, index + 1]))]
+        ]
+        for (_, clip, slot), picture in zip(hits, self._viewed(hits, frames), strict=True):
+            if clip not in self._partial:
+                self._partial[clip] = (picture.new_empty((length, *picture.shape)), 0)
+            tensor, filled = self._partial.pop(clip)
+            tensor[slot] = picture
+            if filled + 1 < length:
+                self._partial[clip] = (tensor, filled + 1)
+                continue
+            self.clips_to_fill -= 1
+            yield clip, tensor
+
+    def _viewed(self, hits: Sequence[tuple[int, int, int]], frames: Tensor) -> list[Tensor]:
+        """What the view makes of frame `place` for `clip`, for every (place, clip, slot)."""
+        view = self.extractor.view
+        groups: dict[int | None, list[int]] = {}
+        for number, (_, clip, _) in enumerate(hits):
+            groups.setdefault(clip if isinstance(view, ClipView) else None, []).append(number)
+        pictures: list[Tensor] = [frames] * len(hits)
+        for group, numbers in groups.items():
+            places = sorted({hits[number][0] for number in numbers})
+            if isinstance(view, ClipView):
+                assert group is not None
+                own: View = view.of_clip(self._timeline, group)
+            else:
+                own = view
+            with torch.inference_mode():
+                seen = dict(zip(places, own(frames[places]), strict=True))
+            for number in numbers:
+                pictures[number] = seen[hits[number][0]]
+        return pictures
 
     def put(self, clip: int, rows: Mapping[str, NDArray[Any]]) -> bool:
         """Keep the rows of one clip; True once the last one has come."""
@@ -138,8 +157,12 @@ class _Job:
         try:
             return Feature(
                 values=np.concatenate([rows[output] for rows in self._rows])[kept],
-                pts_seconds=self._pts_seconds[frame_index[kept]],
+                pts_seconds=self._timeline.pts_seconds[frame_index[kept]],
                 frame_index=frame_index[kept],
+                side={
+                    side.name: np.concatenate(list(self._side[side.name]))[kept]
+                    for side in self.specs[output].side
+                },
             )
         except InvalidFeatureError as error:
             name = self.specs[output].name
@@ -177,7 +200,7 @@ class _Batch:
         if padding:
             clips = torch.cat([clips, clips.new_zeros((padding, *clips.shape[1:]))])
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._extractor.precision(self._device):
                 rows_by_output = self._clip_fn(clips)
         except InvalidFeatureError as error:  # all clips of a batch have the same shape
             for job in dict.fromkeys(job for job, _, _ in waiting):
@@ -185,7 +208,10 @@ class _Batch:
                     job.refusal = f"{job.course.video.id}: {error}"
                     yield job
             return
-        outputs = {name: rows.float().cpu().numpy() for name, rows in rows_by_output.items()}
+        outputs = {
+            name: (rows.float() if rows.is_floating_point() else rows).cpu().numpy()
+            for name, rows in rows_by_output.items()
+        }
         for place, (job, clip, _) in enumerate(waiting):
             if job.put(clip, {name: rows[place].copy() for name, rows in outputs.items()}):
                 yield job
@@ -277,7 +303,14 @@ class Extraction:
                 yield Outcome(video, course.failures, cached=False)
                 continue
 
-            timeline = Timeline(probe.pts_seconds, probe.header_frames, probe.rate)
+            timeline = Timeline(
+                probe.pts_seconds,
+                probe.header_frames,
+                probe.rate,
+                video_id=video.id,
+                height=probe.height,
+                width=probe.width,
+            )
             jobs = [_Job(course, e, specs, timeline) for e, specs in todo.items()]
             course.open_jobs = len(jobs) + 1  # one more while the video is still decoding
             try:

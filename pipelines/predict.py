@@ -110,7 +110,9 @@ def _rebuilt(
         parameters["weights"] = "random"
     elif name in weights:
         parameters["weights"] = weights[name]
-    usual = {f"{name}.{output.name}": output.stored_dtype for output in EXTRACTORS[name].outputs}
+    parameters["outputs"] = tuple(spec.name.removeprefix(f"{name}.") for spec in specs)
+    offers = make_extractor(name, **parameters).offers
+    usual = {f"{name}.{output.name}": output.stored_dtype for output in offers}
     for spec in specs:
         if spec.stored_dtype != usual.get(spec.name):
             parameters["stored_dtype"] = spec.stored_dtype

@@ -48,7 +48,7 @@ def video(frames):
 
 
 def timeline(video, rate=10.0):
-    return Timeline(np.arange(len(video)) / rate, len(video), rate)
+    return Timeline(np.arange(len(video)) / rate, len(video), rate, "v", *video.shape[-2:])
 
 
 def clips_of(extractor, video):
@@ -83,7 +83,7 @@ def test_it_gives_what_it_promises(extractor, clip_fn, video):
     clips, rows = clips_of(extractor, video)
     values = in_batches(extractor, clip_fn, clips)
     specs = extractor.specs(decoder="pyav")
-    assert values.keys() == specs.keys() == {output.name for output in extractor.outputs}
+    assert values.keys() == specs.keys() == {output.name for output in extractor.wanted}
     for name, spec in specs.items():
         assert values[name].shape == (*rows.shape, *spec.shape)
         assert values[name].dtype.is_floating_point
@@ -229,7 +229,7 @@ def test_only_published_weights_claim_a_publisher(name, tmp_path, monkeypatch):
         return spec.publisher, spec.licence, spec.trained_on
 
     monkeypatch.setenv("VQBANK_WEIGHTS", str(tmp_path))
-    file = EXTRACTORS[name].file
+    file = EXTRACTORS[name].files[0]
     (tmp_path / file.save_as).write_bytes(b"published")
     (tmp_path / "mine").write_bytes(b"weights")
 

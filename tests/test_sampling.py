@@ -27,7 +27,7 @@ RULES = [
 
 
 def timeline(frames, rate, *, header_frames=0):
-    return Timeline(np.arange(frames) / (rate or 25), header_frames, rate)
+    return Timeline(np.arange(frames) / (rate or 25), header_frames, rate, "v", 90, 130)
 
 
 @pytest.mark.parametrize(
