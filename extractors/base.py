@@ -14,6 +14,7 @@ from extractors.sampling import Clips, Sampling, Timeline
 from extractors.views import ClipView, View
 from extractors.weights import (
     RANDOM,
+    TINY,
     WeightFile,
     check_keys,
     find_weights,
@@ -22,7 +23,7 @@ from extractors.weights import (
     weights_identity,
     weights_origin,
 )
-from store.errors import UnknownNameError, unknown_name
+from store.errors import UnknownNameError, WeightsError, unknown_name
 from store.schema import FeatureSpec, SideSpec, StoredDtype
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -158,9 +159,24 @@ class WeightedExtractor(Extractor):
     """An extractor with one published weight file."""
 
     weights: str
-    """The choice of one of `files`, "random", or the path of a local file."""
+    """The choice of one of `files`, "random", the path of a local file, or, where there is a tiny
+    configuration, "random-tiny"."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What matrix products and convolutions are computed in; the weights stay in float32."""
+
+    has_tiny: ClassVar[bool] = False
+    """Whether there is a tiny configuration of the network."""
+
+    @property
+    def tiny(self) -> bool:
+        """Whether the tiny configuration is asked for.
+
+        Raises:
+            WeightsError: if there is none.
+        """
+        if self.weights == TINY and not self.has_tiny:
+            raise WeightsError(f"extractor {self.name} has no tiny configuration; take {RANDOM!r}")
+        return self.weights == TINY
 
     @property
     @abstractmethod
@@ -180,6 +196,7 @@ class WeightedExtractor(Extractor):
 
     def parameters(self) -> dict[str, Any]:
         """As for every extractor, with the weights' sha256, or "random", in place of their path."""
+        assert not self.tiny or self.has_tiny  # raises where there is none
         identity = weights_identity(self.weights, self.file, extractor=self.name)
         return {**super().parameters(), "weights": identity}
 
@@ -199,7 +216,7 @@ class WeightedExtractor(Extractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
-        if self.weights == RANDOM:
+        if self.weights == RANDOM or self.tiny:
             with random_weights():
                 return architecture()
         path = find_weights(self.weights, self.file, extractor=self.name)

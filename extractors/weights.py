@@ -24,6 +24,8 @@ from store.errors import WeightsError
 
 RANDOM = "random"
 """The choice that asks for weights that nobody trained."""
+TINY = "random-tiny"
+"""The choice that asks for them in a small network of the same kind, for tests and demos."""
 
 _RANDOM_SEED = 20260101
 _NAMED_KEYS = 5  # how many keys an error spells out
@@ -130,13 +132,13 @@ def _places(file: WeightFile) -> list[Path]:
 
 
 def weights_identity(choice: str, file: WeightFile, *, extractor: str) -> str:
-    """What stands for the weights in a key: "random", or the sha256 of the file.
+    """What stands for the weights in a key: the sha256 of the file; random ones go by their name.
 
     Raises:
         WeightsError: as `find_weights`.
     """
-    if choice == RANDOM:
-        return RANDOM
+    if choice in (RANDOM, TINY):
+        return choice
     return sha256_of(find_weights(choice, file, extractor=extractor))
 
 
@@ -149,7 +151,7 @@ def weights_origin(choice: str, file: WeightFile, *, extractor: str) -> dict[str
     Raises:
         WeightsError: as `find_weights`.
     """
-    if choice == RANDOM:
+    if choice in (RANDOM, TINY):
         return {}
     # Where `file.sha256` is not known, the published file given by its path goes by "unknown".
     # Its key is that of the published choice all the same, and a bank keeps the spec.json that was

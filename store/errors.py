@@ -79,3 +79,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}."
+
+
+class GoldenError(VqbankError, ValueError):
+    """A golden fixture cannot be read, or asks for what we do not have."""

@@ -140,7 +140,7 @@ class FeatureSpec:
     @property
     def uses_random_weights(self) -> bool:
         """Whether these numbers come from weights that nobody trained."""
-        return self.identity.get("weights") == "random"
+        return str(self.identity.get("weights")).startswith("random")
 
     @property
     def row_bytes(self) -> int:
