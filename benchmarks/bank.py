@@ -26,7 +26,7 @@ from rich.table import Table
 
 from store.bank import FeatureStore
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
-from store.upkeep import compact
+from store.compact import compact
 
 SETS = {
     "small": (

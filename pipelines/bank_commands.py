@@ -38,9 +38,9 @@ def diff(
 ) -> None:
     """Compare two banks, or two features of one, video by video; exits 1 where they differ."""
     from store.bank import FeatureStore
+    from store.compare import diff as differences
+    from store.compare import diff_features, summarise
     from store.errors import BankError
-    from store.upkeep import diff as differences
-    from store.upkeep import diff_features, summarise
 
     first = FeatureStore(one)
     if two is None:
@@ -79,8 +79,8 @@ def verify(
 ) -> None:
     """Check lengths, checksums and values of everything in a bank; exits 1 where any is bad."""
     from store.bank import FeatureStore
-    from store.upkeep import mark as mark_problems
-    from store.upkeep import verify as problems
+    from store.verify import mark as mark_problems
+    from store.verify import verify as problems
 
     store = FeatureStore(bank)
     found = []
@@ -106,7 +106,7 @@ def verify(
 def compact(bank: Bank, feature: Feature = None) -> None:
     """Copy many small shards into few large ones, while others read and write."""
     from store.bank import FeatureStore
-    from store.upkeep import compact as compact_feature
+    from store.compact import compact as compact_feature
 
     store = FeatureStore(bank)
     left = False
@@ -131,7 +131,7 @@ def merge(
 ) -> None:
     """Copy banks into one; keys and duplicates are checked first."""
     from store.bank import FeatureStore
-    from store.upkeep import merge as merge_banks
+    from store.merge import merge as merge_banks
 
     others = [FeatureStore(source) for source in sources]
     report = merge_banks(FeatureStore.create(target), others)
@@ -165,7 +165,7 @@ def prune(
 ) -> None:
     """Remove orphans, superseded shards and unfinished writes; dry unless told."""
     from store.bank import FeatureStore
-    from store.upkeep import prune as prune_bank
+    from store.prune import prune as prune_bank
 
     store = FeatureStore(bank)
     removals = prune_bank(store, dry_run=not yes, older_than_seconds=older_than_hours * 3600)

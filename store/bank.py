@@ -4,7 +4,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class FeatureStore:
 
     def specs(self) -> list[FeatureSpec]:
         """Every feature that has a spec file, by key."""
-        return [self._read_spec(path) for path in sorted(self.path.glob("*@*/spec.json"))]
+        return [self.read_spec(path) for path in sorted(self.path.glob("*@*/spec.json"))]
 
     def resolve(self, name: str) -> FeatureSpec:
         """The feature of a name `extractor.output` or a key `extractor.output@hash`.
@@ -143,6 +144,32 @@ class FeatureStore:
             None if found is None else (self._shard(spec, found[0]), found[1])
             for found in self._catalogue(spec).find(video_ids)
         ]
+
+    def read_spec(self, path: Path) -> FeatureSpec:
+        """The identity at `path`, the spec.json of a feature's folder.
+
+        Raises:
+            BankError: if it is damaged, or the folder has another name than its key.
+        """
+        try:
+            spec = FeatureSpec.from_json(path.read_text())
+        except (ValueError, KeyError, TypeError) as error:
+            raise BankError(f"{path} is not a feature's spec: {error}") from error
+        if spec.key != path.parent.name:
+            raise BankError(
+                f"{path.parent} holds {spec.key}; a folder's name is its key, rename it back"
+            )
+        return spec
+
+    def winners(self, spec: FeatureSpec) -> dict[Shard, dict[str, int]]:
+        """Place of every video by the shard that wins it."""
+        winners: dict[Shard, dict[str, int]] = {}
+        ids = self.video_ids(spec)
+        for video, found in zip(ids, self.find(spec, ids), strict=True):
+            if found is not None:
+                shard, place = found
+                winners.setdefault(shard, {})[video] = place
+        return winners
 
     def check_file(self, spec: FeatureSpec, video: Video, fingerprint: Fingerprint) -> None:
         """Compare the file at hand with the one that was banked under the same id.
@@ -204,17 +231,6 @@ class FeatureStore:
             create_exclusively(folder / "spec.json", spec.to_json().encode())
         return ShardWriter(folder, spec, provenance=provenance, durable=durable)
 
-    def _read_spec(self, path: Path) -> FeatureSpec:
-        try:
-            spec = FeatureSpec.from_json(path.read_text())
-        except (ValueError, KeyError, TypeError) as error:
-            raise BankError(f"{path} is not a feature's spec: {error}") from error
-        if spec.key != path.parent.name:
-            raise BankError(
-                f"{path.parent} holds {spec.key}; a folder's name is its key, rename it back"
-            )
-        return spec
-
     def _catalogue(self, spec: FeatureSpec) -> Catalogue:
         if spec.key not in self._catalogues:
             self._catalogues[spec.key] = Catalogue.of(self.path / spec.key, spec)
@@ -258,3 +274,19 @@ class Ledger:
             file.write(canonical_json({"time": time.time(), **entry}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextmanager
+def writing(bank: Path) -> Iterator[None]:
+    """Failures of the disk in here become one clear error.
+
+    Raises:
+        BankError: for every OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BankError(
+            f"{bank} cannot be written ({error.strerror}: {error.filename or 'disk'}); what was "
+            "committed is safe, run the same command again once it can be"
+        ) from error

@@ -233,8 +233,9 @@ def to_stored(values: NDArray[Any], dtype: StoredDtype) -> NDArray[Any]:
     """Cast finite rows to how they are stored.
 
     Raises:
-        InvalidFeatureError: where a finite number became infinite or an integer did not fit; names
-            the row and what to do.
+        InvalidFeatureError: where a finite number became infinite, an integer did not fit, or
+            float16 would lose more than 2^-11 of a row's largest value; names the row and what to
+            do.
     """
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(values, "<f4").view("<u4").astype(np.uint64)
@@ -249,6 +250,8 @@ def to_stored(values: NDArray[Any], dtype: StoredDtype) -> NDArray[Any]:
             stored = np.ascontiguousarray(values, storage_dtype(dtype))
         if stored.dtype != values.dtype:  # a Feature's own values are finite
             _refuse_overflow(values, stored, dtype)
+            if dtype == "float16":
+                _refuse_underflow(values, stored)
         return stored
     if values.dtype.kind == "f" and not np.array_equal(values, np.trunc(values)):
         raise InvalidFeatureError(f"values that are not whole numbers do not fit {dtype}")
@@ -281,6 +284,22 @@ def _refuse_overflow(values: NDArray[Any], stored: NDArray[Any], dtype: StoredDt
             f"row {row} holds {largest:g}, too large for {dtype}; "
             "set stored_dtype: float32 for this extractor"
         )
+
+
+def _refuse_underflow(values: NDArray[Any], stored: NDArray[np.float16]) -> None:
+    """Below 2^-14 a half loses bits; a row with a larger value errs by at most 2^-11 of it.
+
+    So the error of every row that is kept is known without computing it.
+    """
+    if not stored.size:
+        return
+    largest = (stored.reshape(len(stored), -1).view(np.uint16) & 0x7FFF).max(axis=1)
+    for row in np.flatnonzero(largest < 0x0400):  # exponent bits all zero
+        if np.any(values[row]):
+            raise InvalidFeatureError(
+                f"row {row} holds nothing above {float(np.abs(values[row]).max()):g}, too small "
+                "for float16; set stored_dtype: float32 for this extractor"
+            )
 
 
 def from_stored(stored: NDArray[Any], dtype: StoredDtype) -> NDArray[Any]:

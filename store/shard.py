@@ -13,12 +13,12 @@ import secrets
 import shutil
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -35,6 +35,8 @@ from store.schema import (
     storage_dtype,
     to_stored,
 )
+
+Record = TypeVar("Record")
 
 FORMAT_VERSION = 1
 FILE_BYTES = 128 * 2**20
@@ -597,13 +599,13 @@ class Shard:
             out: As many rows as are wanted.
             mapped: Through the memory map, or by reading the file past it.
         """
-        if self._layout.codecs != ["bytes"] or self.spec.stored_dtype == "bfloat16":
+        if self.layout.codecs != ["bytes"] or self.spec.stored_dtype == "bfloat16":
             out[:] = from_stored(self._value_rows(start, start + len(out)), self.spec.stored_dtype)
         else:
             self._copy_stored(start, out, mapped=mapped and self._is_local)
 
     def _copy_stored(self, start: int, out: NDArray[Any], *, mapped: bool) -> None:
-        limit = self._layout.file_rows
+        limit = self.layout.file_rows
         done = 0
         while done < len(out):
             number, first = divmod(start + done, limit)
@@ -631,11 +633,19 @@ class Shard:
         if got != flat.nbytes:
             raise DamagedShardError(f"{path} ended early")
 
+    def unmap(self) -> None:
+        """Let go of the value files; they are mapped again when they are read again.
+
+        Every mapped file holds a descriptor, of which a process has 1024 as a rule.
+        """
+        for name in ("_maps", "_mappings"):
+            self.__dict__.pop(name, None)
+
     def prefetch(self, start: int, count: int) -> None:
         """Ask the kernel to load rows that will soon be read through the map."""
-        if not self._is_local or self._layout.codecs != ["bytes"]:
+        if not self._is_local or self.layout.codecs != ["bytes"]:
             return
-        limit = self._layout.file_rows
+        limit = self.layout.file_rows
         for number in range(start // limit, (start + count - 1) // limit + 1):
             self._map(number)
             first = max(0, start - number * limit) * self.spec.row_bytes
@@ -663,14 +673,14 @@ class Shard:
         self._checked.add((place, name))
 
     def _value_rows(self, start: int, stop: int) -> NDArray[Any]:
-        if self._layout.codecs != ["bytes"]:
+        if self.layout.codecs != ["bytes"]:
             try:
                 return np.asarray(self._zarr[start:stop])
             except (ValueError, RuntimeError) as error:  # what zarr and zstd say of damaged bytes
                 raise DamagedShardError(
                     f"{self.folder}: rows {start} to {stop} cannot be unpacked: {error}"
                 ) from error
-        limit = self._layout.file_rows
+        limit = self.layout.file_rows
         number, first = divmod(start, limit)
         if self._is_local and stop <= (number + 1) * limit:
             return self._map(number)[first : first + stop - start]
@@ -720,7 +730,8 @@ class Shard:
         return np.frombuffer(content, dtype)
 
     @cached_property
-    def _layout(self) -> "_Layout":
+    def layout(self) -> "_Layout":
+        """How the rows lie in the value files."""
         metadata = json.loads(self._file("values/zarr.json").read_text())
         inner = metadata["codecs"][0]["configuration"]["codecs"]
         return _Layout(
@@ -739,9 +750,7 @@ class Shard:
     def _map(self, number: int) -> NDArray[Any]:
         """The rows of value file `number`, memory-mapped and read-only."""
         if number not in self._maps:
-            rows = min(
-                self._layout.file_rows, self.record["rows"] - number * self._layout.file_rows
-            )
+            rows = min(self.layout.file_rows, self.record["rows"] - number * self.layout.file_rows)
             # A private map: nothing written to it could reach the file.  Heads lend its memory to
             # torch, which has no read-only tensors.
             with self.value_file(number).open("rb") as file:
@@ -824,19 +833,20 @@ def seal(record: Mapping[str, Any]) -> bytes:
 
 def record_names(feature_folder: Path) -> list[str]:
     """Names of all commit records and marks of bad rows: they stand for the feature's state."""
-    return sorted(
-        f"{room}/{path.name}"
-        for room in ("commits", "bad")
-        for path in (feature_folder / room).glob("*.json")
-        if not path.name.startswith(".")
-    )
+    rooms = ("bad", "commits")
+    return [f"{room}/{path.name}" for room in rooms for path in records(feature_folder, room)]
 
 
-def committed_shards(feature_folder: Path, spec: FeatureSpec) -> Iterator[Shard]:
-    """Every shard that has a commit record: the state of this feature is what listing it shows."""
-    for commit in sorted((feature_folder / "commits").glob("*.json")):
-        if not commit.name.startswith("."):
-            yield Shard(feature_folder, commit, spec)
+def committed_shards(feature_folder: Path, spec: FeatureSpec) -> list[Shard]:
+    """Every shard that has a commit record: the state of this feature is what listing it shows.
+
+    Where a record is pruned between listing and reading, the list is made again: without it, what
+    it superseded could seem to win.
+
+    Raises:
+        DamagedShardError: if a record is not whole.
+    """
+    return _read_all(feature_folder, "commits", lambda path: Shard(feature_folder, path, spec))
 
 
 def named_rows(entries: Iterable[Mapping[str, Any]]) -> set[tuple[str, str | None]]:
@@ -850,8 +860,17 @@ def named_rows(entries: Iterable[Mapping[str, Any]]) -> set[tuple[str, str | Non
 
 def bad_videos(feature_folder: Path) -> set[tuple[str, str | None]]:
     """As from `named_rows`: what a check found damaged, and counts as missing."""
-    paths = sorted((feature_folder / "bad").glob("*.json"))
-    return named_rows(read_sealed(path) for path in paths if not path.name.startswith("."))
+    return named_rows(_read_all(feature_folder, "bad", read_sealed))
+
+
+def _read_all(folder: Path, room: str, read: Callable[[Path], Record]) -> list[Record]:
+    while True:
+        listed = records(folder, room)
+        try:
+            return [read(path) for path in listed]
+        except FileNotFoundError:
+            if records(folder, room) == listed:
+                raise
 
 
 def mark_bad(feature_folder: Path, shard_id: str, videos: Sequence[str] | None) -> None:
@@ -873,3 +892,33 @@ def mark_bad(feature_folder: Path, shard_id: str, videos: Sequence[str] | None) 
         "time": time.time(),
     }
     create_exclusively(room / f"{secrets.token_hex(8)}.json", seal(record))
+
+
+BLOCK_BYTES = 4 * 2**20
+"""Files are checked and copied, and rows compared, in blocks of this size."""
+CHANGED = "has changed since it was committed"
+MISSING = "is missing, though it was committed"
+
+
+def records(folder: Path, room: str) -> list[Path]:
+    """Commit records, or marks of bad rows."""
+    found = (folder / room).glob("*.json")
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def damage(path: Path, entry: Mapping[str, int]) -> str | None:
+    """What is wrong with a committed file, if anything is."""
+    block = np.empty(BLOCK_BYTES, np.uint8)
+    checksum = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            length = os.fstat(file.fileno()).st_size
+            if length != entry["bytes"]:
+                return f"has {length} bytes, {entry['bytes']} were committed"
+            while count := file.readinto(block.data):
+                checksum = crc32c(block[:count], checksum)
+    except FileNotFoundError:
+        return MISSING
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if checksum == entry["crc32c"] else CHANGED

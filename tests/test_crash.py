@@ -29,7 +29,9 @@ from store.bank import FeatureStore
 from store.errors import BankError, DamagedShardError, VqbankError
 from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec
 from store.shard import mark_bad
-from store.upkeep import compact, merge, prune
+from store.compact import compact
+from store.merge import merge
+from store.prune import prune
 
 SPEC = FeatureSpec(
     "clip.embedding",

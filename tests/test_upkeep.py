@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store import upkeep
+from store import compact as compacting
+from store import compare as comparing
 from store.bank import FeatureStore
+from store.compare import diff, diff_features, summarise
 from store.errors import (
     AmbiguousFeatureError,
     BankError,
@@ -24,20 +26,14 @@ from store.errors import (
     DamagedShardError,
     MissingFeatureError,
 )
+from store.merge import merge
+from store.prune import prune
 from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video, canonical_json
 from store.selection import check_selection, read_selection, write_selection
 from store.shard import INDEX_COLUMNS, crc32c, mark_bad, read_sealed, seal
-from store.upkeep import (
-    diff,
-    diff_features,
-    mark,
-    merge,
-    prune,
-    summarise,
-    verify,
-)
+from store.verify import mark, verify
 
-compact = partial(upkeep.compact, durable=False)
+compact = partial(compacting.compact, durable=False)
 SIDE = (SideSpec("offsets", (2,), "int16"),)
 WHAT = FeatureSpec("clip.embedding", (8,), "float16", {"extractor": "clip"}, SIDE)
 OTHER = FeatureSpec("clip.embedding", (8,), "float16", {"extractor": "other"}, SIDE)
@@ -371,7 +367,7 @@ def test_diff_compares_two_keys_of_one_bank(bank):
 
 
 def test_long_videos_are_compared_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(upkeep, "BLOCK_BYTES", 8 * 8 * 3)
+    monkeypatch.setattr(comparing, "BLOCK_BYTES", 8 * 8 * 3)
     one, two = feature(1, rows=50), feature(2, rows=50)
     put(tmp_path / "one", {"a": one})
     put(tmp_path / "two", {"a": two})
@@ -530,7 +526,7 @@ def copying(path, sources):
     """A compaction that stands between its last copied row and its commit."""
     store = FeatureStore(path)
     shards = {shard: store._shard(WHAT, shard) for shard in sources}
-    made = upkeep._Copying(store, WHAT, shards, set(sources), {}, durable=False)
+    made = compacting._Copying(store, WHAT, shards, set(sources), {}, durable=False)
     for shard in shards.values():
         for place, video in enumerate(shard.ids()):
             made.copy(video, shard.id, place)
@@ -595,7 +591,7 @@ def test_a_repair_that_is_made_while_a_compaction_runs_wins(tmp_path):
 
 
 def test_more_shards_than_may_be_mapped_are_compacted(tmp_path, monkeypatch):
-    monkeypatch.setattr(upkeep, "MAPPED_SHARDS", 3)
+    monkeypatch.setattr(compacting, "MAPPED_SHARDS", 3)
     bank = tmp_path / "bank"
     for number in range(10):
         put(bank, {f"a{number}": number, f"b{number}": number})
@@ -727,7 +723,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from store.bank import FeatureStore
-from store.upkeep import compact, prune
+from store.compact import compact
+from store.prune import prune
 store, event, left = FeatureStore(Path(sys.argv[1])), sys.argv[3], int(sys.argv[4])
 (spec,) = store.specs()
 def count(name, _):

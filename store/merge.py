@@ -1,0 +1,211 @@
+"""Copying the features of banks into another, checked."""
+
+import math
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from store.bank import FeatureStore, writing
+from store.errors import BankError, ChangedVideoError, DamagedShardError
+from store.prune import removable
+from store.schema import FeatureSpec
+from store.shard import (
+    BLOCK_BYTES,
+    MISSING,
+    Shard,
+    VideoRecord,
+    bad_videos,
+    committed_shards,
+    create_exclusively,
+    damage,
+    read_sealed,
+    records,
+    sync_folder,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A video that two banks had under one key."""
+
+    key: str
+    video: str
+    same: bool
+    """Whether the checksums of all its arrays agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What merging did."""
+
+    shards: int
+    """Copied."""
+    present: int
+    """Shards that the target had already."""
+    size: int
+    """Bytes copied."""
+    duplicates: tuple[Duplicate, ...]
+    """Videos that two of the banks had in different shards; the first that was committed wins."""
+
+
+def merge(target: FeatureStore, sources: Sequence[FeatureStore]) -> MergeReport:
+    """Copy everything that counts in some banks into another.
+
+    It comes to the same as copying the folders, and checks first that every folder is what its key
+    says and that no id stands for two files.  A spec file that is there is kept: what is not in the
+    key, such as the publisher, may be written otherwise in the source.
+
+    Shards are copied whole and compared with their checksums, then the marks of their bad rows, and
+    the commit records last, newest first.  Shards that `prune` would remove stay behind.  If it is
+    killed, run it again: what is there is not copied again.
+
+    Args:
+        target: The bank that grows.
+        sources: Banks that stay as they are.
+
+    Raises:
+        BankError: if a folder's name is not its key, or the target cannot be written.
+        ChangedVideoError: if a video's rows were made from different files; nothing is copied then.
+        DamagedShardError: if a file of a source is damaged and its rows are not marked bad.
+    """
+    for store in (target, *sources):
+        store.refresh()
+    for source in sources:
+        if source.path.resolve() == target.path.resolve():
+            raise BankError(f"{source.path} cannot be merged into itself")
+    duplicates = tuple(_duplicates([target, *sources]))
+
+    copied = present = size = 0
+    with writing(target.path):
+        for source in sources:
+            for spec in source.specs():
+                shards, old, added = _merge_feature(target, source, spec)
+                copied, present, size = copied + shards, present + old, size + added
+            _merge_ledgers(target.path, source.path)
+    target.refresh()
+    return MergeReport(copied, present, size, duplicates)
+
+
+def _duplicates(stores: Sequence[FeatureStore]) -> Iterator[Duplicate]:
+    known: dict[tuple[str, str], tuple[FeatureStore, str, VideoRecord]] = {}
+    for store in stores:
+        for spec in store.specs():
+            for shard, places in store.winners(spec).items():
+                for video, place in places.items():
+                    record = shard.video(place)
+                    other, other_shard, first = known.setdefault(
+                        (spec.key, video), (store, shard.id, record)
+                    )
+                    if other_shard == shard.id:
+                        continue
+                    if first.fingerprint != record.fingerprint:
+                        raise ChangedVideoError(
+                            f"{video}: its {spec.key} in {other.path} was made from a file of "
+                            f"{first.fingerprint.length} bytes "
+                            f"({first.fingerprint.sha256[:12]}), in {store.path} from one of "
+                            f"{record.fingerprint.length} bytes "
+                            f"({record.fingerprint.sha256[:12]}); these banks cannot be merged"
+                        )
+                    same = (first.row_count, first.crc32c) == (record.row_count, record.crc32c)
+                    yield Duplicate(spec.key, video, same)
+
+
+def _merge_feature(
+    target: FeatureStore, source: FeatureStore, spec: FeatureSpec
+) -> tuple[int, int, int]:
+    """Shards copied, shards that were there, and bytes copied."""
+    folder, origin = target.path / spec.key, source.path / spec.key
+    folder.mkdir(exist_ok=True)
+    sync_folder(target.path)
+    create_exclusively(folder / "spec.json", (origin / "spec.json").read_bytes())
+    shards = list(committed_shards(origin, spec))
+    idle = {shard.id for shard in removable(source, spec, shards, math.inf)}
+    wanted = [shard for shard in shards if shard.id not in idle]
+    commits = {shard.id: folder / "commits" / f"{shard.id}.json" for shard in wanted}
+    for room in ("shards", "commits"):
+        (folder / room).mkdir(exist_ok=True)
+
+    new = []
+    for shard in wanted:
+        if not commits[shard.id].exists():
+            new.append(shard)
+        elif read_sealed(commits[shard.id]) != shard.record:
+            raise BankError(f"{commits[shard.id]} and {origin} have two shards of one id")
+    marked = {shard for shard, _ in bad_videos(origin)}
+    size = sum(_copy_shard(shard, folder, marked=shard.id in marked) for shard in new)
+    sync_folder(folder / "shards")
+    _copy_marks(origin, folder, {shard.id for shard in new})
+    _copy_tail(origin, folder)
+    sync_folder(folder)
+    # The newest first: what supersedes rows counts before the rows that it supersedes.
+    for shard in sorted(new, key=lambda shard: shard.order, reverse=True):
+        content = (origin / "commits" / commits[shard.id].name).read_bytes()
+        create_exclusively(commits[shard.id], content)
+    return len(new), len(wanted) - len(new), size
+
+
+def _copy_shard(shard: Shard, folder: Path, *, marked: bool) -> int:
+    """Bytes that had to be copied."""
+    copied = 0
+    for name, entry in shard.record["files"].items():
+        origin, path = shard.folder / name, folder / "shards" / shard.id / name
+        if path.exists() and damage(path, entry) is None:
+            continue
+        what = damage(origin, entry)
+        if what is not None and not marked:
+            raise DamagedShardError(f"{origin} {what}; run `vqbank verify --mark` on its bank")
+        if what != MISSING:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            copied += _copy_file(origin, path, folder)
+    for inner, _, _ in os.walk(folder / "shards" / shard.id, topdown=False):
+        sync_folder(Path(inner))
+    return copied
+
+
+def _copy_file(origin: Path, path: Path, room: Path) -> int:
+    """Put a whole copy under its name; gives its length.
+
+    Another merge may be copying the same file: the name always stands for a whole one.
+    """
+    temporary = room / f".{path.name}.{secrets.token_hex(8)}.tmp"
+    block = np.empty(BLOCK_BYTES, np.uint8)
+    length = 0
+    try:
+        with origin.open("rb", buffering=0) as source, temporary.open("xb", buffering=0) as file:
+            while count := source.readinto(block.data):
+                file.write(block[:count].data)
+                length += count
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return length
+
+
+def _copy_marks(origin: Path, folder: Path, shards: set[str]) -> None:
+    """Of the shards that are copied alone: a shard that the target had has files of its own."""
+    for path in records(origin, "bad"):
+        if read_sealed(path)["shard"] in shards:
+            (folder / "bad").mkdir(exist_ok=True)
+            create_exclusively(folder / "bad" / path.name, path.read_bytes())
+
+
+def _copy_tail(origin: Path, folder: Path) -> None:
+    for path in sorted((origin / "tail").rglob("*")):
+        copy = folder / path.relative_to(origin)
+        if path.is_file() and not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            _copy_file(path, copy, folder)
+
+
+def _merge_ledgers(target: Path, source: Path) -> None:
+    """Ledgers only grow: of two of one name the longer one is the newer."""
+    for path in sorted((source / "ledger").glob("*.jsonl")):
+        copy = target / "ledger" / path.name
+        copy.parent.mkdir(exist_ok=True)
+        if not copy.exists() or copy.stat().st_size < path.stat().st_size:
+            _copy_file(path, copy, target)

@@ -1,0 +1,202 @@
+"""Is every byte of a bank what was committed?  What is not is named, and can be marked."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from store.bank import FeatureStore, writing
+from store.errors import BankError, DamagedShardError
+from store.schema import FeatureSpec
+from store.shard import (
+    CHANGED,
+    MISSING,
+    Shard,
+    array_names,
+    damage,
+    mark_bad,
+    named_rows,
+    read_sealed,
+    records,
+    sync_folder,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it was committed."""
+
+    key: str
+    """Of the feature."""
+    shard: str
+    """Its id; empty where the damage is not in a shard."""
+    file: str
+    """Relative to the feature's folder."""
+    videos: tuple[str, ...] | None
+    """Whose rows cannot be relied on; None for all of a shard whose index or commit is damaged."""
+    what: str
+    """The finding, to be read after the file's name."""
+
+
+def verify(store: FeatureStore, specs: Iterable[FeatureSpec] | None = None) -> Iterator[Problem]:
+    """Read everything that is committed and live, and yield what is not as it was committed.
+
+    Checked are commit records, length and CRC-32C of every file, the CRC-32C of every array of
+    every video, and that values are finite.  Rows that are superseded or marked bad are passed
+    over, and so are shards without a commit record.
+
+    Args:
+        store: The bank.
+        specs: Which features; all if None.
+
+    Raises:
+        BankError: if a newer vqbank wrote a record.
+    """
+    if specs is None:
+        folders = [path for path in sorted(store.path.glob("*@*")) if path.is_dir()]
+    else:
+        folders = [store.path / spec.key for spec in specs]
+    for folder in folders:
+        try:
+            spec = store.read_spec(folder / "spec.json")
+        except FileNotFoundError:
+            if (folder / "commits").is_dir():
+                what = "is missing: copy it from another bank that has this feature"
+                yield Problem(folder.name, "", "spec.json", None, what)
+        except BankError as error:
+            yield Problem(folder.name, "", "spec.json", None, str(error))
+        else:
+            yield from _verify_feature(folder, spec)
+
+
+def mark(store: FeatureStore, problems: Iterable[Problem]) -> None:
+    """Let the rows that problems name count as missing, so that extracting again repairs them.
+
+    A damaged commit record, or mark of bad rows, is moved aside to `.NAME.damaged`: its shard no
+    longer counts, and what only this record superseded counts again.
+
+    Args:
+        store: The bank.
+        problems: From `verify`.
+
+    Raises:
+        BankError: if the bank cannot be written.
+    """
+    rows: dict[tuple[str, str], set[str]] = {}
+    whole: set[tuple[str, str]] = set()
+    with writing(store.path):
+        for problem in problems:
+            path = store.path / problem.key / problem.file
+            if path.parent.name in ("commits", "bad"):
+                with suppress(FileNotFoundError):  # somebody else has moved it
+                    path.replace(path.with_name(f".{path.name}.damaged"))
+                sync_folder(path.parent)
+            elif problem.shard and problem.videos is None:
+                whole.add((problem.key, problem.shard))
+            elif problem.shard:
+                rows.setdefault((problem.key, problem.shard), set()).update(problem.videos or ())
+        for key, shard in whole:
+            mark_bad(store.path / key, shard, None)
+        for (key, shard), found in rows.items():
+            mark_bad(store.path / key, shard, sorted(found))
+    store.refresh()
+
+
+def _verify_feature(folder: Path, spec: FeatureSpec) -> Iterator[Problem]:
+    shards: list[Shard] = []
+    marks: list[dict[str, Any]] = []
+    for path in [*records(folder, "commits"), *records(folder, "bad")]:
+        room = path.parent.name
+        try:
+            if room == "bad":
+                marks.append(read_sealed(path))
+            else:
+                shards.append(Shard(folder, path, spec))
+        except FileNotFoundError:
+            continue  # pruned since it was listed
+        except DamagedShardError as error:
+            stem = path.stem if room == "commits" else ""
+            yield Problem(spec.key, stem, f"{room}/{path.name}", None, str(error))
+    superseded = (entry for shard in shards for entry in shard.record["supersedes"])
+    hidden = named_rows([*marks, *superseded])
+    shards.reverse()
+    while shards:
+        shard = shards.pop()  # what it has mapped and read goes with it
+        if (shard.id, None) in hidden:
+            continue
+        for problem in _verify_shard(shard, hidden):
+            if not (folder / "commits" / f"{shard.id}.json").exists():
+                break  # pruned while it was read
+            yield problem
+
+
+def _verify_shard(shard: Shard, hidden: set[tuple[str, str | None]]) -> Iterator[Problem]:
+    folder = f"shards/{shard.id}"
+    if not shard.folder.is_dir():
+        yield Problem(shard.spec.key, shard.id, folder, None, MISSING)
+        return
+
+    files = shard.record["files"]
+    checked = ((name, damage(shard.folder / name, entry)) for name, entry in files.items())
+    damaged = {name: what for name, what in checked if what is not None}
+    try:
+        ids = list(shard.ids())
+    except (DamagedShardError, OSError) as error:
+        for name, what in damaged.items() or [("index", str(error))]:
+            yield Problem(shard.spec.key, shard.id, f"{folder}/{name}", None, what)
+        return
+
+    live = {place for place, video in enumerate(ids) if (shard.id, video) not in hidden}
+    named: set[int] = set()
+    for name, what in damaged.items():
+        places = live & _affected(shard, name, damaged)
+        if places:
+            videos = tuple(ids[place] for place in sorted(places))
+            yield Problem(shard.spec.key, shard.id, f"{folder}/{name}", videos, what)
+        named |= places
+    for place in sorted(live - named):
+        for name in array_names(shard.spec):
+            error_text = unreadable(shard, place, name) or _not_finite(shard, place, name)
+            if error_text is not None:
+                file = f"{folder}/{name}"
+                yield Problem(shard.spec.key, shard.id, file, (ids[place],), error_text)
+
+
+def _affected(shard: Shard, name: str, damaged: Mapping[str, str]) -> set[int]:
+    """Places of the videos that a damaged file may have spoilt."""
+    every = set(range(len(shard)))
+    if not name.startswith("values/c/") or "values/zarr.json" in damaged:
+        return every
+    limit = shard.layout.file_rows
+    first = int(name.split("/")[2]) * limit
+    spans = shard.index[:, :2]
+    inside = (spans[:, 0] < first + limit) & (spans.sum(axis=1) > first)
+    within = set(np.flatnonzero(inside).tolist())
+    if damaged[name] != CHANGED:
+        # Rows that are compressed are only read where every file is there.
+        return within if shard.layout.codecs == ["bytes"] else every
+    failing = {place for place in within if unreadable(shard, place, "values") is not None}
+    # Damage outside all rows, in what only other Zarr readers look at, is nobody's in particular.
+    return failing or within
+
+
+def unreadable(shard: Shard, place: int, name: str) -> str | None:
+    """Why an array of a video cannot be read, if it cannot."""
+    try:
+        shard.stored(place, name)
+    except (BankError, OSError, ValueError, RuntimeError) as error:  # the last two from zarr, zstd
+        return str(error)
+    return None
+
+
+def _not_finite(shard: Shard, place: int, name: str) -> str | None:
+    if name != "values":
+        return None
+    values = shard.values(place)
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return None
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return f"{shard.video(place).id}: row {int(np.argmin(finite))} is not finite"
