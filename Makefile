@@ -13,14 +13,14 @@ install: $(STAMP)  ## make .venv with everything and the command vqbank in it
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[extract,remote,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[extract,remote,cluster,quantised,dev]'
 	touch $(STAMP)
 
 demo: install  ## make a small data set, bank its features, train heads, write a report, score a new video
 	$(BIN)/vqbank demo
 
 test: install  ## run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install  ## what CI runs: formatter, linter, import contracts, types, tests
 	$(BIN)/ruff format --check .
@@ -35,8 +35,10 @@ golden: install  ## compare every network and rule with what official code compu
 soak: install  ## kill writers, compactions and runs a hundred times and more
 	$(BIN)/python -m pytest -m soak -s
 
-benchmark: install  ## the bank against np.memmap, npy, HDF5 and zarr-python, as ratios
+benchmark: install  ## bank, engine and networks against limits and peers, as ratios
 	$(BIN)/python benchmarks/bank.py
+	$(BIN)/python benchmarks/extract.py
+	$(BIN)/python benchmarks/networks.py
 
 fix: install  ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .

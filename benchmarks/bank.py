@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from store.bank import FeatureStore
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
 from store.compact import compact
+from store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 SETS = {
     "small": (

@@ -5,18 +5,44 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from extractors.backbone import Backbone
 from extractors.base import Extractor
 from extractors.clip import Clip
+from extractors.fastvqa import FastVqa
+from extractors.frames import Frames
+from extractors.iqa import Iqa
+from extractors.liqe import Liqe
 from extractors.motion import Motion
 from extractors.nss import Nss
+from extractors.pe import Pe
+from extractors.qalign import QAlign
+from extractors.quality import Quality
+from extractors.residual import Residual
+from extractors.sampling import MotionSampling
+from extractors.semantic import Semantic
 from extractors.slowfast import SlowFast
+from extractors.swin import Swin
+from extractors.vificlip import ViFiClip
 from store.errors import RecipeError, UnknownNameError, unknown_name
+from store.schema import FeatureSpec
 
 EXTRACTORS: dict[str, type[Extractor]] = {
+    "backbone": Backbone,
     "clip": Clip,
+    "fastvqa": FastVqa,
+    "frames": Frames,
+    "iqa": Iqa,
+    "liqe": Liqe,
     "motion": Motion,
     "nss": Nss,
+    "pe": Pe,
+    "qalign": QAlign,
+    "quality": Quality,
+    "residual": Residual,
+    "semantic": Semantic,
     "slowfast": SlowFast,
+    "swin": Swin,
+    "vificlip": ViFiClip,
 }
 
 
@@ -49,3 +75,15 @@ def make_extractor(name: str, **parameters: Any) -> Extractor:
                 f"{error.errors()[0]['msg'].lower()}"
             ) from error
     return kind(**parameters)
+
+
+def specs_of(extractor: Extractor, *, decoder: str) -> dict[str, FeatureSpec]:
+    """The identity of each of its outputs, with that of the motion series where it reads one.
+
+    Raises:
+        WeightsError: if the weights are not at hand.
+    """
+    if not isinstance(extractor.sampling, MotionSampling):
+        return extractor.specs(decoder=decoder)
+    motion = Motion().specs(decoder=decoder)["series"].key
+    return extractor.specs(decoder=decoder, motion=motion)

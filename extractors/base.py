@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from extractors.sampling import Clips, Sampling, Timeline
+from extractors.sampling import Clips, MotionSampling, Sampling, Timeline
 from extractors.views import ClipView, View
 from extractors.weights import (
     RANDOM,
@@ -18,13 +18,15 @@ from extractors.weights import (
     WeightFile,
     check_keys,
     find_weights,
-    load_state_dict,
     random_weights,
+    stream_state_dict,
     weights_identity,
     weights_origin,
 )
 from store.errors import UnknownNameError, WeightsError, unknown_name
 from store.schema import FeatureSpec, SideSpec, StoredDtype
+from store.tail import Tail
+from store.text import TextBank
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -72,7 +74,7 @@ class Extractor(ABC):
 
     @property
     @abstractmethod
-    def sampling(self) -> Sampling:
+    def sampling(self) -> Sampling | MotionSampling:
         """Which frames."""
 
     @property
@@ -105,6 +107,32 @@ class Extractor(ABC):
         """Further arrays [t, r, *shape] by the names in `Output.side`; arithmetic, no pixels."""
         return {}
 
+    def text_spec(self) -> FeatureSpec | None:
+        """The identity of the text bank that goes with the features; None where there is none."""
+        return None
+
+    def text(self, device: torch.device) -> TextBank:
+        """The prompts through the text tower, for extractors with a `text_spec`."""
+        raise NotImplementedError(f"extractor {self.name} has no prompts")
+
+    @property
+    def cut_output(self) -> str:
+        """The output whose rows are states that a tail goes on from; empty where there is none."""
+        return ""
+
+    @property
+    def tail_prompts(self) -> tuple[str, ...]:
+        """The prompts whose tokens the tail keeps."""
+        return ()
+
+    def tail(self) -> Tail:
+        """What continues the states of `cut_output`, for extractors that have one.
+
+        Raises:
+            WeightsError: if the weights are not at hand.
+        """
+        raise NotImplementedError(f"extractor {self.name} has no cut")
+
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """In what the function of `build` has to be called."""
         return nullcontext()
@@ -126,8 +154,12 @@ class Extractor(ABC):
         """Publisher, licence and training data of the weights, as a FeatureSpec takes them."""
         return {}
 
-    def specs(self, *, decoder: str) -> dict[str, FeatureSpec]:
+    def specs(self, *, decoder: str, motion: str = "") -> dict[str, FeatureSpec]:
         """The identity of each output by its name.  No model is loaded.
+
+        Args:
+            decoder: a name of `video.DECODERS`.
+            motion: the key of the series that its sampling reads, if it reads one.
 
         Raises:
             WeightsError: if the weights are not at hand.
@@ -138,6 +170,7 @@ class Extractor(ABC):
             "decoder": decoder,
             "sampling": describe(self.sampling),
             "view": describe(self.view),
+            **({"motion": motion} if motion else {}),
             **self.parameters(),
         }
         origin = self.origin()
@@ -156,11 +189,11 @@ class Extractor(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedExtractor(Extractor):
-    """An extractor with one published weight file."""
+    """An extractor with published weights to choose from."""
 
     weights: str
-    """The choice of one of `files`, "random", the path of a local file, or, where there is a tiny
-    configuration, "random-tiny"."""
+    """The choice of one of `files`, "random", the path of a local file or folder of shards, or,
+    where there is a tiny configuration, "random-tiny"."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What matrix products and convolutions are computed in; the weights stay in float32."""
 
@@ -181,12 +214,17 @@ class WeightedExtractor(Extractor):
     @property
     @abstractmethod
     def files(self) -> tuple[WeightFile, ...]:
-        """The published files; a local file is expected to look like the first."""
+        """The published files; a local one may be in the container of any of them."""
 
     @property
     def file(self) -> WeightFile:
-        """The published file that is meant."""
+        """The published file that is meant; the first where a local one is."""
         return next((file for file in self.files if file.choice == self.weights), self.files[0])
+
+    @property
+    def _candidates(self) -> tuple[WeightFile, ...]:
+        """What may be meant, the likeliest first: a subclass may know of more than it lists."""
+        return tuple(dict.fromkeys((self.file, *self.files)))
 
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """Automatic mixed precision, unless float32 is asked for."""
@@ -196,13 +234,16 @@ class WeightedExtractor(Extractor):
 
     def parameters(self) -> dict[str, Any]:
         """As for every extractor, with the weights' sha256, or "random", in place of their path."""
-        assert not self.tiny or self.has_tiny  # raises where there is none
-        identity = weights_identity(self.weights, self.file, extractor=self.name)
+        if self.tiny:
+            return {**super().parameters(), "weights": TINY}
+        identity = weights_identity(
+            self.weights, *self._candidates, extractor=self.name, has_tiny=self.has_tiny
+        )
         return {**super().parameters(), "weights": identity}
 
     def origin(self) -> Mapping[str, Any]:
-        """Of the published file; a local file is not taken for it."""
-        return weights_origin(self.weights, self.file, extractor=self.name)
+        """Of the published file; a local file is not taken for one unless its sha256 says so."""
+        return weights_origin(self.weights, *self._candidates, extractor=self.name)
 
     def network(
         self, architecture: Callable[[], Network], *, ignored: Collection[str] = ()
@@ -219,10 +260,14 @@ class WeightedExtractor(Extractor):
         if self.weights == RANDOM or self.tiny:
             with random_weights():
                 return architecture()
-        path = find_weights(self.weights, self.file, extractor=self.name)
+        path = find_weights(
+            self.weights, *self._candidates, extractor=self.name, has_tiny=self.has_tiny
+        )
+        # A published file is what its entry says; a local one may be any of them.
+        expected = (self.file,) if self.file.choice == self.weights else self._candidates
         state = {
             key: value.float() if value.is_floating_point() else value
-            for key, value in load_state_dict(path, self.file).items()
+            for key, value in stream_state_dict(path, *expected)
             if key not in ignored
         }
         with torch.device("meta"):

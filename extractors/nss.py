@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +40,10 @@ class Nss(Extractor):
 
     sampling = KeyFrames()
     view = Native()
+
+    def parameters(self) -> dict[str, Any]:
+        """As for every extractor, with pyiqa's version."""
+        return {**super().parameters(), "pyiqa": version("pyiqa")}
 
     def build(self, device: torch.device) -> ClipFn:
         """The function; there are no weights.

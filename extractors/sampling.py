@@ -4,8 +4,11 @@ Shape letters: n presented frames, t clips, f frames of a clip, r rows that a cl
 """
 
 import hashlib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from itertools import pairwise
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +72,18 @@ class Sampling(Protocol):
         ...
 
 
+@runtime_checkable
+class MotionSampling(Protocol):
+    """Chooses frames by what they show: by the series of frame differences; also frozen.
+
+    The key of that series, `motion.series`, becomes part of the extractor's key.
+    """
+
+    def clips_by_motion(self, timeline: Timeline, motion: NDArray[np.float32]) -> Clips:
+        """The clips of one video; motion [n] is column 0 of its `motion.series`."""
+        ...
+
+
 def _one_row_per_clip(frames: NDArray[np.int64]) -> Clips:
     return Clips(frames, frames[:, :1])
 
@@ -118,7 +133,8 @@ class ClipPerSecond:
     """A clip of consecutive frames from the start of every whole second.
 
     The rule of RQ-VQA and SimpleVQA: clip i is frames [i r, i r + length) with r the rounded rate,
-    for i below floor(N / r) with N the header's count; frames past the end repeat the last one.
+    for i below floor(N / r) with N the header's count; only the first N frames are read, and the
+    last of them is repeated where a clip goes on.
     Where the rate is unknown their loader makes ten clips of the start; a video shorter than a
     second, which their loader cannot read, gives one clip.
     """
@@ -131,7 +147,8 @@ class ClipPerSecond:
         count = timeline.frames_by_header // step if step > 0 else 10
         starts = step * np.arange(max(1, count), dtype=np.int64)
         frames = starts[:, None] + np.arange(self.length)
-        return _one_row_per_clip(np.minimum(frames, len(timeline) - 1))
+        last = min(len(timeline), timeline.frames_by_header) - 1
+        return _one_row_per_clip(np.minimum(frames, last))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +171,329 @@ class Neighbours:
         frames = np.abs(frames)  # -1 is 1: the mirror image
         frames = np.where(frames >= count, 2 * (count - 1) - frames, frames)
         return Clips(np.clip(frames, 0, count - 1), np.where(rows < count, rows, -1))
+
+
+@dataclass(frozen=True, slots=True)
+class RandomSegments:
+    """Runs of frames, each from a random start inside its equal share of the video.
+
+    FAST-VQA's `FragmentSampleFrames`, with starts that are the same whenever a video is met again
+    (there they are never seeded).  Segment g begins at g floor(n / segments) and is entered up to
+    `bound - 1` frames later; its frames are `step` apart and wrap around the end, so that they may
+    decrease, and loop in a short video.  n is the presented count, as decord's.
+    """
+
+    segments: int
+    """Of the video."""
+    joined: int
+    """Segments that make one clip, one after the other."""
+    length: int
+    """Frames taken from a segment."""
+    step: int = 2
+    stream: str = "starts"
+    """With `seed`, what the starts are drawn from."""
+    seed: int = 0
+
+    def bound(self, count: int) -> int:
+        """How many starts there are to draw from in a video of `count` frames.
+
+        0 where a segment is not longer than what is taken from it: then it is entered at once.
+        """
+        return max(0, count // self.segments - self.length * self.step)
+
+    def frames(self, count: int, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The clips [segments / joined, joined length], given how late each segment is entered.
+
+        Args:
+            count: n.
+            starts: [segments], each below `bound(count)`, or 0.
+        """
+        first = np.arange(self.segments) * (count // self.segments) + starts
+        frames = first[:, None] + np.arange(self.length) * self.step
+        return (frames % count).reshape(-1, self.joined * self.length)
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[segments / joined, joined length]."""
+        count = len(timeline)
+        bound = self.bound(count)
+        starts = np.zeros(self.segments, dtype=np.int64)
+        if bound:
+            for segment in range(self.segments):
+                source = generator(timeline.video_id, self.stream, self.seed, segment)
+                starts[segment] = source.integers(bound)
+        return _one_row_per_clip(self.frames(count, starts))
+
+
+@dataclass(frozen=True, slots=True)
+class ClipWithinSecond:
+    """A clip of frames from within every whole second.
+
+    The rule of MinimalisticVQA's `extract_temporal_feature.py` for chunks of one second of r
+    frames, r being the rounded rate and floor(N / r) their number with N the header's count.  Of
+    more than `length` frames it takes those in the middle, [r // 2 - length // 2, ...), or every
+    (r // length)-th from the first; of fewer it takes all and repeats the last one of the second.
+    A video shorter than a second, or of unknown rate, which their loader cannot read, counts as
+    one second.
+    """
+
+    length: int = 32
+    placed: Literal["middle", "spread"] = "middle"
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[t, length]."""
+        rate, count = timeline.rounded_rate, timeline.frames_by_header
+        whole_seconds = rate > 0 and count >= rate
+        second = rate if whole_seconds else len(timeline)
+        starts = second * np.arange(count // rate if whole_seconds else 1, dtype=np.int64)
+        if second <= self.length:
+            within = np.minimum(np.arange(self.length), second - 1)
+        elif self.placed == "middle":
+            within = second // 2 - self.length // 2 + np.arange(self.length)
+        else:
+            within = second // self.length * np.arange(self.length)
+        return _one_row_per_clip(np.minimum(starts[:, None] + within, len(timeline) - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class EvenlySpaced:
+    """`count` frames at the same interval, floor(i n / count); all of a video that has no more.
+
+    The preprocessed input of A2INet, which takes 128.
+    """
+
+    count: int = 128
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[min(n, count), 1]."""
+        return _one_row_per_clip(_evenly_spaced(len(timeline), self.count)[:, None])
+
+
+def _evenly_spaced(frames: int, count: int | None) -> NDArray[np.int64]:
+    if count is None or frames <= count:
+        return np.arange(frames, dtype=np.int64)
+    return np.arange(count, dtype=np.int64) * frames // count
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Blocks of 64 frames, 32 of which are looked at and give a row each.
+
+    The rule of TCSVT-2022-BVQA's `CNNfeatures_Motion.py`, which A2INet follows.  In a block the
+    frames are trunc(linspace(0, 63, 32)): 0, 2, ..., 60, 63.  Blocks follow each other; the last
+    one ends with the video and so overlaps the one before, and of it only the rows count that lie
+    behind the others.  A video of at most 64 frames is one block, trunc(linspace(0, n - 1, 32)).
+    """
+
+    spaced: int | None = None
+    """The blocks are made of this many evenly spaced frames; None means of all frames."""
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """Frames and rows [t, 32] with t = ceil(n / 64)."""
+        chosen = _evenly_spaced(len(timeline), self.spaced)
+        count = len(chosen)
+        followed = max(0, -(-count // 64) - 1)  # blocks that another one follows
+        starts = np.append(64 * np.arange(followed), max(0, count - 64))
+        # Equal to torch's linspace in float32: 31 is prime, so that a whole quotient is an end or
+        # a multiple of it, both of which float32 holds.
+        within = np.arange(32) * (min(count, 64) - 1) // 31
+        places = starts[:, None] + within
+        new = (np.arange(followed + 1)[:, None] < followed) | (places >= 64 * followed)
+        return Clips(chosen[places], np.where(new, chosen[places], -1))
+
+
+@dataclass(frozen=True, slots=True)
+class RowsOfBlocks:
+    """The frames that stand for the rows of `Blocks`, one by one."""
+
+    spaced: int | None = None
+    """As for `Blocks`."""
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[t, 1] with t the rows of `Blocks`: 32 for a video of at most 64 frames, else n / 2."""
+        rows = Blocks(self.spaced).clips(timeline).rows
+        return _one_row_per_clip(rows[rows >= 0][:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentCentres:
+    """The frame in the middle of each of `count` equal parts: floor((i + 1/2) n / count).
+
+    The test rule of mmaction for clips of one frame, with which ViFi-CLIP takes 32; a video of
+    fewer frames repeats some.
+    """
+
+    count: int
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[count, 1]."""
+        odd = 2 * np.arange(self.count, dtype=np.int64) + 1
+        return _one_row_per_clip((odd * len(timeline) // (2 * self.count))[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuousClips:
+    """Clips of consecutive frames: some spread evenly, for testing, then some from random starts.
+
+    RAM-VQA's, by the rules of FAST-VQA and mmaction: test clip i starts at
+    floor((i + 1/2) (n - length + 1) / test), a training clip anywhere in 0 ... n - length.  A video
+    of fewer frames than a clip is entered at 0 and goes round.
+    """
+
+    length: int = 32
+    test: int = 3
+    train: int = 0
+    stream: str = "starts"
+    """With `seed`, what the starts of training clips are drawn from."""
+    seed: int = 0
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[test + train, length]."""
+        count = len(timeline)
+        starts = max(1, count - self.length + 1)  # to choose from
+        odd = 2 * np.arange(self.test, dtype=np.int64) + 1
+        spread = odd * starts // (2 * self.test) if count >= self.length else 0 * odd
+        drawn = [
+            int(generator(timeline.video_id, self.stream, self.seed, clip).integers(starts))
+            for clip in range(self.train)
+        ]
+        first = np.append(spread, np.array(drawn, dtype=np.int64))
+        return _one_row_per_clip((first[:, None] + np.arange(self.length)) % count)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomFrames:
+    """`count` different frames, drawn at random, in time order: Q-CLIP's RandSampl.
+
+    A video of fewer frames repeats some, as `Uniform` does.
+    """
+
+    count: int
+    stream: str = "frames"
+    """With `seed`, what the frames are drawn from."""
+    seed: int = 0
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[count, 1]."""
+        if len(timeline) < self.count:
+            return Uniform(self.count).clips(timeline)
+        source = generator(timeline.video_id, self.stream, self.seed, 0)
+        drawn = source.choice(len(timeline), self.count, replace=False, shuffle=False)
+        return _one_row_per_clip(np.sort(drawn).astype(np.int64)[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class UniformRandomStart:
+    """Every floor(n / count)-th frame from a random one of the first so many: UNIRandStart.
+
+    A video of fewer frames repeats some, as `Uniform` does.
+    """
+
+    count: int
+    stream: str = "start"
+    """With `seed`, what the start is drawn from."""
+    seed: int = 0
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[count, 1]."""
+        if len(timeline) < self.count:
+            return Uniform(self.count).clips(timeline)
+        stride = len(timeline) // self.count
+        start = generator(timeline.video_id, self.stream, self.seed, 0).integers(stride)
+        return _one_row_per_clip((start + stride * np.arange(self.count, dtype=np.int64))[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class MseSortedUniform:
+    """Frames of all degrees of motion: Q-CLIP's MSESortedUNI.
+
+    Of all frames in the order of their motion (equal ones in time order) those at the ranks
+    round(linspace(0, n - 1, count)), then in time order.  A video of fewer frames repeats some, as
+    `Uniform` does.
+    """
+
+    count: int
+
+    def clips_by_motion(self, timeline: Timeline, motion: NDArray[np.float32]) -> Clips:
+        """[count, 1]."""
+        ranks = Uniform(self.count).clips(timeline).frames
+        if len(timeline) < self.count:
+            return _one_row_per_clip(ranks)
+        return _one_row_per_clip(np.sort(np.argsort(motion, kind="stable")[ranks], axis=0))
+
+
+@dataclass(frozen=True, slots=True)
+class SegMseMean:
+    """From each of `count` equal segments the frame whose motion is nearest their mean.
+
+    Q-CLIP's SegMSEMean.  Segment i is [floor(i n / count), floor((i + 1) n / count)); of equally
+    near frames the earliest counts.  A video of fewer frames repeats some, as `Uniform` does.
+    """
+
+    count: int
+
+    def clips_by_motion(self, timeline: Timeline, motion: NDArray[np.float32]) -> Clips:
+        """[count, 1]."""
+        # fsum does not depend on the order of adding, and so not on the processor.
+        return _nearest(timeline, motion, self.count, lambda part: math.fsum(part) / len(part))
+
+
+@dataclass(frozen=True, slots=True)
+class SegMseMedian:
+    """As `SegMseMean`, nearest the median: Q-CLIP's SegMSEMedian.
+
+    The median of an even number of frames is the mean of the middle two, which are equally near.
+    """
+
+    count: int
+
+    def clips_by_motion(self, timeline: Timeline, motion: NDArray[np.float32]) -> Clips:
+        """[count, 1]."""
+        return _nearest(timeline, motion, self.count, lambda part: float(np.median(part)))
+
+
+def _nearest(
+    timeline: Timeline,
+    motion: NDArray[np.float32],
+    count: int,
+    centre: Callable[[NDArray[np.float64]], float],
+) -> Clips:
+    """From each segment the first of the frames whose motion is nearest its centre."""
+    if len(timeline) < count:
+        return Uniform(count).clips(timeline)
+    edges = np.arange(count + 1, dtype=np.int64) * len(timeline) // count
+    frames = np.empty((count, 1), dtype=np.int64)
+    for segment, (start, stop) in enumerate(pairwise(edges)):
+        part = motion[start:stop].astype(np.float64)
+        frames[segment] = start + np.argmin(np.abs(part - centre(part)))
+    return _one_row_per_clip(frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Q-CLIP's Mixed: a head draws one of several samplings for every video and epoch.
+
+    So all that need no draw are banked, one after the other: `Uniform`, `MseSortedUniform`,
+    `SegMseMean`, `SegMseMedian`.  The first of them is what a head is tested on.
+    """
+
+    count: int
+    """Of each."""
+
+    def clips_by_motion(self, timeline: Timeline, motion: NDArray[np.float32]) -> Clips:
+        """[4 count, 1]."""
+        kinds = (MseSortedUniform, SegMseMean, SegMseMedian)
+        by_motion = [kind(self.count).clips_by_motion(timeline, motion) for kind in kinds]
+        chosen = [Uniform(self.count).clips(timeline), *by_motion]
+        return _one_row_per_clip(np.concatenate([clips.frames for clips in chosen]))
+
+
+FRAME_SAMPLINGS: dict[str, Callable[[int], Sampling | MotionSampling]] = {
+    "uniform": Uniform,
+    "random": RandomFrames,
+    "uniform-random-start": UniformRandomStart,
+    "mse-sorted-uniform": MseSortedUniform,
+    "seg-mse-mean": SegMseMean,
+    "seg-mse-median": SegMseMedian,
+    "mixed": Mixed,
+}
+"""Q-CLIP's samplings (Figure 4) by name; each is made from the number of frames."""

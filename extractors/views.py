@@ -4,14 +4,20 @@ A view keeps frames as 8-bit pictures, so that what waits for a full clip is sma
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from extractors.sampling import Timeline
+from extractors.sampling import Timeline, generator
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -58,7 +64,7 @@ class Squash:
 
     height: int
     width: int
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, frames: Tensor) -> Tensor:
         """[k, 3, height, width], antialiased."""
@@ -71,23 +77,84 @@ class ShortSideCrop:
 
     side: int
     crop: int
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, frames: Tensor) -> Tensor:
         """[k, 3, crop, crop], antialiased."""
-        height, width = frames.shape[-2:]
-        # The long side is truncated, as PIL-based transforms and OpenAI's preprocessing do.
-        if height <= width:
-            size = [self.side, int(self.side * width / height)]
-        else:
-            size = [int(self.side * height / width), self.side]
-        return transforms.center_crop(_resize(frames, size, self.interpolation), [self.crop])
+        resized = _resize(frames, _short_side(frames, self.side), self.interpolation)
+        return transforms.center_crop(resized, [self.crop])
 
 
-def _resize(frames: Tensor, size: list[int], interpolation: str) -> Tensor:
+def _resize(
+    frames: Tensor, size: list[int], interpolation: Interpolation, *, antialias: bool = True
+) -> Tensor:
     if list(frames.shape[-2:]) == size:
         return frames
-    return transforms.resize(frames, size, InterpolationMode(interpolation), antialias=True)
+    if antialias:
+        return resize_like_pillow(frames, size[0], size[1], interpolation)
+    return transforms.resize(frames, size, InterpolationMode(interpolation), antialias=False)
+
+
+def resize_like_pillow(
+    frames: Tensor, height: int, width: int, interpolation: Interpolation
+) -> Tensor:
+    """uint8 [k, 3, h, w] to [k, 3, height, width] as Pillow does it, to the last bit.
+
+    Torch's own weights of 16 bits, where Pillow's have 22, move one value in a thousand by a level.
+    """
+    if frames.device.type == "cpu":
+        pictures = frames.permute(0, 2, 3, 1).contiguous().numpy()
+        filter_name = Image.Resampling[interpolation.upper()]
+        rows = frames.shape[-2]
+        # Width first, as Pillow has always done; since Pillow 13 it begins with the other axis
+        # where a picture is tall, and differs by a level.
+        resized = [
+            Image.fromarray(one)
+            .resize((width, rows), filter_name)
+            .resize((width, height), filter_name)
+            for one in pictures
+        ]
+        return torch.from_numpy(np.stack([np.asarray(one) for one in resized])).permute(0, 3, 1, 2)
+    narrow = resize_last_axis(frames, width, interpolation)
+    return resize_last_axis(narrow.transpose(-1, -2), height, interpolation).transpose(-1, -2)
+
+
+def resize_last_axis(pictures: Tensor, length: int, interpolation: Interpolation) -> Tensor:
+    """uint8 [..., w] to [..., length] in Pillow's fixed-point arithmetic (its Resample.c)."""
+    columns, weights = _taps(pictures.shape[-1], length, interpolation)
+    total = torch.full((*pictures.shape[:-1], length), 1 << (_BITS - 1), device=pictures.device)
+    total = total.int()
+    for column, weight in zip(columns, weights, strict=True):
+        at = torch.from_numpy(column).to(pictures.device)
+        total += pictures[..., at] * torch.from_numpy(weight).to(pictures.device)
+    return (total >> _BITS).clamp(0, 255).byte()
+
+
+_BITS = 22  # of a weight after the point
+
+
+def _taps(
+    length: int, target: int, interpolation: Interpolation
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """For every tap [taps, target]: the pixel that is read and its weight, 2^22 being one."""
+    scale = length / target
+    stretch = max(scale, 1.0)
+    support = {"bilinear": 1, "bicubic": 2}[interpolation] * stretch
+    centre = (np.arange(target) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int64), length)
+    pixel = first + np.arange(int(np.ceil(support)) * 2 + 1)[:, None]
+    x = np.abs((pixel - centre + 0.5) / stretch)
+    if interpolation == "bilinear":
+        weight = np.maximum(1 - x, 0)
+    else:
+        near = (1.5 * x - 2.5) * x * x + 1  # Keys' cubic with a = -0.5
+        far = ((x - 5) * x + 8) * x * -0.5 + 2
+        weight = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weight[pixel >= last] = 0
+    weight /= weight.sum(axis=0)
+    fixed = np.trunc(weight * (1 << _BITS) + np.copysign(0.5, weight)).astype(np.int32)
+    return np.minimum(pixel, length - 1), fixed
 
 
 def normalise(
@@ -102,3 +169,205 @@ def normalise(
     scale = torch.tensor(std, device=frames.device).reshape(shape) * 255
     shift = torch.tensor(mean, device=frames.device).reshape(shape) * 255
     return (frames.contiguous().float() - shift) / scale
+
+
+@dataclass(frozen=True, slots=True)
+class Fragments:
+    """Small squares at full resolution, one from every cell of a grid, put side by side.
+
+    FAST-VQA's `get_spatial_fragments`: the offset of a square in its cell is random, and the same
+    for every frame of a clip.  Extractors that name the same stream and seed share their offsets.
+    """
+
+    grid: int = 7
+    """Cells along either axis."""
+    side: int = 32
+    """Of a fragment, in pixels."""
+    stream: str = "fragments"
+    seed: int = 0
+    small_videos: Literal["official", "corrected"] = "official"
+    """What happens to frames whose short side is below grid x side.  They are enlarged to that in
+    any case; the official function then lays the grid of the size before, so that all fragments
+    come from the upper left; "corrected" lays the grid of the enlarged frame."""
+
+    def offsets(self, timeline: Timeline, clip: int) -> NDArray[np.int64]:
+        """[grid, grid, 2]: rows and columns of each fragment in its cell, for clip number `clip`.
+
+        Drawn from `sampling.generator`: all rows first, then all columns; zeros, without a draw,
+        where the cells are not larger than a fragment.
+        """
+        source = generator(timeline.video_id, self.stream, self.seed, clip)
+        bounds = self.bounds(timeline.height, timeline.width)
+        shape = (self.grid, self.grid)
+        drawn = [source.integers(b, size=shape) if b else np.zeros(shape, int) for b in bounds]
+        return np.stack(drawn, axis=-1)
+
+    def bounds(self, height: int, width: int) -> tuple[int, int]:
+        """How many rows and columns there are to draw from; the last one that fits is not."""
+        if self.small_videos == "corrected":
+            scale = _enlargement(height, width, self.grid * self.side)
+            height, width = int(height * scale), int(width * scale)
+        rows, columns = (max(0, size // self.grid - self.side) for size in (height, width))
+        return rows, columns
+
+    def cut(self, frames: Tensor, offsets: NDArray[np.int64]) -> Tensor:
+        """The fragments at these offsets.
+
+        Args:
+            frames: [k, 3, h, w], 0 to 255.
+            offsets: [grid, grid, 2].
+
+        Returns:
+            [k, 3, grid side, grid side] of the same dtype; integers are truncated after enlarging.
+        """
+        size = self.grid * self.side
+        if self.small_videos == "corrected":
+            frames = _enlarged(frames, size)
+        height, width = frames.shape[-2:]
+        pictures = _enlarged(frames, size)
+        mosaic = frames.new_empty((*frames.shape[:2], size, size))
+        for row, column in np.ndindex(self.grid, self.grid):
+            # The official function fails where a frame is smaller than a fragment: not below 0.
+            top = max(0, min(height // self.grid * row, height - self.side))
+            left = max(0, min(width // self.grid * column, width - self.side))
+            top += int(offsets[row, column, 0])
+            left += int(offsets[row, column, 1])
+            y, x = row * self.side, column * self.side
+            square = pictures[..., top : top + self.side, left : left + self.side]
+            mosaic[..., y : y + self.side, x : x + self.side] = square
+        return mosaic
+
+    def of_clip(self, timeline: Timeline, clip: int) -> View:
+        """uint8 [k, 3, grid side, grid side]."""
+        return partial(self.cut, offsets=self.offsets(timeline, clip))
+
+
+def _enlargement(height: int, width: int, side: int) -> float:
+    """The official factor; for some heights it leaves the short side one pixel short of `side`."""
+    return 1 / min(height / side, width / side, 1)
+
+
+def _enlarged(frames: Tensor, side: int) -> Tensor:
+    """Frames of at least `side` x `side`, bilinear without antialiasing, truncated.
+
+    To the last bit what `torch.nn.functional.interpolate` makes of frames / 255 on several threads;
+    on one it rounds otherwise, which moves one value in 10000 by a level.
+    """
+    height, width = frames.shape[-2:]
+    scale = _enlargement(height, width, side)
+    if scale == 1:
+        return frames
+    pixels = frames / 255
+    left, right, share = _neighbours(width, scale, frames.device)
+    rows = _between(pixels[..., left], pixels[..., right], share)
+    upper, lower, share = _neighbours(height, scale, frames.device)
+    pixels = _between(rows[..., upper, :], rows[..., lower, :], share[:, None])
+    return (pixels * 255).to(frames.dtype)
+
+
+def _neighbours(count: int, scale: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of int(count scale) pixels the two old ones around it, and the share of the second.
+
+    In float32, as torch computes it: the last bits decide what is truncated.
+    """
+    places = np.arange(int(count * scale), dtype=np.float32) + np.float32(0.5)
+    places = np.maximum(places * np.float32(1 / scale) - np.float32(0.5), 0)
+    first = np.minimum(places.astype(np.int64), count - 1)
+    share = np.clip(places - first.astype(np.float32), 0, 1)
+    second = np.minimum(first + 1, count - 1)
+    found = (torch.from_numpy(array).to(device) for array in (first, second, share))
+    return next(found), next(found), next(found)
+
+
+def _between(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    """first (1 - share) + second share, the first product and the sum in one rounding."""
+    fused = first.double() * (1 - share).double() + (second * share).double()
+    return fused.float()
+
+
+@dataclass(frozen=True, slots=True)
+class RedrawnFragments:
+    """Several mosaics of every frame of a clip, each with offsets of its own.
+
+    For networks whose official input has new offsets after every few frames of a clip.
+    """
+
+    fragments: Fragments
+    draws: int
+
+    def offsets(self, timeline: Timeline, clip: int) -> NDArray[np.int64]:
+        """[draws, grid, grid, 2]: those of the clips draws clip, draws clip + 1, ..."""
+        numbers = range(self.draws * clip, self.draws * (clip + 1))
+        return np.stack([self.fragments.offsets(timeline, number) for number in numbers])
+
+    def of_clip(self, timeline: Timeline, clip: int) -> View:
+        """uint8 [k, draws, 3, grid side, grid side]."""
+        offsets = self.offsets(timeline, clip)
+        return lambda frames: torch.stack([self.fragments.cut(frames, o) for o in offsets], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ShortSide:
+    """Resize the short side, up or down, and keep the aspect ratio."""
+
+    side: int
+    interpolation: Interpolation = "bilinear"
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """[k, 3, h', w'] with min(h', w') = side, antialiased; the long side is truncated."""
+        return _resize(frames, _short_side(frames, self.side), self.interpolation)
+
+
+def _short_side(frames: Tensor, side: int) -> list[int]:
+    height, width = frames.shape[-2:]
+    # The long side is truncated, as PIL-based transforms and OpenAI's preprocessing do.
+    if height <= width:
+        return [side, int(side * width / height)]
+    return [int(side * height / width), side]
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedPatches:
+    """Patches at random places, the same in every frame of a video.
+
+    The preprocessed input of A2INet's quality branch: four patches of 768 x 768.  A frame that is
+    lower or narrower than a patch gives patches as high or wide as itself.
+    """
+
+    count: int = 4
+    side: int = 768
+    stream: str = "patches"
+    seed: int = 0
+
+    def offsets(self, timeline: Timeline) -> NDArray[np.int64]:
+        """[count, 2]: row and column of each patch's upper left pixel; all are equally likely."""
+        source = generator(timeline.video_id, self.stream, self.seed, 0)
+        frame = np.array([timeline.height, timeline.width])
+        return source.integers(np.maximum(frame - self.side, 0) + 1, size=(self.count, 2))
+
+    def of_clip(self, timeline: Timeline, clip: int) -> View:
+        """uint8 [k, count, 3, h', w'], the same for every clip."""
+        offsets = self.offsets(timeline).tolist()
+        side = self.side
+        return lambda frames: torch.stack(
+            [frames[..., y : y + side, x : x + side] for y, x in offsets], dim=1
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeCrop:
+    """Resize, then cut a rectangle from the centre: what libraries do for their own models."""
+
+    resize: int | tuple[int, int]
+    """The short side, whereby the aspect ratio is kept, or height and width."""
+    crop: tuple[int, int]
+    """Height and width; a smaller picture gets a black border."""
+    interpolation: Interpolation
+    antialias: bool = True
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """[k, 3, *crop]."""
+        wanted = self.resize
+        size = _short_side(frames, wanted) if isinstance(wanted, int) else list(wanted)
+        resized = _resize(frames, size, self.interpolation, antialias=self.antialias)
+        return transforms.center_crop(resized, list(self.crop))

@@ -7,12 +7,14 @@ import pickle
 import struct
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import platformdirs
 import safetensors
 import safetensors.torch
@@ -44,19 +46,32 @@ _UNREADABLE = (
     AssertionError,
     OverflowError,
 )
-_HUB = "https://huggingface.co/"
+# Files of FAST-VQA keep their validation results beside the weights: NumPy's numbers, under the
+# name of the function before NumPy 2 and since.
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_FLOATS: list[Any] = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64)),
+]
+HUB = "https://huggingface.co/"
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""What says, in a folder of shards, which files belong together."""
+SUMS = "SHA256SUMS"
+"""Beside what was fetched: its sha256s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFile:
-    """A published weight file."""
+    """A published weight file, or the folder of a model that is published in several."""
 
     choice: str
     """What a recipe calls it, such as "openai"."""
     url: str
-    """Where it is published."""
+    """Where it is published: a file, or a repository of Hugging Face, which means its shards."""
     save_as: str
-    """Its name in the folder VQBANK_WEIGHTS."""
+    """Its name in the folder of weights."""
     publisher: str
     licence: str
     trained_on: tuple[str, ...]
@@ -64,138 +79,294 @@ class WeightFile:
     entry: str | None = None
     """The entry of the file that holds the state dict; None where the file is one."""
     sha256: str | None = None
-    """Of the published file, where it is known."""
+    """Of the published file, or its first digits where no more is published; None where it is not
+    known.  Of shards: as `sha256_of` says."""
+    size: int | None = None
+    """In bytes, where it is known."""
+    on_page: bool = False
+    """Whether `url` is a web page with a link to the file, which a person has to follow."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the model is published in several files."""
+        return self.url.startswith(HUB) and self.url.count("/") == HUB.count("/") + 1
 
 
-def find_weights(choice: str, file: WeightFile, *, extractor: str) -> Path:
-    """The local file that `choice` means.
+def find_weights(choice: str, *files: WeightFile, extractor: str, has_tiny: bool = False) -> Path:
+    """The local file or folder that `choice` means.
 
-    The published choice is looked for in the folder VQBANK_WEIGHTS, then where the libraries keep
-    what they downloaded: Hugging Face's cache, torch.hub's checkpoints, ~/.cache/clip.  Anything
-    else is the path of a local file.  Nothing is downloaded.
+    A published choice is looked for in the folder of weights, then where the libraries keep what
+    they downloaded: Hugging Face's cache, torch.hub's checkpoints, ~/.cache/clip.  Anything else is
+    the path of a local file, of a folder of shards, or of their index.  Nothing is downloaded.
 
     Args:
-        choice: `file.choice`, or a path.
-        file: the published file of this extractor.
+        choice: of one of `files`, or a path.
+        *files: the published files of this extractor.
         extractor: its name, for messages.
+        has_tiny: whether it has a tiny configuration, for messages.
 
     Raises:
         WeightsError: if there is no such file, or one under the published name is another file.
     """
-    if choice != file.choice:
+    file = next((file for file in files if file.choice == choice), None)
+    if file is None:
         path = Path(choice).expanduser()
-        if not path.is_file():
+        if not path.exists():
+            known = [*(file.choice for file in files), RANDOM, *([TINY] if has_tiny else [])]
             raise WeightsError(
                 f"extractor {extractor}: weights {choice!r} are neither a file nor one of "
-                f"{file.choice!r}, {RANDOM!r}"
+                f"{', '.join(map(repr, known))}"
             )
         return path
-    places = _places(file)
-    found = next((place for place in places if place.is_file()), None)
+    found = locate(file)
     if found is None:
-        looked = ", ".join(map(str, places)) or "nowhere, as VQBANK_WEIGHTS is not set"
+        for place in _places(file):
+            if place.is_dir():
+                shards_of(place)  # says what is missing there
+        command = f"`vqbank weights fetch {extractor}={choice}` downloads them. Or "
+        fetch = "follow its link by hand and " if file.on_page else command
+        what = "its files in a folder" if file.is_folder else "the file as"
         raise WeightsError(
             f"extractor {extractor}: weights {choice!r} not found. They are published by "
-            f"{file.publisher} ({file.licence}) at {file.url}; save the file as "
-            f"$VQBANK_WEIGHTS/{file.save_as}, or give its path: --weights {extractor}=PATH on the "
-            f"command line, weights: PATH in the recipe. Looked for: {looked}"
+            f"{file.publisher} ({file.licence}) at {file.url}; {fetch}save {what} "
+            f"$VQBANK_WEIGHTS/{file.save_as}, or give a path: --weights {extractor}=PATH on the command line, weights: PATH in the "
+            f"recipe. Looked for: {', '.join(map(str, _places(file)))}"
         )
-    if file.sha256 is not None and sha256_of(found) != file.sha256:
-        raise WeightsError(
-            f"extractor {extractor}: {found} is not the file published at {file.url} "
-            f"(sha256 {sha256_of(found)}, published {file.sha256}); fetch it again, or give its "
-            f"path if it is meant: --weights {extractor}={found}"
-        )
+    _check_published(found, file, extractor=extractor)
     return found
 
 
+def locate(file: WeightFile) -> Path | None:
+    """Where a published file, or a folder of all its shards, lies; None where it is not at hand.
+
+    Raises:
+        WeightsError: if VQBANK_WEIGHTS is no folder.
+    """
+    for place in _places(file):
+        if not file.is_folder and place.is_file():
+            return place
+        if file.is_folder and place.is_dir():
+            with suppress(WeightsError):  # some are not there
+                shards_of(place)
+                return place
+    return None
+
+
+def weights_folder() -> Path:
+    """Where our own copies lie: VQBANK_WEIGHTS, by default a folder in the user's cache.
+
+    Raises:
+        WeightsError: if VQBANK_WEIGHTS is no folder.
+    """
+    named = os.environ.get("VQBANK_WEIGHTS")
+    if not named:
+        return _cache_folder() / "weights"
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise WeightsError(f"VQBANK_WEIGHTS is {named!r}, which is not a folder; make it first")
+    return folder
+
+
 def _places(file: WeightFile) -> list[Path]:
-    places = []
-    folder = os.environ.get("VQBANK_WEIGHTS")
-    if folder:
-        if not Path(folder).expanduser().is_dir():
-            raise WeightsError(f"VQBANK_WEIGHTS is {folder!r}, which is not a folder")
-        places.append(Path(folder).expanduser() / file.save_as)
-    if file.url.startswith(_HUB):
+    ours = weights_folder() / file.save_as
+    if file.on_page:  # no library fetches it, and the last part of the address is no file name
+        return [ours]
+    if file.url.startswith(HUB):
         # Cached by repository: many of them have a file of this very name.
         from huggingface_hub import try_to_load_from_cache
 
-        owner, repository, _, _, name = file.url.removeprefix(_HUB).split("/")
-        cached = try_to_load_from_cache(f"{owner}/{repository}", name)
-        return [*places, Path(cached)] if isinstance(cached, str) else places
+        owner, repository, *within = file.url.removeprefix(HUB).split("/")
+        names = INDEXES if file.is_folder else ["/".join(within[2:])]  # after resolve/main
+        found = [try_to_load_from_cache(f"{owner}/{repository}", name) for name in names]
+        cached = [Path(path) for path in found if isinstance(path, str)]
+        return [ours, *(path.parent if file.is_folder else path for path in cached)]
     name = file.url.rsplit("/", 1)[-1]
     return [
-        *places,
+        ours,
         Path(torch.hub.get_dir()) / "checkpoints" / name,
         Path.home() / ".cache" / "clip" / name,
     ]
 
 
-def weights_identity(choice: str, file: WeightFile, *, extractor: str) -> str:
-    """What stands for the weights in a key: the sha256 of the file; random ones go by their name.
+def _check_published(found: Path, file: WeightFile, *, extractor: str) -> None:
+    for shard in shards_of(found):
+        recorded = recorded_sha256(shard)
+        if recorded is not None and sha256_of(shard) != recorded:
+            raise WeightsError(
+                f"extractor {extractor}: {shard} is not the file that was fetched (sha256 "
+                f"{sha256_of(shard)}, recorded in {SUMS} {recorded}); fetch it again, or give its "
+                f"path if it is meant: --weights {extractor}={found}"
+            )
+    if file.sha256 is not None and not sha256_of(found).startswith(file.sha256):
+        raise WeightsError(
+            f"extractor {extractor}: {found} is not the file published at {file.url} "
+            f"(sha256 {sha256_of(found)}, published {file.sha256}); fetch it again, or give its "
+            f"path if it is meant: --weights {extractor}={found}"
+        )
+
+
+def weights_identity(
+    choice: str, *files: WeightFile, extractor: str, has_tiny: bool = False
+) -> str:
+    """What stands for the weights in a key: their sha256; random ones go by their name.
 
     Raises:
         WeightsError: as `find_weights`.
     """
     if choice in (RANDOM, TINY):
         return choice
-    return sha256_of(find_weights(choice, file, extractor=extractor))
+    return sha256_of(find_weights(choice, *files, extractor=extractor, has_tiny=has_tiny))
 
 
-def weights_origin(choice: str, file: WeightFile, *, extractor: str) -> dict[str, Any]:
+def weights_origin(choice: str, *files: WeightFile, extractor: str) -> dict[str, Any]:
     """Publisher, licence and training data of the weights, as a FeatureSpec takes them.
 
-    Claimed for the published choice, and for a local file only if it is known to be the published
-    one; random weights have none.
+    Claimed for a published choice, and for a local file only if it is known to be a published one;
+    random weights have none.
 
     Raises:
         WeightsError: as `find_weights`.
     """
     if choice in (RANDOM, TINY):
         return {}
-    # Where `file.sha256` is not known, the published file given by its path goes by "unknown".
-    # Its key is that of the published choice all the same, and a bank keeps the spec.json that was
-    # written first.
-    path = find_weights(choice, file, extractor=extractor)
-    if choice == file.choice or sha256_of(path) == file.sha256:
-        return {
-            "publisher": file.publisher,
-            "licence": file.licence,
-            "trained_on": file.trained_on,
-        }
+    # Where `sha256` is not known, the published file given by its path goes by "unknown".  Its key
+    # is that of the published choice all the same, and a bank keeps the spec.json that was written
+    # first.
+    path = find_weights(choice, *files, extractor=extractor)
+    for file in files:
+        known = file.sha256 is not None and sha256_of(path).startswith(file.sha256)
+        if file.choice == choice or known:
+            return {
+                "publisher": file.publisher,
+                "licence": file.licence,
+                "trained_on": file.trained_on,
+            }
     return {"publisher": "unknown (local file)", "licence": "unknown", "trained_on": ()}
 
 
+def shards_of(path: Path) -> list[Path]:
+    """The files that hold the tensors: `path` itself, or those of a folder or of an index.
+
+    In a folder an index counts (model.safetensors.index.json, pytorch_model.bin.index.json), then
+    all *.safetensors, then all *.bin.
+
+    Raises:
+        WeightsError: if a folder holds no weights, or an index cannot be read or names a file that
+            is not beside it.
+    """
+    if path.is_dir():
+        index = next((path / name for name in INDEXES if (path / name).is_file()), None)
+        if index is None:
+            shards = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+            if not shards:
+                raise WeightsError(f"{path} holds no weights: no *.safetensors, no *.bin")
+            return shards
+        path = index
+    if not path.name.endswith(".index.json"):
+        return [path]
+    shards = [path.with_name(name) for name in shard_names(path)]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise WeightsError(f"{path} names shards that are not there: {_some(missing)}")
+    return shards
+
+
+def shard_names(index: Path) -> list[str]:
+    """The file names in an index of shards, as Hugging Face's libraries write it.
+
+    Raises:
+        WeightsError: if it is none, or names a file in another folder.
+    """
+    try:
+        read = TypeAdapter(dict[str, Any]).validate_json(index.read_bytes())
+        names = sorted(
+            set(TypeAdapter(dict[str, str]).validate_python(read.get("weight_map")).values())
+        )
+    except (OSError, ValidationError) as error:
+        raise WeightsError(f"{index} is not an index of shards: {error}") from error
+    outside = [name for name in names if Path(name).name != name]
+    if outside or not names:
+        raise WeightsError(f"{index} names no shards beside it: {_some(outside)}")
+    return names
+
+
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file in hexadecimal.
+    """The sha256 of a file in hexadecimal; of several shards that of their sorted sha256s.
 
     Remembered by path, size and modification time in the folder VQBANK_CACHE (by default the
     user's cache folder), so that a file of gigabytes is read once.
 
     Raises:
-        WeightsError: if the file cannot be read.
+        WeightsError: if a file cannot be read.
     """
+    shards = shards_of(path)
+    if shards == [path]:
+        return _sha256_of_file(path)
+    digests = sorted(_sha256_of_file(shard) for shard in shards)
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
     path = path.resolve()
     try:
         status = path.stat()
         seen = (status.st_size, status.st_mtime_ns)
-        cache = _cache_file()
-        known = _read_cache(cache)
+        known = _read_cache(_cache_file())
         if str(path) in known and known[str(path)][:2] == seen:
             return known[str(path)][2]
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
-    # A cache that cannot be written, on a read-only home, costs time and nothing else.
-    with suppress(OSError):
-        _write_atomically(cache, json.dumps({**known, str(path): [*seen, digest]}, indent=0))
+    remember_sha256(path, digest)
     return digest
 
 
+def remember_sha256(path: Path, digest: str) -> None:
+    """Note the sha256 of a file as it is now, so that `sha256_of` need not read it."""
+    path = path.resolve()
+    status = path.stat()
+    cache = _cache_file()
+    entry = [status.st_size, status.st_mtime_ns, digest]
+    # A cache that cannot be written, on a read-only home, costs time and nothing else.
+    with suppress(OSError):
+        _write_atomically(cache, json.dumps({**_read_cache(cache), str(path): entry}, indent=0))
+
+
+def recorded_sha256(path: Path) -> str | None:
+    """What SHA256SUMS beside a file says of it, if anything."""
+    return _read_sums(path.parent).get(path.name)
+
+
+def record_sha256(path: Path, digest: str) -> None:
+    """Write a file's sha256 into SHA256SUMS beside it, which `sha256sum --check` reads too.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    sums = {**_read_sums(path.parent), path.name: digest}
+    lines = [f"{known}  {name}\n" for name, known in sorted(sums.items())]
+    _write_atomically(path.parent / SUMS, "".join(lines))
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{folder / SUMS} cannot be read: {error}") from error
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("VQBANK_CACHE") or platformdirs.user_cache_dir("vqbank"))
+
+
 def _cache_file() -> Path:
-    folder = os.environ.get("VQBANK_CACHE") or platformdirs.user_cache_dir("vqbank")
-    return Path(folder) / "weights-sha256.json"
+    return _cache_folder() / "weights-sha256.json"
 
 
 def _read_cache(cache: Path) -> dict[str, tuple[int, int, str]]:
@@ -214,49 +385,94 @@ def _write_atomically(path: Path, text: str) -> None:
     Path(file.name).replace(path)
 
 
-def load_state_dict(path: Path, file: WeightFile) -> dict[str, Tensor]:
-    """The tensors of a weight file, on the CPU; nothing in the file is executed.
+def load_state_dict(path: Path, *files: WeightFile) -> dict[str, Tensor]:
+    """All tensors of a weight file at once; arguments and errors as for `stream_state_dict`."""
+    return dict(stream_state_dict(path, *files))
 
-    Reads safetensors by that suffix and whatever `torch.load(weights_only=True)` accepts.
+
+def stream_state_dict(path: Path, *files: WeightFile) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a weight file or of all shards, one after the other, on the CPU.
+
+    Nothing in the files is executed, and no more than the tensor at hand is kept in memory.  Reads
+    safetensors by that suffix and whatever `torch.load(weights_only=True)` accepts.
 
     Args:
-        path: the file.
-        file: what is expected there; says which entry holds the state dict.
+        path: a file, a folder of shards, or their index.
+        *files: what may be there; they say which entry holds the state dict.
 
     Raises:
-        WeightsError: if the file is missing, damaged, holds code, or is no state dict.
+        WeightsError: if a file is missing, damaged, holds code, or is no state dict.
     """
+    seen: set[str] = set()
+    for shard in shards_of(path):
+        for key, tensor in _tensors(shard, files):
+            if key in seen:
+                raise WeightsError(f"{path} holds {key} twice, again in {shard.name}")
+            seen.add(key)
+            yield key, tensor
+
+
+def _tensors(path: Path, files: tuple[WeightFile, ...]) -> Iterator[tuple[str, Tensor]]:
     if not path.is_file():
         raise WeightsError(f"there is no weight file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
-            # An unusual pickle protocol or a TorchScript archive either loads or is refused below.
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise WeightsError(f"cannot read weights {path}: {error}") from error
-    except _UNREADABLE as error:
-        if "TorchScript" in str(error):
-            why = "is a TorchScript archive, which is a program and is never run"
-        elif "Unsupported" in str(error):
-            why = "asks for code to be run when it is loaded, which is never done"
-        else:
-            why = f"is damaged or no weight file ({type(error).__name__})"
-        raise WeightsError(f"{path} {why}; take {file.url}") from error
-    if file.entry is not None:
-        if not isinstance(loaded, dict) or file.entry not in loaded:
-            raise WeightsError(f"{path} has no entry {file.entry!r}; take {file.url}")
-        loaded = loaded[file.entry]
+    advice = f"take {' or '.join(file.url for file in files)}"
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 - not a dict
+                    yield key, opened.get_tensor(key)
+        except _UNREADABLE as error:
+            raise _unreadable(path, error, advice) from error
+        return
+    loaded = load_pickled(path, advice)
+    entries = [file.entry for file in files if file.entry is not None]
+    found = [entry for entry in entries if isinstance(loaded, dict) and entry in loaded]
+    if found:
+        loaded = loaded[found[0]]
+    elif len(entries) == len(files):
+        raise WeightsError(f"{path} has no entry {' or '.join(map(repr, entries))}; {advice}")
     if not isinstance(loaded, dict):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict")
     strangers = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
     if strangers:
         raise WeightsError(
-            f"{path} is no plain state dict: not tensors are {_some(strangers)}; take {file.url}"
+            f"{path} is no plain state dict: not tensors are {_some(strangers)}; {advice}"
         )
-    return dict(loaded)
+    for key, value in loaded.items():
+        yield key, value.clone()  # else it would be the file itself
+
+
+def load_pickled(path: Path, advice: str) -> Any:
+    """What torch.save wrote: tensors, plain Python values, NumPy's floats; nothing is executed.
+
+    Args:
+        path: a file; where it can be, its tensors are mapped and not read yet.
+        advice: what to do about a file that is refused, for messages.
+
+    Raises:
+        WeightsError: if the file is missing, damaged or holds code.
+    """
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY_FLOATS):
+            # An unusual pickle protocol or a TorchScript archive either loads or is refused below.
+            warnings.simplefilter("ignore")
+            # Only zip archives can be mapped; what torch wrote before 1.6 is none.
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error, advice) from error
+
+
+def _unreadable(path: Path, error: Exception, advice: str) -> WeightsError:
+    if isinstance(error, PermissionError):
+        return WeightsError(f"cannot read weights {path}: {error}")
+    if "TorchScript" in str(error):
+        why = "is a TorchScript archive, which is a program and is never run"
+    elif "Unsupported" in str(error):
+        why = "asks for code to be run when it is loaded, which is never done"
+    else:
+        why = f"is damaged or no weight file ({type(error).__name__})"
+    return WeightsError(f"{path} {why}; {advice}")
 
 
 def check_keys(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:

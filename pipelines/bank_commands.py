@@ -21,6 +21,8 @@ Feature = Annotated[
     list[str] | None,
     typer.Option("--feature", metavar="NAME[@KEY]", help="May be repeated (default: all)."),
 ]
+TEXT = "text"
+"""The room of text banks, itself a bank; `store.text` says so too."""
 SHOWN = 10
 """Worst videos that `diff` prints."""
 
@@ -82,20 +84,24 @@ def verify(
     from store.verify import mark as mark_problems
     from store.verify import verify as problems
 
-    store = FeatureStore(bank)
-    found = []
-    for problem in problems(store, [store.resolve(name) for name in feature] if feature else None):
-        found.append(problem)
-        typer.echo(f"{problem.key}/{problem.file}: {problem.what}")
-        if problem.videos is None and problem.shard:
-            typer.echo("  redo: every video of this shard")
-        for video in problem.videos or ():
-            typer.echo(f"  redo: {video}")
+    found: dict[FeatureStore, list[Any]] = {}
+    for store in _rooms(bank) if not feature else [FeatureStore(bank)]:
+        specs = [store.resolve(name) for name in feature] if feature else None
+        for problem in problems(store, specs):
+            found.setdefault(store, []).append(problem)
+            typer.echo(
+                f"{(store.path / problem.key).relative_to(bank)}/{problem.file}: {problem.what}"
+            )
+            if problem.videos is None and problem.shard:
+                typer.echo("  redo: every video of this shard")
+            for video in problem.videos or ():
+                typer.echo(f"  redo: {video}")
     if not found:
         typer.echo(f"{bank}: everything is as it was committed")
         return
     if mark:
-        mark_problems(store, found)
+        for store, of_store in found.items():
+            mark_problems(store, of_store)
         typer.echo("marked: `vqbank extract` makes these videos anew")
     else:
         typer.echo("restore these files, or run this again with --mark and then `vqbank extract`")
@@ -135,6 +141,9 @@ def merge(
 
     others = [FeatureStore(source) for source in sources]
     report = merge_banks(FeatureStore.create(target), others)
+    texts = [room for source in sources for room in _rooms(source)[1:]]
+    if texts:
+        merge_banks(FeatureStore.create(target / TEXT), texts)
     typer.echo(
         f"{report.shards} shards copied ({_bytes(report.size)}), {report.present} were there"
     )
@@ -164,11 +173,15 @@ def prune(
     ] = 24.0,
 ) -> None:
     """Remove orphans, superseded shards and unfinished writes; dry unless told."""
-    from store.bank import FeatureStore
     from store.prune import prune as prune_bank
 
-    store = FeatureStore(bank)
-    removals = prune_bank(store, dry_run=not yes, older_than_seconds=older_than_hours * 3600)
+    removals = [
+        removal
+        for store in _rooms(bank)
+        for removal in prune_bank(
+            store, dry_run=not yes, older_than_seconds=older_than_hours * 3600
+        )
+    ]
     for removal in removals:
         path = removal.path.relative_to(bank)
         typer.echo(f"{path}  {_bytes(removal.size)}  {removal.why}")
@@ -341,6 +354,16 @@ def _provenance(action: str) -> dict[str, Any]:
 
     software = {name: version(name) for name in ("vqbank", "numpy")}
     return {"software": software, "host": platform.node(), "action": action}
+
+
+def _rooms(bank: Path) -> "list[FeatureStore]":
+    """The bank, and its text banks where it has some."""
+    from store.bank import BANK_FILE, FeatureStore
+
+    text = bank / TEXT
+    return [
+        FeatureStore(path) for path in (bank, text) if path == bank or (text / BANK_FILE).exists()
+    ]
 
 
 def _bytes(count: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines import bank_commands
+from pipelines import weights as weight_commands
 from store.errors import VqbankError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bank_commands.app)
+app.add_typer(weight_commands.app, name="weights")
 
 RecipeFile = Annotated[
     Path | None, typer.Argument(metavar="[RECIPE]", help="YAML recipe; options override it.")
@@ -53,8 +55,9 @@ def demo(
 ) -> None:
     """Make a small data set, bank its features, train heads, write a report, score a new video."""
     from pipelines.demo import run_demo
+    from pipelines.display import show_extraction
 
-    run_demo(folder, _console(stderr=True), extract=_show_extraction, evaluate=_show_trial)
+    run_demo(folder, _console(stderr=True), extract=show_extraction, evaluate=_show_trial)
 
 
 @app.command()
@@ -70,12 +73,46 @@ def extract(
         str | None, typer.Option("--decoder", help="pyav (default), decord or torchcodec.")
     ] = None,
     device: Device = "cpu",
+    batch: Annotated[
+        list[str] | None,
+        typer.Option("--batch", metavar="EXTRACTOR=CLIPS", help="Clips in a batch."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes here; on GPUs one each.")
+    ] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="Dask scheduler, tcp://host:8786."),
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option("--cluster", metavar="FILE", help="YAML: workers by SLURM, PBS, ..."),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="I/N", help="One part of the videos; or `slurm`."),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Only videos that failed before.")
+    ] = False,
+    allow_failures: Annotated[
+        int, typer.Option("--allow-failures", min=0, help="So many do not fail the command.")
+    ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Try a few videos and say what all would cost.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds without a frame of a video.")
+    ] = 120.0,
 ) -> None:
     """Run extractors over videos into a bank.  Run it again to go on where it stopped."""
+    from extractors import specs_of
     from pipelines.extract import Extraction
     from pipelines.manifest import read_videos
+    from pipelines.parts import part_of
     from pipelines.recipe import required
     from store.bank import FeatureStore
+    from store.errors import RecipeError
 
     chosen = _recipe(recipe, videos=videos, bank=bank, decoder=decoder)
     if extractor:
@@ -85,18 +122,104 @@ def extract(
     wanted = required(chosen, "extractors", option="--extractor")
     extractors = _extractors(wanted, _pairs(weights, "--weights"))
     source = read_videos(required(chosen, "videos", option="--videos"))
+    if part is not None:
+        source = part_of(source, part)
+    if sum([workers > 1, scheduler is not None, cluster is not None]) > 1:
+        raise RecipeError("--workers, --scheduler and --cluster exclude each other")
     for one in extractors:
-        one.specs(decoder=chosen.decoder)  # missing weights stop before a bank is made
-    extraction = Extraction(
-        source,
-        extractors,
-        FeatureStore.create(required(chosen, "bank", option="--bank")),
-        decoder=chosen.decoder,
-        device=_device(device),
-    )
-    failed = _show_extraction(extraction)
-    if failed:
+        specs_of(one, decoder=chosen.decoder)  # missing weights stop before a bank is made
+    sizes = _batch_clips(batch, wanted)
+    folder = required(chosen, "bank", option="--bank")
+
+    def extraction_into(store: FeatureStore) -> Extraction:
+        return Extraction(
+            source,
+            extractors,
+            store,
+            decoder=chosen.decoder,
+            device=_device(device),
+            batch_clips=sizes,
+            patience_seconds=timeout,
+        )
+
+    if dry_run:
+        from pipelines.dry_run import bank_as_it_is, estimate, show_estimate
+
+        with bank_as_it_is(folder) as store:
+            show_estimate(estimate(extraction_into(store), workers=workers))
+        return
+    extraction = extraction_into(FeatureStore.create(folder))
+    if retry_failed:
+        from pipelines.status import failed_videos
+
+        failed_before = failed_videos(extraction.store, extraction.specs)
+        extraction.take([video for video in source if video.id in failed_before])
+    failed = _extract(extraction, workers=workers, scheduler=scheduler, cluster=cluster)
+    if len(failed) > allow_failures:
         raise typer.Exit(1)
+
+
+def _extract(
+    extraction: "Extraction", *, workers: int, scheduler: str | None, cluster: Path | None
+) -> set[str]:
+    """Here, or by Dask; gives the ids of failed videos."""
+    import signal
+
+    from pipelines.display import show_extraction
+    from store.errors import RecipeError
+
+    def stop(*_: object) -> None:  # a batch system says so before it kills
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    if workers == 1 and scheduler is None and cluster is None:
+        return show_extraction(extraction)
+    from distributed import Client
+    from joblib import cpu_count
+
+    from pipelines.cluster import Order, batch_system, distribute, local_workers
+
+    if scheduler is not None:
+        try:
+            connected: Any = Client(scheduler, timeout=10)
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"--scheduler {scheduler}: none answers there ({error})") from error
+    elif cluster is not None:
+        connected = batch_system(cluster)
+    else:
+        connected = local_workers(workers)
+    with connected as client:
+        threads = max(1, cpu_count() // workers) if workers > 1 else None
+        order = Order.of(extraction, threads=threads)
+        return show_extraction(extraction, distribute(client, order, extraction.videos))
+
+
+def _batch_clips(given: list[str] | None, extractors: dict[str, Any]) -> dict[str, int]:
+    from store.errors import RecipeError, UnknownNameError, unknown_name
+
+    sizes = {}
+    for name, text in _pairs(given, "--batch").items():
+        if name not in extractors:
+            raise UnknownNameError(f"--batch: {unknown_name('extractor', name, extractors)}")
+        if not text.isdecimal() or int(text) < 1:
+            raise RecipeError(f"--batch {name}={text}: a batch has 1 clip or more")
+        sizes[name] = int(text)
+    return sizes
+
+
+@app.command()
+def status(
+    bank: Annotated[Path, typer.Argument(help="Folder of the bank.")],
+    videos: Videos = None,
+    failed: Annotated[bool, typer.Option("--failed", help="A table of what failed.")] = False,
+    video: Annotated[
+        str | None, typer.Option("--video", metavar="ID", help="All about one video.")
+    ] = None,
+) -> None:
+    """Say what is done, what failed and who is at work; also while runs are going on."""
+    from pipelines.status import show_status
+
+    show_status(bank, videos=videos, failed=failed, video=video)
 
 
 @app.command()
@@ -161,6 +284,7 @@ def predict(
     """Score videos with a shipped head; prints `score<TAB>id` per video."""
     import platformdirs
 
+    from pipelines.display import show_extraction
     from pipelines.predict import Scorer, videos_to_score
     from store.bank import FeatureStore
 
@@ -169,7 +293,7 @@ def predict(
     if scorer.card["random_weights"]:
         typer.echo("warning: this head was trained on features of RANDOM weights", err=True)
     wanted = list(videos_to_score(videos))
-    failed = _show_extraction(scorer.extraction(wanted, store, device=_device(device)))
+    failed = show_extraction(scorer.extraction(wanted, store, device=_device(device)))
     done = [video for video in wanted if video.id not in failed]
     if done:
         seen = scorer.card["trained_on"]
@@ -232,6 +356,21 @@ def show(
         )
 
 
+@app.command()
+def golden(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Fixtures: NAME.json, NAME.LETTER.npz.")
+    ],
+    everything: Annotated[
+        bool, typer.Option("--all", help="A fixture that nobody plays counts as failed.")
+    ] = False,
+) -> None:
+    """Compare networks, rules and heads with what official code computed; exits 1 on a failure."""
+    from pipelines.golden.command import play_and_print
+
+    play_and_print(folder, everything=everything)
+
+
 def main() -> None:
     """Run the command line; an expected error is one line and exit code 2."""
     try:
@@ -246,6 +385,9 @@ def main() -> None:
             err=True,
         )
         sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what was finished is committed, the same command goes on", err=True)
+        sys.exit(130)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"error: {where}{error.strerror}", err=True)
@@ -309,47 +451,6 @@ def _device(name: str) -> "torch.device":
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise RecipeError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return device
-
-
-def _show_extraction(extraction: "Extraction") -> set[str]:
-    """Run with a progress bar; prints a line per failed video and gives their ids."""
-    from contextlib import closing
-
-    from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    failed: set[str] = set()
-    cached = 0
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_console(stderr=True)) as progress:
-        task = progress.add_task("extract", total=len(extraction.videos))
-        with closing(extraction.run()) as outcomes:
-            for outcome in outcomes:
-                progress.advance(task)
-                cached += outcome.cached
-                if outcome.failures:
-                    failed.add(outcome.video.id)
-                for reason in dict.fromkeys(outcome.failures.values()):
-                    line = f"failed: {escape(outcome.video.id)}: {escape(reason)}"
-                    progress.console.print(line, soft_wrap=True)
-    typer.echo(
-        f"{len(extraction.videos)} videos: {cached} banked before, "
-        f"{len(extraction.videos) - cached - len(failed)} extracted, {len(failed)} failed; "
-        f"{extraction.decoded_frames} frames decoded",
-        err=True,
-    )
-    return failed
 
 
 def _show_trial(trial: "Trial") -> "list[SplitResult]":

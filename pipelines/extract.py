@@ -4,46 +4,71 @@ The way of one video: which features are missing? none: next, no decode, no mode
 of all wanted frames is decoded in order in bounded chunks; each chunk goes to the device once;
 every extractor's view takes its frames as they pass; full clips of many videos fill one batch per
 extractor; rows go to one writer per feature; a shard counts once it is committed.
+
+Who works: child processes decode, threads of this process run views and networks, one thread
+writes, and the loop of `Extraction` hands things on.  Nothing piles up: a chunk is asked for only
+while what waits for networks fits HELD_BYTES.
 """
 
+import os
 import platform
+import queue
+import socket
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from numpy.typing import NDArray
-from torch import Tensor
 
-from extractors import video as decoding
-from extractors.base import ClipFn, Extractor
-from extractors.sampling import Clips, Timeline
-from extractors.views import ClipView, View
-from store.bank import FeatureStore, Ledger
+from extractors import make_extractor, specs_of
+from extractors.base import Extractor
+from extractors.isolated import PATIENCE_SECONDS, Chunk, Decoder, End
+from extractors.sampling import MotionSampling, Timeline
+from extractors.video import DECODERS, Probe
+from pipelines.jobs import Batch, Course, Job, Retained
+from store.bank import FeatureStore, writing
 from store.errors import (
     BankError,
+    DamagedShardError,
     DecodeError,
+    DecoderDiedError,
     InvalidFeatureError,
     ManifestError,
     UnknownNameError,
     unknown_name,
 )
+from store.ledger import Ledger
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
 from store.shard import ShardWriter
+from store.tail import Tail, has_tail, write_tail
+from store.text import TextBank, has_text, write_text
 
-CHUNK_BYTES = 64 * 2**20
-"""Decoded frames that are held at once, unless one frame is larger."""
+HELD_BYTES = 384 * 2**20
+"""Clips that wait for a network or are in one."""
 DECODING_THREADS = 2
+"""Of one decoder process."""
 FLUSH_BYTES = 256 * 2**20
 FLUSH_SECONDS = 300.0
 """A shard is committed once it holds this much or is this old: what a kill costs at most."""
+LOOKING_SECONDS = 1.0
+"""For the next video that is not banked, before the loop goes on."""
+PROGRESS_SECONDS = 30.0
+"""Between two lines of progress in the ledger."""
 THREADS = 1
-"""Of a network on a CPU: fixed, because another number may change the last bit of a feature."""
+"""Of one network on a CPU: fixed, because another number may change the last bit of a feature.
+Several batches are computed side by side instead."""
+UNWRITTEN_BYTES = 512 * 2**20
+"""Rows of finished videos that may wait for the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,166 +80,24 @@ class Outcome:
     """Reason by feature key; empty if everything that was asked for is banked."""
     cached: bool
     """Whether nothing had to be done."""
+    frames: int = 0
+    """That were decoded for it and looked at."""
 
 
 @dataclass(eq=False)
-class _Course:
-    """One video on its way."""
+class _Lane:
+    """One decoder process and the video that it is at."""
 
-    video: Video
-    fingerprint: Fingerprint
-    probe: dict[str, Any]
-    open_jobs: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
-
-
-class _Job:
-    """One extractor on one video: frames pass, clips fill, rows arrive."""
-
-    def __init__(
-        self,
-        course: _Course,
-        extractor: Extractor,
-        specs: Mapping[str, FeatureSpec],
-        timeline: Timeline,
-    ) -> None:
-        self.course = course
-        self.extractor = extractor
-        self.specs = specs
-        self.clips: Clips = extractor.sampling.clips(timeline)
-        count = len(self.clips.frames)
-        self.clips_to_fill = count
-        self.refusal: str | None = None
-        """Why the network would not take a clip, if so."""
-        self.ended = False
-        self._clips_to_compute = count
-        self._timeline = timeline
-        self._rows: list[Mapping[str, NDArray[Any]]] = [{}] * count
-        self._partial: dict[int, tuple[Tensor, int]] = {}
-        wanted = self.clips.frames.reshape(-1)
-        self._side = extractor.side(timeline, self.clips)
-        self._order = np.argsort(wanted, kind="stable")
-        self._sorted = wanted[self._order]
-
-    def take(self, frame_index: NDArray[np.int64], frames: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Let decoded frames pass; yields every clip that they complete.
-
-        Args:
-            frame_index: [k], increasing.
-            frames: uint8 [k, 3, h, w].
-        """
-        length = self.clips.frames.shape[1]
-        hits = [
-            (place, *divmod(int(position), length))
-            for place, index in enumerate(frame_index)
-            for position in self._order[slice(*np.searchsorted(self._sorted, [index, index + 1]))]
-        ]
-        for (_, clip, slot), picture in zip(hits, self._viewed(hits, frames), strict=True):
-            if clip not in self._partial:
-                self._partial[clip] = (picture.new_empty((length, *picture.shape)), 0)
-            tensor, filled = self._partial.pop(clip)
-            tensor[slot] = picture
-            if filled + 1 < length:
-                self._partial[clip] = (tensor, filled + 1)
-                continue
-            self.clips_to_fill -= 1
-            yield clip, tensor
-
-    def _viewed(self, hits: Sequence[tuple[int, int, int]], frames: Tensor) -> list[Tensor]:
-        """What the view makes of frame `place` for `clip`, for every (place, clip, slot)."""
-        view = self.extractor.view
-        groups: dict[int | None, list[int]] = {}
-        for number, (_, clip, _) in enumerate(hits):
-            groups.setdefault(clip if isinstance(view, ClipView) else None, []).append(number)
-        pictures: list[Tensor] = [frames] * len(hits)
-        for group, numbers in groups.items():
-            places = sorted({hits[number][0] for number in numbers})
-            if isinstance(view, ClipView):
-                assert group is not None
-                own: View = view.of_clip(self._timeline, group)
-            else:
-                own = view
-            with torch.inference_mode():
-                seen = dict(zip(places, own(frames[places]), strict=True))
-            for number in numbers:
-                pictures[number] = seen[hits[number][0]]
-        return pictures
-
-    def put(self, clip: int, rows: Mapping[str, NDArray[Any]]) -> bool:
-        """Keep the rows of one clip; True once the last one has come."""
-        self._rows[clip] = rows
-        self._clips_to_compute -= 1
-        return self._clips_to_compute == 0
-
-    def feature(self, output: str) -> Feature:
-        """The finished feature of one output.
-
-        Raises:
-            InvalidFeatureError: if a row is not finite; names video, feature and row.
-        """
-        frame_index = self.clips.rows.reshape(-1)
-        kept = frame_index >= 0
-        try:
-            return Feature(
-                values=np.concatenate([rows[output] for rows in self._rows])[kept],
-                pts_seconds=self._timeline.pts_seconds[frame_index[kept]],
-                frame_index=frame_index[kept],
-                side={
-                    side.name: np.concatenate(list(self._side[side.name]))[kept]
-                    for side in self.specs[output].side
-                },
-            )
-        except InvalidFeatureError as error:
-            name = self.specs[output].name
-            raise InvalidFeatureError(f"{self.course.video.id}: {name}: {error}") from error
-
-
-class _Batch:
-    """Clips of any videos that wait for one extractor's network."""
-
-    def __init__(self, extractor: Extractor, device: torch.device) -> None:
-        self._extractor = extractor
-        self._device = device
-        self._waiting: dict[tuple[int, ...], list[tuple[_Job, int, Tensor]]] = {}
-        self._clip_fn: ClipFn | None = None
-
-    def add(self, job: _Job, clip: int, tensor: Tensor) -> Iterator[_Job]:
-        """Queue one clip; yields the jobs whose last rows came."""
-        shape = tuple(tensor.shape)
-        waiting = self._waiting.setdefault(shape, [])
-        waiting.append((job, clip, tensor))
-        if len(waiting) == self._extractor.batch_clips:
-            yield from self._run(self._waiting.pop(shape))
-
-    def flush(self) -> Iterator[_Job]:
-        """Compute what is left."""
-        while self._waiting:
-            yield from self._run(self._waiting.popitem()[1])
-
-    def _run(self, waiting: list[tuple[_Job, int, Tensor]]) -> Iterator[_Job]:
-        if self._clip_fn is None:
-            self._clip_fn = self._extractor.build(self._device)
-        clips = torch.stack([tensor for _, _, tensor in waiting])
-        # Always the same shape: another one could change the last bit of a row.
-        padding = self._extractor.batch_clips - len(clips)
-        if padding:
-            clips = torch.cat([clips, clips.new_zeros((padding, *clips.shape[1:]))])
-        try:
-            with torch.inference_mode(), self._extractor.precision(self._device):
-                rows_by_output = self._clip_fn(clips)
-        except InvalidFeatureError as error:  # all clips of a batch have the same shape
-            for job in dict.fromkeys(job for job, _, _ in waiting):
-                if not job.ended and job.refusal is None:
-                    job.refusal = f"{job.course.video.id}: {error}"
-                    yield job
-            return
-        outputs = {
-            name: (rows.float() if rows.is_floating_point() else rows).cpu().numpy()
-            for name, rows in rows_by_output.items()
-        }
-        for place, (job, clip, _) in enumerate(waiting):
-            if job.put(clip, {name: rows[place].copy() for name, rows in outputs.items()}):
-                yield job
+    decoder: Decoder
+    video: Video | None = None
+    todo: Mapping[Extractor, Mapping[str, FeatureSpec]] = field(default_factory=dict)
+    course: Course | None = None
+    jobs: Sequence[Job | Retained] = ()
+    """That take frames in this pass."""
+    chunk: Chunk | None = None
+    """That is being looked at."""
+    looking: int = 0
+    """Jobs that have not done with the chunk."""
 
 
 class Extraction:
@@ -228,25 +111,72 @@ class Extraction:
         *,
         decoder: str,
         device: torch.device,
+        batch_clips: Mapping[str, int] | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
+        threads: int | None = None,
     ) -> None:
         """Resolve what is asked for; no video is opened and no model is loaded yet.
+
+        Args:
+            videos: A video that stands there twice is done once.
+            extractors: In any order.
+            store: Where features go.
+            decoder: A name of `video.DECODERS`.
+            device: Of the networks.
+            batch_clips: Clips in a batch by extractor's name, where it is not to be found out.
+            patience_seconds: How long a decoder may show no sign of life.
+            threads: Cores to use on a CPU; all if None.
 
         Raises:
             ManifestError: if two files stand under one id.
             UnknownNameError: if there is no such decoder.
             WeightsError: if an extractor's weights are not at hand.
         """
-        if decoder not in decoding.DECODERS:
-            raise UnknownNameError(unknown_name("decoder", decoder, decoding.DECODERS))
+        if decoder not in DECODERS:
+            raise UnknownNameError(unknown_name("decoder", decoder, DECODERS))
         self.videos = _distinct(videos)
         self.decoded_videos = 0
+        """Passes over a video, the extra ones included."""
+        self.extra_passes = 0
+        """Over videos whose frames are chosen by motion and do not fit into memory until it is
+        known."""
         self.decoded_frames = 0
         """Frames that came out of the decoder and were looked at."""
-        self._store = store
-        self._decoder = decoder
-        self._device = device
-        self._specs = {extractor: extractor.specs(decoder=decoder) for extractor in extractors}
-        self._batches = {extractor: _Batch(extractor, device) for extractor in extractors}
+        self.decoding_waits = 0.0
+        """Seconds in which decoders had frames and nobody took them, summed over decoders."""
+        self.networks_wait = 0.0
+        """Seconds in which nothing was in work but decoding."""
+        self.extractors = tuple(extractors)
+        self.store = store
+        self.decoder = decoder
+        self.device = device
+        self.batch_clips = dict(batch_clips or {})
+        self.patience_seconds = patience_seconds
+        self._specs = {extractor: specs_of(extractor, decoder=decoder) for extractor in extractors}
+        motion = make_extractor("motion")
+        self._motion = next((e for e in extractors if e == motion), motion)
+        self._motion_spec = specs_of(self._motion, decoder=decoder)["series"]
+        cores = threads or cpu_count()
+        # On a GPU the second one prepares while the first one waits for the device.
+        self._threads = 2 if device.type != "cpu" else cores
+        self.held_limit = HELD_BYTES
+        """Bytes of clips that wait for a network or are in one."""
+        if device.type == "cuda":
+            self.held_limit = torch.cuda.mem_get_info(device)[1] // 8
+        self.batches = {
+            extractor: Batch(
+                extractor,
+                device,
+                self.batch_clips.get(extractor.name),
+                largest_bytes=self.held_limit // 4,
+            )
+            for extractor in {*extractors, self._motion}
+        }
+        per_decoder = DECODING_THREADS if device.type != "cpu" else 2 * DECODING_THREADS
+        self.lanes = [
+            _Lane(Decoder(decoder, threads=DECODING_THREADS, patience_seconds=patience_seconds))
+            for _ in range(max(1, cores // per_decoder))
+        ]
         self._writers: dict[FeatureSpec, ShardWriter] = {}
         self._ledger = Ledger(store.path)
         self._provenance = {
@@ -254,11 +184,62 @@ class Extraction:
             "host": platform.node(),
             "device": str(device),
         }
+        self._again: deque[Course] = deque()
+        self._more = True
+        self._outcomes: deque[Outcome] = deque()
+        self._counts = {"done": 0, "failed": 0, "cached": 0}
+        self._held_bytes = 0
+        self._tasks = 0
+        self._writes = 0
+        self._unwritten_bytes = 0
+        self._committing = False
+        self._done: queue.SimpleQueue[tuple[Future[Any], Callable[[Future[Any]], None]]]
+        self._done = queue.SimpleQueue()
+
+    def take(self, videos: Sequence[Video]) -> None:
+        """Run over these next; networks that are loaded stay so.
+
+        Raises:
+            ManifestError: if two files stand under one id.
+        """
+        self.videos = _distinct(videos)
 
     @property
     def specs(self) -> list[FeatureSpec]:
         """Everything that a video has when it is done."""
         return [spec for specs in self._specs.values() for spec in specs.values()]
+
+    @property
+    def held_bytes(self) -> int:
+        """Of clips that wait for a network or are in one; read for display."""
+        return self._held_bytes + sum(batch.waiting_bytes for batch in self.batches.values())
+
+    def todo(self, video: Video) -> dict[Extractor, Mapping[str, FeatureSpec]]:
+        """The extractors of which this video lacks an output, and which these are.
+
+        The motion series is among them where something else needs it.
+
+        Raises:
+            ChangedVideoError: if another file is banked under the video's id.
+        """
+        todo: dict[Extractor, Mapping[str, FeatureSpec]] = {}
+        at_hand = None
+        for extractor, specs in self._specs.items():
+            lacking = {o: s for o, s in specs.items() if self.store.missing(s, [video])}
+            if lacking:
+                todo[extractor] = lacking
+            for output in specs.keys() - lacking.keys():
+                at_hand = at_hand or _fingerprint_at_hand(video.path)
+                if at_hand is not None:
+                    self.store.check_file(specs[output], video, at_hand)
+        if any(isinstance(extractor.sampling, MotionSampling) for extractor in todo):
+            if self.store.missing(self._motion_spec, [video]):
+                todo.setdefault(self._motion, {"series": self._motion_spec})
+            else:
+                at_hand = at_hand or _fingerprint_at_hand(video.path)
+                if at_hand is not None:
+                    self.store.check_file(self._motion_spec, video, at_hand)
+        return todo
 
     def run(self) -> Generator[Outcome, None, None]:
         """Extract what is missing; yields every video once, when its fate is known.
@@ -272,37 +253,149 @@ class Extraction:
         threads = torch.get_num_threads()
         torch.set_num_threads(THREADS)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, also in convolutions
+        self._woken, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
+        self._pool = ThreadPoolExecutor(self._threads, "vqbank-compute")
+        self._disk = ThreadPoolExecutor(1, "vqbank-write")
         try:
+            with writing(self.store.path):
+                self._ledger.append(
+                    status="started",
+                    host=platform.node(),
+                    process=os.getpid(),
+                    keys=[spec.key for spec in self.specs],
+                    videos=len(self.videos),
+                )
             yield from self._run()
-            self._commit(list(self._writers))
-            self._store.refresh()
+            self._leave()
+            with writing(self.store.path):
+                self._ledger.append(status="ended", **self._progress())
+            self.store.refresh()
         except BankError:
+            with suppress(BankError):  # what else is finished may still find room
+                self._leave()
             raise
         except BaseException:  # left early: keep what is finished
-            self._commit(list(self._writers))
+            self._leave()
             raise
         finally:
+            for lane in self.lanes:
+                lane.decoder.close()
+            self._pool.shutdown(cancel_futures=True)
+            self._disk.shutdown(cancel_futures=True)
             for writer in self._writers.values():
                 writer.abandon()
             self._writers.clear()
+            self._woken.close()
+            self._wake.close()
             torch.set_num_threads(threads)
 
-    def _run(self) -> Iterator[Outcome]:
-        for video in self.videos:
-            todo = self._todo(video)
-            if not todo:
-                yield Outcome(video, {}, cached=True)
-                continue
-            try:
-                probe = decoding.probe(video.path)
-                course = _Course(video, _fingerprint(video.path), probe.record())
-            except DecodeError as error:
-                course = _Course(video, Fingerprint(0, ""), {})
-                for specs in todo.values():
-                    self._fail(course, specs, str(error))
-                yield Outcome(video, course.failures, cached=False)
-                continue
+    def _leave(self) -> None:
+        """Commit what is finished."""
+        self._disk.shutdown()  # after what waits for it
+        self._commit(list(self._writers))
 
+    def _run(self) -> Iterator[Outcome]:
+        videos = iter(self.videos)
+        self._more = True
+        told = time.monotonic()
+        self._ended = 0
+        self._write_companions()
+        while True:
+            for lane in self.lanes:
+                if lane.video is None:
+                    self._start(lane, videos)
+            busy = [lane for lane in self.lanes if lane.video is not None]
+            while self._outcomes:
+                yield self._outcomes.popleft()
+            idle = not busy and not self._tasks and not self._writes
+            if idle and self._more:
+                continue
+            if idle and not self._flush():
+                assert self._ended == len(self.videos), "a video's fate is not known"
+                return
+            self._advance(busy)
+            if time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                with writing(self.store.path):
+                    self._ledger.append(status="running", durable=False, **self._progress())
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            **self._counts,
+            "decoded_videos": self.decoded_videos,
+            "decoded_frames": self.decoded_frames,
+        }
+
+    def _start(self, lane: _Lane, videos: Iterator[Video]) -> None:
+        """Give an idle lane its next video: one that has to be decoded again, else a new one."""
+        if self._again:
+            course = self._again.popleft()
+            lane.video, lane.course, lane.jobs = course.video, course, course.jobs
+            lane.decoder.open(course.video.path)
+            return
+        begun = time.monotonic()
+        for video in videos:
+            todo = self.todo(video)
+            if todo:
+                lane.video, lane.todo, lane.course = video, todo, None
+                lane.decoder.open(video.path)
+                return
+            self._end(Outcome(video, {}, cached=True))
+            if time.monotonic() - begun > LOOKING_SECONDS:
+                return
+        self._more = False
+
+    def _advance(self, busy: Sequence[_Lane]) -> None:
+        """Wait until something has happened, and see to it."""
+        full = self.held_bytes > self.held_limit or self._unwritten_bytes > UNWRITTEN_BYTES
+        if full and not self._tasks and not self._writes:
+            self._flush()  # many half-filled batches
+        asking = [] if full else [lane for lane in busy if lane.chunk is None]
+        seconds = min([1.0, *(lane.decoder.seconds_left for lane in asking)])
+        begun = time.monotonic()
+        ready = wait([self._woken, *(lane.decoder.fileno() for lane in asking)], timeout=seconds)
+        waited = time.monotonic() - begun
+        if full:
+            self.decoding_waits += waited * len(busy)
+        elif not self._tasks and not self._writes:
+            self.networks_wait += waited
+        if self._woken in ready:
+            self._woken.recv(4096)
+        for lane in asking:
+            self._receive(lane, ready=lane.decoder.fileno() in ready)
+        while not self._done.empty():
+            future, then = self._done.get()
+            then(future)
+        self._commit_what_is_due()
+        for batch in self.batches.values():
+            while waiting := batch.pop(older_than=FLUSH_SECONDS):
+                self._compute(batch, waiting)
+
+    def _receive(self, lane: _Lane, *, ready: bool) -> None:
+        assert lane.video is not None
+        try:
+            if not ready:
+                lane.decoder.check()
+                return
+            answer = lane.decoder.receive()
+            if isinstance(answer, Probe):
+                self._begin(lane, lane.video, answer)
+            elif isinstance(answer, End):
+                self._end_of_decoding(lane, shortfall=answer.shortfall)
+            else:
+                self._look(lane, answer)
+        except DecodeError as error:
+            self._end_of_decoding(lane, error=error)
+
+    def _begin(self, lane: _Lane, video: Video, probe: Probe) -> None:
+        """The video is open: which frames of it are wanted?
+
+        Raises:
+            DecodeError: if the file has gone.
+        """
+        again = lane.course is not None
+        if lane.course is None:
             timeline = Timeline(
                 probe.pts_seconds,
                 probe.header_frames,
@@ -311,114 +404,355 @@ class Extraction:
                 height=probe.height,
                 width=probe.width,
             )
-            jobs = [_Job(course, e, specs, timeline) for e, specs in todo.items()]
-            course.open_jobs = len(jobs) + 1  # one more while the video is still decoding
-            try:
-                for job, clip, tensor in self._clips(course, probe, jobs):
-                    yield from self._finish(self._batches[job.extractor].add(job, clip, tensor))
-            except DecodeError as error:
-                for job in jobs:
-                    if job.clips_to_fill and not job.ended:
-                        job.ended = True
-                        course.open_jobs -= 1
-                        self._fail(course, job.specs, str(error))
-            self._commit([s for s, writer in self._writers.items() if _is_due(writer)])
-            yield from self._close(course)
-        for batch in self._batches.values():
-            yield from self._finish(batch.flush())
-
-    def _todo(self, video: Video) -> dict[Extractor, Mapping[str, FeatureSpec]]:
-        """The extractors of which this video lacks an output."""
-        todo: dict[Extractor, Mapping[str, FeatureSpec]] = {}
-        at_hand = None
-        for extractor, specs in self._specs.items():
-            lacking = {o: s for o, s in specs.items() if self._store.missing(s, [video])}
-            if lacking:
-                todo[extractor] = lacking
-            for output in specs.keys() - lacking.keys():
-                at_hand = at_hand or _fingerprint_at_hand(video.path)
-                if at_hand is not None:
-                    self._store.check_file(specs[output], video, at_hand)
-        return todo
-
-    def _clips(
-        self, course: _Course, probe: decoding.Probe, jobs: Sequence[_Job]
-    ) -> Iterator[tuple[_Job, int, Tensor]]:
-        """Decode the union of all wanted frames once; yields full clips of every job."""
-        wanted = np.unique(np.concatenate([job.clips.frames.reshape(-1) for job in jobs]))
-        chunk = max(1, CHUNK_BYTES // (probe.height * probe.width * 3))
+            lane.course = Course(video, _fingerprint(video.path), probe.record(), timeline)
+            self._enlist(lane.course, lane.todo)
+        course = lane.course
+        if not course.jobs:
+            lane.video, lane.course = None, None
+            return
+        course.decoding = True
+        lane.jobs = [*course.jobs, *([] if again else course.retained)]
+        wanted = np.unique(np.concatenate([job.clips.frames.reshape(-1) for job in course.jobs]))
         self.decoded_videos += 1
-        decoded = decoding.decode(
-            course.video.path,
-            probe,
-            wanted,
-            decoder=self._decoder,
-            chunk=chunk,
-            threads=DECODING_THREADS,
-        )
-        for frame_index, pictures in decoded:
-            self.decoded_frames += len(pictures)
-            course.probe["shortfall"] = decoded.shortfall
-            frames = torch.from_numpy(pictures).to(self._device).permute(0, 3, 1, 2)
-            for job in jobs:
-                for clip, tensor in job.take(frame_index, frames):
-                    yield job, clip, tensor
+        lane.decoder.decode(wanted)
 
-    def _finish(self, jobs: Iterator[_Job]) -> Iterator[Outcome]:
+    def _enlist(self, course: Course, todo: Mapping[Extractor, Mapping[str, FeatureSpec]]) -> None:
+        video = course.video
+        damage = ""
+        if self._motion not in todo and any(
+            isinstance(extractor.sampling, MotionSampling) for extractor in todo
+        ):
+            try:
+                course.motion = self.store.read(self._motion_spec, video.id).values[:, 0]
+            except DamagedShardError as error:
+                damage = str(error)
+        course.open = len(todo)
+        for extractor, specs in todo.items():
+            sampling = extractor.sampling
+            try:
+                if not isinstance(sampling, MotionSampling):
+                    clips = sampling.clips(course.timeline)
+                elif damage:
+                    raise InvalidFeatureError(f"no motion series: {damage}")
+                elif course.motion is not None:
+                    clips = sampling.clips_by_motion(course.timeline, course.motion)
+                else:
+                    course.retained.append(Retained(course, extractor, specs))
+                    continue
+                course.jobs.append(Job(course, extractor, specs, clips))
+            except InvalidFeatureError as error:
+                self._fail(course, specs, f"{video.id}: {error}")
+                self._settle(course, 1)
+
+    def _look(self, lane: _Lane, chunk: Chunk) -> None:
+        """Let every job that is left take its frames of a chunk."""
+        assert lane.course is not None
+        lane.course.frames += len(chunk.frame_index)
+        self.decoded_frames += len(chunk.frame_index)
+        frames = torch.from_numpy(chunk.pictures).to(self.device).permute(0, 3, 1, 2)
+        jobs = [job for job in lane.jobs if isinstance(job, Retained) or not job.ended]
+        lane.chunk, lane.looking = chunk, len(jobs)
         for job in jobs:
+
+            def taken(
+                future: "Future[list[tuple[int, torch.Tensor]] | None]",
+                job: Job | Retained = job,
+            ) -> None:
+                if isinstance(job, Job):
+                    self._clips(job, future)
+                else:
+                    self._kept(lane, job, future)
+                lane.looking -= 1
+                self._looked(lane)
+
+            self._submit(job.take, chunk.frame_index, frames, then=taken)
+        self._looked(lane)
+
+    def _looked(self, lane: _Lane) -> None:
+        if lane.looking == 0 and lane.chunk is not None:
+            lane.decoder.release(lane.chunk)
+            lane.chunk = None
+
+    def _clips(self, job: Job, future: "Future[list[tuple[int, torch.Tensor]] | None]") -> None:
+        try:
+            clips = future.result() or []
+        except InvalidFeatureError as error:
+            self._refuse(job, f"{job.course.video.id}: {error}")
+            return
+        for clip, tensor in clips:
+            self._add(job, clip, tensor)
+
+    def _kept(self, lane: _Lane, retained: Retained, future: "Future[Any]") -> None:
+        try:
+            future.result()
+        except InvalidFeatureError as error:
+            course = lane.course
+            assert course is not None
+            if retained in course.retained:
+                course.retained.remove(retained)
+                self._fail(course, retained.specs, f"{course.video.id}: {error}")
+                self._settle(course, 1)
+
+    def _add(self, job: Job, clip: int, tensor: torch.Tensor) -> None:
+        job.clips_to_fill -= 1
+        full = self.batches[job.extractor].add(job, clip, tensor)
+        if full:
+            self._compute(self.batches[job.extractor], full)
+
+    def _compute(self, batch: Batch, waiting: Sequence[tuple[Job, int, torch.Tensor]]) -> None:
+        held = sum(tensor.nbytes for _, _, tensor in waiting)
+        size = batch.size
+        self._held_bytes += held
+
+        def computed(future: "Future[list[Mapping[str, NDArray[Any]]]]") -> None:
+            self._held_bytes -= held
+            try:
+                rows = future.result()
+            except InvalidFeatureError as error:  # all clips of a batch have the same shape
+                for job in dict.fromkeys(job for job, _, _ in waiting):
+                    self._refuse(job, f"{job.course.video.id}: {error}")
+                return
+            except torch.OutOfMemoryError as error:
+                if len(waiting) == 1:
+                    ((job, _, _),) = waiting
+                    reason = f"{job.course.video.id}: one clip does not fit into memory: {error}"
+                    self._refuse(job, " ".join(reason.split()))
+                    return
+                batch.size = min(batch.size, max(1, size // 2))  # the other thread may have halved
+                half = len(waiting) // 2
+                for some in (waiting[:half], waiting[half:]):
+                    self._compute(batch, some)
+                return
+            for (job, clip, _), of_clip in zip(waiting, rows, strict=True):
+                if not job.ended:
+                    job.put(clip, of_clip)
+                    if job.clips_to_compute == 0:
+                        self._finish(job)
+
+        self._submit(batch.compute, waiting, then=computed)
+
+    def _write_companions(self) -> None:
+        """See to it that the bank has the text banks and tails that go with the features."""
+        for extractor, specs in self._specs.items():
+            text = extractor.text_spec()
+            if text is not None and not has_text(self.store, text):
+
+                def text_made(future: Future[TextBank], spec: FeatureSpec = text) -> None:
+                    write_text(self.store, spec, future.result(), provenance=self._provenance)
+
+                self._submit(extractor.text, self.device, then=text_made)
+            cut = specs.get(extractor.cut_output)
+            if cut is not None and not has_tail(self.store, cut, extractor.tail_prompts):
+
+                def tail_made(future: Future[Tail], spec: FeatureSpec = cut) -> None:
+                    write_tail(self.store, spec, future.result())
+
+                self._submit(extractor.tail, then=tail_made)
+
+    def _flush(self) -> bool:
+        """Compute half-filled batches; False if there are none."""
+        flushed = False
+        for batch in self.batches.values():
+            while waiting := batch.pop():
+                self._compute(batch, waiting)
+                flushed = True
+        return flushed
+
+    def _finish(self, job: Job) -> None:
+        """All rows are there."""
+        course = job.course
+        course.finished.append(job)
+        if job.extractor == self._motion and course.retained:
+            course.motion = job.feature("series").values[:, 0]
+        if not course.decoding:
+            self._bank_finished(course)
+
+    def _end_of_decoding(
+        self, lane: _Lane, *, shortfall: int = 0, error: DecodeError | None = None
+    ) -> None:
+        course, video = lane.course, lane.video
+        assert video is not None
+        jobs = [job for job in lane.jobs if isinstance(job, Job)]
+        lane.video, lane.course, lane.jobs, lane.chunk = None, None, (), None
+        died = isinstance(error, DecoderDiedError)
+        if course is None:
+            unknown = Timeline(np.zeros(0), 0, 0.0, video_id=video.id, height=0, width=0)
+            course = Course(video, Fingerprint(0, ""), {}, unknown, open=len(lane.todo))
+            for specs in lane.todo.values():
+                self._fail(course, specs, str(error), lane.decoder.traceback if died else "")
+            self._settle(course, len(lane.todo))
+            return
+        course.decoding = False
+        course.probe["shortfall"] = max(shortfall, course.probe.get("shortfall", 0))
+        self._record_health(course, error)
+        for job in jobs if error is not None else ():
+            # Damage costs what wanted frames at or after it; where the decoder died, nobody knows
+            # how far it would have come.
+            if (job.clips_to_fill or died) and not job.ended and job.clips_to_compute:
+                self._refuse(job, str(error), lane.decoder.traceback if died else "")
+        self._bank_finished(course)
+
+    def _record_health(self, course: Course, error: DecodeError | None) -> None:
+        health = {"error": str(error)} if error is not None else {}
+        with writing(self.store.path):
+            self._ledger.append(
+                status="decoded", durable=False, video=course.video.id, **course.probe, **health
+            )
+
+    def _refuse(self, job: Job, reason: str, traceback: str = "") -> None:
+        if job.ended:
+            return
+        job.drop()
+        self._fail(job.course, job.specs, reason, traceback)
+        if job.extractor == self._motion:
+            for retained in job.course.retained:
+                self._fail(job.course, retained.specs, f"no motion series: {reason}")
+            count, job.course.retained = len(job.course.retained), []
+            self._settle(job.course, count)
+        self._settle(job.course, 1)
+
+    def _bank_finished(self, course: Course) -> None:
+        """Hand finished jobs to the disk; with the motion known, begin what waited for it."""
+        for job in course.finished:
             job.ended = True
-            if job.refusal is not None:
-                self._fail(job.course, job.specs, job.refusal)
-                yield from self._close(job.course)
+            self._writes += 1
+            self._unwritten_bytes += job.nbytes
+            self._submit(self._bank, job, then=self._banked(job), pool=self._disk)
+        course.finished = []
+        if course.motion is None or not course.retained:
+            return
+        retained, course.retained, course.jobs = course.retained, [], []
+        for waited in retained:
+            try:
+                job = waited.job(course.motion)
+            except InvalidFeatureError as error:
+                self._fail(course, waited.specs, f"{course.video.id}: {error}")
+                self._settle(course, 1)
                 continue
-            for output, spec in job.specs.items():
-                try:
-                    self._bank(job, spec, job.feature(output))
-                except InvalidFeatureError as error:
-                    self._fail(job.course, {output: spec}, str(error))
-            yield from self._close(job.course)
+            if waited.again:
+                course.jobs.append(job)
+            for clip, tensor in waited.clips(job):
+                self._add(job, clip, tensor)
+        if course.jobs:
+            self._again.append(course)
+            self.extra_passes += 1
 
-    def _close(self, course: _Course) -> Iterator[Outcome]:
-        course.open_jobs -= 1
-        if course.open_jobs == 0:
-            yield Outcome(course.video, course.failures, cached=False)
+    def _bank(self, job: Job) -> dict[str, str]:
+        """Write all outputs of a job; returns the reason by the output that was refused."""
+        refused = {}
+        for output, spec in job.specs.items():
+            try:
+                self._write(job.course, spec, job.feature(output))
+            except InvalidFeatureError as error:
+                refused[output] = str(error)
+        return refused
 
-    def _fail(self, course: _Course, specs: Mapping[str, FeatureSpec], reason: str) -> None:
-        for spec in specs.values():
-            course.failures[spec.key] = reason
-            with self._writing():
+    def _banked(self, job: Job) -> Callable[[Future[dict[str, str]]], None]:
+        def banked(future: Future[dict[str, str]]) -> None:
+            self._writes -= 1
+            self._unwritten_bytes -= job.nbytes
+            for output, reason in future.result().items():
+                self._fail(job.course, {output: job.specs[output]}, reason)
+            job.drop()
+            self._settle(job.course, 1)
+
+        return banked
+
+    def _write(self, course: Course, spec: FeatureSpec, feature: Feature) -> None:
+        with writing(self.store.path):
+            if spec not in self._writers:
+                self._writers[spec] = self.store.writer(spec, provenance=self._provenance)
+            try:
+                self._writers[spec].add(
+                    course.video.id, feature, fingerprint=course.fingerprint, probe=course.probe
+                )
+            except InvalidFeatureError:
+                raise  # before anything was written
+            except BaseException:  # half a row may lie there
+                self._writers.pop(spec).abandon()
+                raise
+
+    def _fail(
+        self,
+        course: Course,
+        specs: Mapping[str, FeatureSpec],
+        reason: str,
+        traceback: str = "",
+    ) -> None:
+        with writing(self.store.path):
+            kept = self._ledger.keep_traceback(traceback) if traceback else None
+            for spec in specs.values():
+                course.failures[spec.key] = reason
                 self._ledger.append(
-                    video=course.video.id, key=spec.key, status="failed", reason=reason
+                    video=course.video.id,
+                    key=spec.key,
+                    status="failed",
+                    reason=reason,
+                    traceback=kept,
                 )
 
-    def _bank(self, job: _Job, spec: FeatureSpec, feature: Feature) -> None:
-        course = job.course
-        with self._writing():
-            if spec not in self._writers:
-                self._writers[spec] = self._store.writer(spec, provenance=self._provenance)
-            self._writers[spec].add(
-                course.video.id, feature, fingerprint=course.fingerprint, probe=course.probe
-            )
+    def _settle(self, course: Course, count: int) -> None:
+        """So many extractors of a video have come to their end."""
+        course.open -= count
+        if count and course.open == 0:
+            self._end(Outcome(course.video, course.failures, cached=False, frames=course.frames))
+
+    def _end(self, outcome: Outcome) -> None:
+        self._ended += 1
+        kind = "cached" if outcome.cached else "failed" if outcome.failures else "done"
+        self._counts[kind] += 1
+        self._outcomes.append(outcome)
+
+    def _submit(
+        self,
+        call: Callable[..., Any],
+        *arguments: Any,
+        then: Callable[[Future[Any]], None],
+        pool: ThreadPoolExecutor | None = None,
+    ) -> None:
+        """Run in a thread; `then` sees the result in the loop."""
+        computing = pool is None
+        self._tasks += computing
+
+        def finished(future: Future[Any]) -> None:
+            self._tasks -= computing
+            if not future.cancelled():
+                then(future)
+
+        def wake(future: Future[Any]) -> None:
+            self._done.put((future, finished))
+            try:
+                self._wake.send(b"\0")
+            except OSError:  # full of wakes, or the run is over
+                return
+
+        (pool or self._pool).submit(call, *arguments).add_done_callback(wake)
+
+    def _commit_what_is_due(self) -> None:
+        """In the writer's thread, which alone touches writers during the run."""
+        due = [s for s, w in list(self._writers.items()) if _is_due(w)]
+        if due and not self._committing:
+            self._writes += 1
+            self._committing = True
+
+            def committed(future: Future[None]) -> None:
+                self._writes -= 1
+                self._committing = False
+                future.result()
+
+            self._submit(self._commit, due, then=committed, pool=self._disk)
 
     def _commit(self, specs: Sequence[FeatureSpec]) -> None:
         for spec in specs:
-            writer = self._writers.pop(spec)
+            writer = self._writers.pop(spec, None)
+            if writer is None:
+                continue
             try:
-                with self._writing():
+                with writing(self.store.path):
                     writer.commit()
             except BaseException:
                 writer.abandon()
                 raise
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise BankError(
-                f"{self._store.path} cannot be written ({error.strerror}); what was committed "
-                "is safe, run the same command again once it can be"
-            ) from error
 
 
 def _distinct(videos: Sequence[Video]) -> tuple[Video, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extractors import EXTRACTORS, make_extractor
+from extractors import EXTRACTORS, make_extractor, specs_of
 from extractors.base import Extractor
 from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
@@ -117,7 +117,7 @@ def _rebuilt(
         if spec.stored_dtype != usual.get(spec.name):
             parameters["stored_dtype"] = spec.stored_dtype
     extractor = make_extractor(name, **parameters)
-    made = {spec.key for spec in extractor.specs(decoder=str(identity["decoder"])).values()}
+    made = {spec.key for spec in specs_of(extractor, decoder=str(identity["decoder"])).values()}
     for spec in specs:
         if spec.key not in made:
             raise HeadError(

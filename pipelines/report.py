@@ -12,6 +12,7 @@ import jinja2
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from rich.table import Table
 
 from pipelines.evaluate import SplitResult, Trial
@@ -20,6 +21,8 @@ from regressors.metrics import fit_mapping
 METRICS = ("srcc", "krcc", "plcc", "rmse")
 COLOURS = ("#3b6fb6", "#c1592f", "#4d8f5b", "#8a5aa8", "#8c6d1f", "#5b7083")
 """One per head, in order of appearance."""
+SEEN_MARK = "*"
+"""At a result on data that the weights of a feature were trained on."""
 INK = "#22262b"
 GRID = "#d9dde2"
 
@@ -61,12 +64,57 @@ def summarise(results: Sequence[SplitResult]) -> list[Summary]:
     return summaries
 
 
+def seen_by_weights(trial: Trial, rows: NDArray[np.int64]) -> list[str]:
+    """Which of the data sets that these rows are of the weights of a feature were trained on.
+
+    A data set is what stands before the first slash of a video's id; case, hyphens and underscores
+    do not count.
+
+    Returns:
+        Lines such as "LSVQ (fastvqa.feature)"; none where no weights are known to have seen any.
+    """
+    sets = dict.fromkeys(trial.table.videos[row].id.split("/", 1)[0] for row in rows)
+    specs = trial.table.specs.values()
+    lines = []
+    for name in sets:
+        trained = [s.name for s in specs if _bare(name) in {_bare(seen) for seen in s.trained_on}]
+        if trained:
+            lines.append(f"{name} ({', '.join(dict.fromkeys(trained))})")
+    return lines
+
+
+def unknown_weights(trial: Trial) -> list[str]:
+    """Names of the features of whose weights nobody knows what they were trained on."""
+    return [
+        spec.name
+        for spec in trial.table.specs.values()
+        if spec.identity.get("weights", "none") != "none"
+        and not spec.uses_random_weights
+        and not spec.trained_on
+    ]
+
+
+def _bare(name: str) -> str:
+    return name.replace("-", "").replace("_", "").casefold()
+
+
+def _all_tested(results: Sequence[SplitResult]) -> NDArray[np.int64]:
+    return np.unique(np.concatenate([result.rows for result in results]))
+
+
 def result_table(trial: Trial, results: Sequence[SplitResult]) -> Table:
     """The table for a terminal."""
     title = f"{trial.title}: median (standard deviation) over test parts"
     if trial.has_random_weights:
         title += "\n[bold]RANDOM WEIGHTS: these numbers say nothing about any network[/bold]"
-    table = Table(title=title, caption=trial.protocol_text)
+    seen = seen_by_weights(trial, _all_tested(results))
+    caption = trial.protocol_text
+    if seen:
+        caption += f"\n{SEEN_MARK} The weights of a feature were trained on {', '.join(seen)}."
+    unknown = unknown_weights(trial)
+    if unknown:
+        caption += f"\nWhat the weights of {', '.join(unknown)} were trained on is not known."
+    table = Table(title=title, caption=caption)
     table.add_column("head")
     for metric in METRICS:
         table.add_column(metric.upper(), justify="right")
@@ -74,7 +122,8 @@ def result_table(trial: Trial, results: Sequence[SplitResult]) -> Table:
     for summary in summarise(results):
         cells = [f"{summary.median[m]:.4f} ({summary.std[m]:.4f})" for m in METRICS]
         undefined = f" ({summary.undefined} undefined)" if summary.undefined else ""
-        table.add_row(summary.head, *cells, f"{summary.splits}{undefined}")
+        head = f"{summary.head} {SEEN_MARK}" if seen else summary.head
+        table.add_row(head, *cells, f"{summary.splits}{undefined}")
     return table
 
 
@@ -95,6 +144,10 @@ def write_report(trial: Trial, results: Sequence[SplitResult], folder: Path) -> 
         results=results,
         summaries=summaries,
         metrics=METRICS,
+        mark=SEEN_MARK,
+        seen=seen_by_weights(trial, _all_tested(results)),
+        unknown=unknown_weights(trial),
+        seen_in=[seen_by_weights(trial, result.rows) for result in results],
         picture=base64.b64encode(picture).decode(),
     )
     path = folder / "report.html"
@@ -105,9 +158,8 @@ def write_report(trial: Trial, results: Sequence[SplitResult], folder: Path) -> 
 def _write_results(trial: Trial, results: Sequence[SplitResult], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(
-            ["head", "split", *METRICS, "mapping", "test_videos", "selection", "random_weights"]
-        )
+        further = ["mapping", "test_videos", "selection", "random_weights", "seen_by_weights"]
+        rows.writerow(["head", "split", *METRICS, *further])
         for result in results:
             numbers = [f"{getattr(result.metrics, metric):.6f}" for metric in METRICS]
             rows.writerow(
@@ -119,6 +171,7 @@ def _write_results(trial: Trial, results: Sequence[SplitResult], path: Path) -> 
                     len(result.rows),
                     result.selection,
                     trial.has_random_weights,
+                    "; ".join(seen_by_weights(trial, result.rows)),
                 ]
             )
 

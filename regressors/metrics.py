@@ -91,6 +91,33 @@ def srcc(mos: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
     return float(spearmanr(mos, predicted).statistic)
 
 
+def pair_accuracy(predicted: NDArray[np.float64], pairs: NDArray[np.int64]) -> float:
+    """The share of pairs whose better video is predicted to be the better one.
+
+    Rank1 and Rank2 of the NTIRE 2024 challenge on short-form videos, whose score is 0.45 SRCC +
+    0.45 raw PLCC + 0.05 Rank1 + 0.05 Rank2; as there, equal predictions speak for the first video.
+
+    Args:
+        predicted: [n].
+        pairs: [m, 3]: two rows of `predicted`, and 1 or 2 for the better one.
+
+    Raises:
+        HeadError: if there is no pair, or a pair names a row or a winner that does not exist.
+    """
+    pairs = np.asarray(pairs)
+    if pairs.ndim != 2 or pairs.shape[1] != 3 or len(pairs) == 0:
+        raise HeadError(f"pairs are rows of three numbers, at least one row: got {pairs.shape}")
+    one, two, better = pairs.T
+    rows = (pairs[:, :2] >= 0) & (pairs[:, :2] < len(predicted))
+    wrong = ~(rows.all(axis=1) & np.isin(better, (1, 2)))
+    if wrong.any():
+        pair = int(np.argmax(wrong))
+        raise HeadError(
+            f"pair {pair} is {pairs[pair].tolist()}: two rows of {len(predicted)} and 1 or 2"
+        )
+    return float(np.mean(np.where(predicted[one] >= predicted[two], 1, 2) == better))
+
+
 def is_constant(values: NDArray[np.float64]) -> bool:
     """Whether `values` differ by no more than float64 rounding."""
     return bool(np.std(values) <= ROUNDING * np.abs(values).max())

@@ -1,9 +1,6 @@
 """A bank: a folder of committed shards.  What listing it shows is its state."""
 
 import json
-import os
-import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -256,24 +253,6 @@ def _make_folder(path: Path) -> None:
         _make_folder(path.absolute().parent)
     path.mkdir(exist_ok=True)
     sync_folder(path.absolute().parent)
-
-
-class Ledger:
-    """What went wrong: one append-only file per writer, in the bank's `ledger/`.
-
-    What is done is never read from here but from the commits.
-    """
-
-    def __init__(self, bank: Path) -> None:
-        self._path = bank / "ledger" / f"{secrets.token_hex(8)}.jsonl"
-
-    def append(self, **entry: Any) -> None:
-        """Write one line; it is on disk when this returns."""
-        self._path.parent.mkdir(exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(canonical_json({"time": time.time(), **entry}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 @contextmanager

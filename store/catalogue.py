@@ -10,6 +10,7 @@ import json
 import secrets
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,7 +151,8 @@ class Catalogue:
             temporary.write_bytes(content.getvalue())
             temporary.replace(path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only file system
+                temporary.unlink(missing_ok=True)
 
 
 def _hash(video_id: bytes) -> int:

@@ -41,6 +41,10 @@ class DecodeError(VqbankError, RuntimeError):
     """A video that cannot be opened or is damaged; names file and frame."""
 
 
+class DecoderDiedError(DecodeError):
+    """The process that decoded a video crashed, or had to be stopped."""
+
+
 class WeightsError(VqbankError, RuntimeError):
     """Weights that are missing, of another model or unsafe to load."""
 

@@ -204,7 +204,8 @@ def _copy_tail(origin: Path, folder: Path) -> None:
 
 def _merge_ledgers(target: Path, source: Path) -> None:
     """Ledgers only grow: of two of one name the longer one is the newer."""
-    for path in sorted((source / "ledger").glob("*.jsonl")):
+    ledger = source / "ledger"
+    for path in sorted([*ledger.glob("*.jsonl"), *ledger.glob("*.txt")]):
         copy = target / "ledger" / path.name
         copy.parent.mkdir(exist_ok=True)
         if not copy.exists() or copy.stat().st_size < path.stat().st_size:

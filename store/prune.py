@@ -65,7 +65,7 @@ def prune(
                 path = folder / "shards" / name
                 if _last_change(path) <= before:
                     removals.append(Removal(path, _size(path), "never committed"))
-            for room in ("", "commits", "bad"):
+            for room in ("", "commits", "bad", "tail"):
                 unfinished = _unfinished(folder / room, before)
                 removals += [_file(path, "unfinished write") for path in unfinished]
             committed = {shard.id for shard in shards}

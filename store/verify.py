@@ -117,7 +117,7 @@ def _verify_feature(folder: Path, spec: FeatureSpec) -> Iterator[Problem]:
                 shards.append(Shard(folder, path, spec))
         except FileNotFoundError:
             continue  # pruned since it was listed
-        except DamagedShardError as error:
+        except (DamagedShardError, OSError) as error:
             stem = path.stem if room == "commits" else ""
             yield Problem(spec.key, stem, f"{room}/{path.name}", None, str(error))
     superseded = (entry for shard in shards for entry in shard.record["supersedes"])

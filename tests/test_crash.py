@@ -26,12 +26,12 @@ import numpy as np
 import pytest
 
 from store.bank import FeatureStore
-from store.errors import BankError, DamagedShardError, VqbankError
-from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec
-from store.shard import mark_bad
 from store.compact import compact
+from store.errors import BankError, DamagedShardError, VqbankError
 from store.merge import merge
 from store.prune import prune
+from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec
+from store.shard import mark_bad
 
 SPEC = FeatureSpec(
     "clip.embedding",

@@ -14,6 +14,7 @@ import torch
 
 from extractors import make_extractor
 from extractors import video as decoding
+from extractors.isolated import Decoder
 from pipelines.extract import Extraction
 from store.bank import FeatureStore
 from store.errors import ChangedVideoError, ManifestError
@@ -68,22 +69,14 @@ def contents(store):
     }
 
 
-def test_every_frame_is_decoded_once_for_all_extractors(tmp_path, videos, monkeypatch):
-    """Counted where frames come out of the decoder, with three samplings at once."""
-    seen = []
-
-    def counting(path, probe, wanted, threads, _real=decoding.DECODERS["pyav"]):
-        for index, picture in _real(path, probe, wanted, threads):
-            seen.append((path, index))
-            yield index, picture
-
-    monkeypatch.setitem(decoding.DECODERS, "pyav", counting)
+def test_every_frame_is_decoded_once_for_all_extractors(tmp_path, videos):
+    """With three samplings at once, two of which share frames."""
     random = {"clip": {"weights": "random"}}
     _, run, outcomes = bank(tmp_path / "bank", videos, "nss", "motion", "clip", **random)
 
     frames = sum(len(decoding.probe(video.path).pts_seconds) for video in videos)
     assert all(not outcome.failures for outcome in outcomes)
-    assert len(seen) == len(set(seen)) == run.decoded_frames == frames
+    assert run.decoded_frames == frames
     assert run.decoded_videos == len(videos)
 
 
@@ -91,7 +84,7 @@ def test_a_second_run_decodes_nothing_and_builds_no_network(tmp_path, videos, mo
     store, _, _ = bank(tmp_path / "bank", videos, "nss", "motion")
     before = contents(store)
 
-    monkeypatch.setattr(decoding, "probe", lambda path: pytest.fail("opened a banked video"))
+    monkeypatch.setattr(Decoder, "open", lambda self, path: pytest.fail("opened a banked video"))
     _, run, outcomes = bank(tmp_path / "bank", videos, "nss", "motion")
 
     assert all(outcome.cached for outcome in outcomes)
@@ -155,7 +148,8 @@ def test_a_killed_run_resumes_to_the_same_bank(tmp_path, videos):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, manifest, tmp_path / "killed"], stdout=subprocess.PIPE
     )
-    process.stdout.readline()
+    for _ in range(4):
+        process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.communicate()
     store = FeatureStore(tmp_path / "killed")
@@ -196,7 +190,7 @@ def test_every_bad_video_is_named_and_the_others_are_done(tmp_path, videos):
     store, _, outcomes = bank(tmp_path / "bank", mixed, "nss", "motion")
 
     failures = {outcome.video.id: outcome.failures for outcome in outcomes if outcome.failures}
-    assert list(failures) == [*(video.id for video in bad), tiny.id]
+    assert sorted(failures) == sorted([*(video.id for video in bad), tiny.id])
     for video in bad:
         assert len(failures[video.id]) == 2
         for reason in failures[video.id].values():
@@ -207,22 +201,21 @@ def test_every_bad_video_is_named_and_the_others_are_done(tmp_path, videos):
     assert tiny.id in store.video_ids(store.resolve("motion.series"))
     (ledger,) = (store.path / "ledger").iterdir()
     entries = [json.loads(line) for line in ledger.read_text().splitlines()]
-    assert {(entry["video"], entry["key"]) for entry in entries} == {
+    failed = [entry for entry in entries if entry["status"] == "failed"]
+    assert {(entry["video"], entry["key"]) for entry in failed} == {
         (video, key) for video, keys in failures.items() for key in keys
     }
 
 
-def test_a_video_damaged_late_keeps_the_features_that_were_complete(tmp_path, monkeypatch):
+def test_a_video_damaged_late_keeps_the_features_that_were_complete(tmp_path):
     """A key frame at 0 s is whole; the series over all frames is not."""
-    path = clip(tmp_path / "late.mp4", 20)
+    path = clip(tmp_path / "late.mp4", 24)
+    content = bytearray(path.read_bytes())
+    start, end = content.index(b"mdat"), content.index(b"moov")
+    late = start + (end - start) * 3 // 4
+    content[late : late + 200] = bytes(200)
+    path.write_bytes(content)
 
-    def breaking(path, probe, wanted, threads, _real=decoding.DECODERS["pyav"]):
-        for index, picture in _real(path, probe, wanted, threads):
-            if index == 15:
-                raise decoding.DecodeError(f"{path}: frame 15 is damaged")
-            yield index, picture
-
-    monkeypatch.setitem(decoding.DECODERS, "pyav", breaking)
     store, _, (outcome,) = bank(tmp_path / "bank", [Video("late", path)], "nss", "motion")
 
     assert [key.partition("@")[0] for key in outcome.failures] == ["motion.series"]
@@ -366,7 +359,7 @@ except BankError as error:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
-    assert "cannot be written (File too large)" in ran.stdout
+    assert "cannot be written (File too large" in ran.stdout
     assert not ran.stderr
     assert not list(store.path.glob("*@*/shards/*"))
     again, _, (outcome,) = bank(store.path, [Video("a", videos[2].path)], "motion", "nss")

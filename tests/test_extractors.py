@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from extractors import EXTRACTORS, make_extractor
 from extractors.motion import Motion
 from extractors.nss import Nss, asymmetric_statistics
 from extractors.sampling import EveryNth, Neighbours, Timeline
-from extractors.views import ShortSideCrop
+from extractors.views import ClipView, ShortSideCrop
 from store.errors import InvalidFeatureError, RecipeError, UnknownNameError, WeightsError
 
 CPU = torch.device("cpu")
+# What has to be said of those that are many.
+PARAMETERS = {"backbone": {"model": "timm:resnet10t"}, "iqa": {"metric": "cnniqa"}}
 WITH_WEIGHTS = ["clip", "slowfast"]
 HEAVY = ["open_clip", "timm", "transformers", "pyiqa", "pytorchvideo"]
 
@@ -26,9 +29,12 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def without_training(name):
-    """The extractor, with random weights if it has any."""
-    has_weights = "weights" in {field.name for field in fields(EXTRACTORS[name])}
-    return make_extractor(name, **({"weights": "random"} if has_weights else {}))
+    """The extractor, with random weights if it has any, in a tiny network if there is one."""
+    kind = EXTRACTORS[name]
+    parameters = dict(PARAMETERS.get(name, {}))
+    if "weights" in {field.name for field in fields(kind)}:
+        parameters["weights"] = "random-tiny" if kind.has_tiny else "random"
+    return make_extractor(name, **parameters)
 
 
 @pytest.fixture(scope="module", params=sorted(EXTRACTORS))
@@ -43,8 +49,8 @@ def clip_fn(extractor):
 
 @pytest.fixture(scope="module")
 def video(frames):
-    """uint8 [n, 3, h, w]: two seconds at 10 frames per second and a bit."""
-    return torch.from_numpy(frames("contract", 23, 90, 130)).permute(0, 3, 1, 2)
+    """uint8 [n, 3, h, w]: a second at 10 frames per second and a bit, just large enough for all."""
+    return torch.from_numpy(frames("contract", 12, 226, 240)).permute(0, 3, 1, 2)
 
 
 def timeline(video, rate=10.0):
@@ -54,7 +60,16 @@ def timeline(video, rate=10.0):
 def clips_of(extractor, video):
     """The clips [t, f, 3, h', w'] and the frame of every row [t, r]."""
     frames, rows = extractor.sampling.clips(timeline(video))
-    return extractor.view(video)[frames], rows
+    return viewed(extractor, video, frames), rows
+
+
+def viewed(extractor, video, frames):
+    """[t, f, *shape] of clips [t, f] of frame indices."""
+    view = extractor.view
+    if not isinstance(view, ClipView):
+        return view(video)[frames]
+    own = [view.of_clip(timeline(video), clip) for clip in range(len(frames))]
+    return torch.stack([own[clip](video)[frames[clip]] for clip in range(len(frames))])
 
 
 def in_batches(extractor, clip_fn, clips):
@@ -88,13 +103,14 @@ def test_it_gives_what_it_promises(extractor, clip_fn, video):
         assert values[name].shape == (*rows.shape, *spec.shape)
         assert values[name].dtype.is_floating_point
         assert torch.isfinite(values[name]).all()
-        assert values[name][torch.from_numpy(rows >= 0)].std(dim=0).max() > 0
+        kept = values[name][torch.from_numpy(rows >= 0)]
+        assert kept.std() > 0 if len(kept) == 1 else kept.std(dim=0).max() > 0
 
 
 def test_a_clip_does_not_depend_on_its_batch(extractor, clip_fn, video):
     """Bit for bit: alone among padding, among others, and at any place of a batch."""
     size = extractor.batch_clips
-    first = extractor.view(video)[extractor.sampling.clips(timeline(video)).frames[0]]
+    first = clips_of(extractor, video)[0][0]
     others = torch.stack([first.roll(shift, dims=-1).flip(0) for shift in range(1, size + 1)])
     with torch.inference_mode():
         alone = clip_fn(torch.cat([first[None], torch.zeros_like(others[1:])]))
@@ -107,9 +123,8 @@ def test_a_clip_does_not_depend_on_its_batch(extractor, clip_fn, video):
 
 def test_how_a_clip_lies_in_memory_changes_nothing(extractor, clip_fn, video):
     clips, _ = clips_of(extractor, video)
-    batch = clips[:1].expand(extractor.batch_clips, -1, -1, -1, -1)
-    channels_first = batch.contiguous()
-    channels_last = batch.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    channels_first = clips[:1].expand(extractor.batch_clips, *clips.shape[1:]).contiguous()
+    channels_last = channels_first.movedim(-3, -1).contiguous().movedim(-1, -3)
     with torch.inference_mode():
         expected = clip_fn(channels_first)
         for name, rows in clip_fn(channels_last).items():
@@ -188,22 +203,28 @@ def test_keys_stay_as_they_are():
 
 
 def test_importing_and_computing_keys_loads_no_model_library():
-    program = """if True:
+    """But for those that run any model of a library: it is asked for their shapes."""
+    names = sorted(EXTRACTORS.keys() - PARAMETERS.keys())
+    program = f"""if True:
         import json, sys
         from extractors import EXTRACTORS
-        made = [EXTRACTORS["nss"](), EXTRACTORS["motion"]()]
-        made += [EXTRACTORS[name](weights="random") for name in ("clip", "slowfast")]
-        assert len(made) == len(EXTRACTORS)
-        keys = [spec.key for each in made for spec in each.specs(decoder="pyav").values()]
+        keys = []
+        for name in {names}:
+            has_weights = "weights" in EXTRACTORS[name].__dataclass_fields__
+            made = EXTRACTORS[name](**({{"weights": "random"}} if has_weights else {{}}))
+            keys += [spec.key for spec in made.specs(decoder="pyav").values()]
         sys.stdout.write(json.dumps([keys, sorted(sys.modules)]))
     """
     answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     keys, modules = json.loads(answer.stdout)
     assert not set(HEAVY) & set(modules)
+    has_weights = [name for name in names if "weights" in EXTRACTORS[name].__dataclass_fields__]
     here = [
         spec.key
-        for name in ("nss", "motion", "clip", "slowfast")
-        for spec in without_training(name).specs(decoder="pyav").values()
+        for name in names
+        for spec in make_extractor(name, **({"weights": "random"} if name in has_weights else {}))
+        .specs(decoder="pyav")
+        .values()
     ]
     assert keys == here
 
@@ -229,7 +250,8 @@ def test_only_published_weights_claim_a_publisher(name, tmp_path, monkeypatch):
         return spec.publisher, spec.licence, spec.trained_on
 
     monkeypatch.setenv("VQBANK_WEIGHTS", str(tmp_path))
-    file = EXTRACTORS[name].files[0]
+    file = replace(EXTRACTORS[name].files[0], sha256=hashlib.sha256(b"published").hexdigest())
+    monkeypatch.setattr(EXTRACTORS[name], "files", (file,))
     (tmp_path / file.save_as).write_bytes(b"published")
     (tmp_path / "mine").write_bytes(b"weights")
 
@@ -441,63 +463,3 @@ def test_a_video_that_starts_black_keeps_all_its_rows(video):
 def test_frames_too_small_for_nss_are_refused():
     with pytest.raises(InvalidFeatureError, match="frames of 40 x 15 are too small for nss"):
         brisque(flat(9, 15, 40))
-
-
-# What official code computes with the same weights.
-
-
-@pytest.fixture
-def filled_file(golden, fill, tmp_path):
-    """Writes a checkpoint filled by the public rule, and takes it away again."""
-    path = tmp_path / "filled.pth"
-
-    def write(name, entry=None, **further):
-        recipe = golden(name).recipe
-        state = {
-            key: torch.from_numpy(np.asarray(fill(key, tuple(shape))))
-            for key, shape in recipe["state_dict"].items()
-        }
-        state |= {key: torch.tensor(0) for key in recipe.get("not_filled", {})} | further
-        torch.save(state if entry is None else {entry: state}, path)
-        return path
-
-    yield write
-    path.unlink(missing_ok=True)  # hundreds of megabytes
-
-
-def test_the_fill_rule_is_the_public_one(fill):
-    """Drawn with the rule's own script."""
-    assert fill("a.weight", (2,)).tobytes().hex() == "c88f663f5cf67c3f"
-    assert fill("a.running_var", (2,)).tobytes().hex() == "9ecb3d3fbb9c053f"
-    assert fill("a.bias", (2,)).tobytes().hex() == "9e252a3c2320693c"
-    assert (
-        fill("a.weight", (2, 3)).tobytes().hex()
-        == "53de12bfbe4d8cbd2df91dbfcf53a6bfb559e13eb0dece3f"
-    )
-    assert np.asarray(fill("scale", ())).tobytes().hex() == "b21c833f"
-
-
-@pytest.mark.golden
-def test_clip_is_openais(golden, filled_file, frames):
-    recipe, expected = golden("clip_b32_tokens")
-    # As in OpenAI's state dict, which lists three sizes beside the weights.
-    sizes = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
-    path = filled_file("clip_b32_tokens", **{key: torch.tensor(n) for key, n in sizes.items()})
-    extractor = make_extractor("clip", weights=str(path))
-    pictures = torch.from_numpy(frames(*recipe["input"]["a"]["frames"])).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        ours = extractor.build(CPU)(extractor.view(pictures)[:, None])["embedding"][:, 0]
-    tolerance = recipe["tolerance"]["rel_to_max"] * np.abs(expected["embedding"]).max()
-    assert np.abs(ours.numpy() - expected["embedding"]).max() <= tolerance
-    assert np.abs(ours.numpy() - expected["embedding_wrong_gelu"]).max() > 100 * tolerance
-
-
-@pytest.mark.golden
-def test_slowfasts_fast_pathway_is_rq_vqas(golden, filled_file, frames):
-    expected = golden("slowfast_fast256").expected["fast_feature"]
-    path = filled_file("slowfast_fast256", entry="model_state")
-    extractor = make_extractor("slowfast", weights=str(path))
-    clip = torch.from_numpy(frames("slowfast_fast256/a", 32, 224, 224)).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        ours = extractor.build(CPU)(extractor.view(clip)[None])["fast"][0, 0].numpy()
-    assert np.abs(ours - expected).max() <= 2e-5 * np.abs(expected).max()

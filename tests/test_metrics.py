@@ -1,5 +1,4 @@
 import warnings
-import zlib
 
 import numpy as np
 import pytest
@@ -7,99 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regressors.losses import plcc_loss, rank_loss
-from regressors.metrics import MosMapping, fit_mapping, quality_metrics, srcc
+from regressors.losses import linearity_loss, margin_rank_loss, plcc_loss, rank_loss
+from regressors.metrics import MosMapping, pair_accuracy, quality_metrics, srcc
 from store.errors import HeadError
-
-CASES = ("linear", "saturating", "ties", "unit_scale", "anti", "small")
-
-
-def draw(name, shape):
-    """The fixtures' `array`: standard normal, by name."""
-    generator = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
-    return generator.standard_normal(shape, dtype=np.float32)
-
-
-def bvqa_case(recipe, case):
-    """Scores and predictions of one case, by the preprocessing that metrics.json describes."""
-    entry = recipe["input"]["a"][case]
-    z, e = (draw(entry[name][1], (entry[name][2],)).astype(np.float64) for name in ("z", "e"))
-    y = 50 + 15 * z
-    if case == "saturating":
-        return y, 100 / (1 + np.exp(-(z + 0.4 * e)))
-    if case == "ties":
-        y = np.round(y / 5) * 5
-        return y, np.round((y + 12 * e) / 4) * 4
-    if case == "unit_scale":
-        return 3 + 0.6 * z, 0.5 + 0.15 * z + 0.1 * e
-    if case == "anti":
-        return y, -y + 12 * e
-    return y, y + 12 * e
-
-
-def rqvqa_case(n):
-    label = 3 + 0.7 * draw(f"rqvqa_loss_metrics/a/label{n}", (n,))
-    noise = draw(f"rqvqa_loss_metrics/a/pred{n}", (n,))
-    return label, 0.3 * np.tanh((label - 3) / 0.8) - 0.1 + 0.12 * noise
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("case", CASES)
-def test_metrics_are_those_of_bvqa_benchmark(golden, case):
-    recipe, expected = golden("metrics")
-    mos, predicted = bvqa_case(recipe, case)
-
-    got = quality_metrics(mos, predicted)
-
-    assert got.mapping == "logistic"
-    np.testing.assert_allclose(
-        [got.srcc, got.krcc, got.plcc, got.rmse], expected[f"{case}_metrics"], rtol=1e-4
-    )
-    np.testing.assert_allclose(got.plcc_raw, expected[f"{case}_plcc_raw"], rtol=1e-4)
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("n", [64, 420])
-def test_metrics_are_those_of_rq_vqa(golden, n):
-    expected = golden("rqvqa_loss_metrics").expected
-    mos, predicted = rqvqa_case(n)
-
-    got = quality_metrics(mos, predicted)
-
-    np.testing.assert_allclose(
-        [got.plcc, got.srcc, got.krcc, got.rmse], expected[f"performance_fit.n{n}"], rtol=1e-4
-    )
-    mapped = fit_mapping(mos.astype(np.float64), predicted.astype(np.float64))(predicted[:64])
-    np.testing.assert_allclose(mapped, expected[f"fit_function.n{n}"], rtol=1e-4)
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("case", ["small", "linear"])
-def test_losses_are_those_of_fast_vqa(golden, case):
-    recipe, expected = golden("metrics")
-    mos, predicted = (torch.from_numpy(values).float() for values in bvqa_case(recipe, case))
-
-    got = [plcc_loss(predicted, mos).item(), rank_loss(predicted, mos).item()]
-
-    np.testing.assert_allclose(got, expected[f"loss_{case}"][:2], rtol=1e-6)
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("n", [2, 6, 64])
-def test_plcc_loss_is_that_of_rq_vqa(golden, n):
-    expected = golden("rqvqa_loss_metrics").expected
-    mos, predicted = (torch.from_numpy(values) for values in rqvqa_case(n))
-    predicted.requires_grad_()
-
-    loss = plcc_loss(predicted, mos)
-    loss.backward()
-
-    assert loss.item() == pytest.approx(float(expected[f"plcc_loss.n{n}"][0]), abs=2e-6)
-    if n > 2:  # two points always lie on a line: the gradient is rounding
-        grad = expected[f"plcc_loss.n{n}.grad"]
-        np.testing.assert_allclose(
-            predicted.grad.numpy(), grad, rtol=0, atol=1e-5 * np.abs(grad).max()
-        )
 
 
 def test_a_perfect_prediction_has_correlations_of_one_and_no_error():
@@ -215,7 +124,10 @@ def test_metrics_refuse_what_is_no_pair_of_series(mos, predicted, message):
         quality_metrics(np.array(mos), np.array(predicted))
 
 
-@pytest.mark.parametrize("loss", [plcc_loss, rank_loss])
+LOSSES = [plcc_loss, rank_loss, linearity_loss, margin_rank_loss]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("n", [0, 1])
 def test_losses_refuse_a_batch_without_pairs(loss, n):
     with pytest.raises(HeadError, match="at least 2"):
@@ -228,7 +140,7 @@ def test_losses_refuse_columns_which_would_broadcast():
 
 
 def test_losses_of_constant_predictions_are_finite_with_finite_gradients():
-    for loss in (plcc_loss, rank_loss):
+    for loss in LOSSES:
         predicted = torch.full((5,), 0.25, requires_grad=True)
         value = loss(predicted, torch.arange(5.0))
         value.backward()
@@ -242,5 +154,37 @@ def test_the_right_order_costs_nothing_and_the_wrong_one_something():
 
     assert plcc_loss(mos * 7 - 3, mos).item() == pytest.approx(0, abs=1e-6)
     assert rank_loss(mos**3, mos).item() == 0
+    assert linearity_loss(mos * 7 - 3, mos).item() == pytest.approx(0, abs=1e-6)
+    assert margin_rank_loss(mos * 7 - 3, mos).item() == 0
     assert plcc_loss(-mos, mos).item() == pytest.approx(0.5)
     assert rank_loss(-mos, mos).item() > 0
+    assert linearity_loss(-mos, mos).item() == pytest.approx(1)
+
+
+def test_a_margin_asks_for_differences_as_large_as_those_of_the_scores():
+    mos = torch.tensor([1.0, 3, 3])
+
+    assert margin_rank_loss(mos / 2, mos).item() == pytest.approx(4 * 1 / 9)
+    assert margin_rank_loss(-mos, mos).item() == pytest.approx(4 * 4 / 9)
+    # A tie counts as the first one being better: the other order costs the difference.
+    assert margin_rank_loss(torch.tensor([0.0, 5]), torch.zeros(2)).item() == pytest.approx(5 / 4)
+
+
+def test_pairs_are_right_where_the_better_video_is_predicted_to_be_better():
+    predicted = np.array([1.0, 2, 2])
+
+    assert pair_accuracy(predicted, np.array([[0, 1, 2], [1, 0, 1]])) == 1
+    assert pair_accuracy(predicted, np.array([[0, 1, 1], [1, 0, 1]])) == 0.5
+    assert pair_accuracy(predicted, np.array([[1, 2, 1], [2, 1, 1]])) == 1  # ties: the first one
+    assert pair_accuracy(predicted, np.array([[1, 2, 2], [2, 1, 2]])) == 0
+
+
+@pytest.mark.parametrize("pair", [[0, 3, 1], [-1, 0, 1], [0, 1, 0], [0, 1, 3]])
+def test_a_pair_of_what_does_not_exist_is_refused(pair):
+    with pytest.raises(HeadError, match="pair 1 is"):
+        pair_accuracy(np.zeros(3), np.array([[0, 1, 1], pair]))
+
+
+def test_no_pairs_have_no_accuracy():
+    with pytest.raises(HeadError, match="at least one row"):
+        pair_accuracy(np.zeros(3), np.zeros((0, 3), int))

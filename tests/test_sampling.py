@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -155,26 +153,3 @@ def test_neighbours_give_every_frame_one_row_between_its_neighbours(block, frame
         assert {before, after} == present
         assert before == row - 1 or row == 0
         assert after == row + 1 or row == frames - 1
-
-
-@pytest.mark.golden
-def test_key_frames_and_clips_are_those_of_rq_vqa(golden):
-    expected = golden("rqvqa_keyframes").expected
-    cases = [name for name in expected if name.endswith(".key_frames")]
-    assert len(cases) == 6
-    for name in cases:
-        case = name.removesuffix(".key_frames")
-        count, rate = re.fullmatch(r"N(\d+)_fps([\d.]+)", case).groups()
-        video = timeline(int(count), float(rate), header_frames=int(count))
-        clips = ClipPerSecond(32).clips(video).frames
-        assert_equal_up_to_eight(KeyFrames().clips(video).frames[:, 0], expected[name])
-        if f"{case}.chunks" in expected:
-            assert_equal_up_to_eight(clips, expected[f"{case}.chunks"])
-        else:  # shorter than a second: their loader stops, ours gives one clip
-            assert len(clips) == 1
-
-
-def assert_equal_up_to_eight(ours, theirs):
-    """They repeat the last entry up to eight; here that is left to heads."""
-    repeated = np.repeat(ours[-1:], max(0, 8 - len(ours)), axis=0)
-    np.testing.assert_array_equal(np.concatenate([ours, repeated]), theirs)

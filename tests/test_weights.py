@@ -15,7 +15,10 @@ from extractors.weights import (
     find_weights,
     load_state_dict,
     random_weights,
+    recorded_sha256,
     sha256_of,
+    shards_of,
+    stream_state_dict,
     weights_identity,
     weights_origin,
 )
@@ -84,6 +87,27 @@ def test_a_path_that_is_not_there_is_named(tmp_path):
         find_weights(str(tmp_path / "nothing.pt"), FILE, extractor="net")
 
 
+def test_a_word_that_is_no_choice_is_answered_with_all_of_them():
+    files = (FILE, replace(IN_AN_ENTRY, choice="other"))
+    with pytest.raises(WeightsError, match=r"'publishd' are .* 'published', 'other', 'random'$"):
+        find_weights("publishd", *files, extractor="net")
+    with pytest.raises(WeightsError, match=r"'other', 'random', 'random-tiny'$"):
+        find_weights("publishd", *files, extractor="net", has_tiny=True)
+
+
+def test_each_of_several_published_files_is_found_by_its_choice(tmp_path):
+    files = (FILE, replace(FILE, choice="other", url="https://e.org/o.pth", save_as="other.pth"))
+    one, other = put(tmp_path / "weights/net.pth"), put(tmp_path / "weights/other.pth")
+    assert find_weights("published", *files, extractor="net") == one
+    assert find_weights("other", *files, extractor="net") == other
+
+
+def test_without_a_folder_of_our_own_it_lies_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("VQBANK_WEIGHTS")
+    path = put(tmp_path / "cache/weights/net.pth")
+    assert find_weights("published", FILE, extractor="net") == path
+
+
 @pytest.mark.parametrize(
     "place",
     ["weights/net.pth", "torch/hub/checkpoints/net_v1.pth", "home/.cache/clip/net_v1.pth"],
@@ -118,6 +142,7 @@ def test_missing_weights_name_the_file_its_publisher_and_the_options(file):
         f"$VQBANK_WEIGHTS/{file.save_as}",
         "--weights net=PATH",
         "weights: PATH",
+        "`vqbank weights fetch net=published`",
     ):
         assert part in message
     assert "Example" in message
@@ -134,6 +159,16 @@ def test_a_folder_of_weights_that_is_none_is_an_error(monkeypatch, tmp_path):
 
 def test_another_file_under_a_published_name_is_refused(tmp_path):
     known = replace(FILE, sha256=hashlib.sha256(b"right").hexdigest())
+    path = put(tmp_path / "weights/net.pth", b"right")
+    assert find_weights("published", known, extractor="net") == path
+    put(path, b"wrong one")
+    with pytest.raises(WeightsError, match="is not the file published at"):
+        find_weights("published", known, extractor="net")
+
+
+def test_the_first_digits_of_a_sha256_are_enough_to_refuse_another_file(tmp_path):
+    """torchvision's file names hold eight of them."""
+    known = replace(FILE, sha256=hashlib.sha256(b"right").hexdigest()[:8])
     path = put(tmp_path / "weights/net.pth", b"right")
     assert find_weights("published", known, extractor="net") == path
     put(path, b"wrong one")
@@ -167,6 +202,15 @@ def test_a_local_file_that_is_known_to_be_the_published_one_is_attributed(tmp_pa
     right, wrong = put(tmp_path / "right.pth", b"right"), put(tmp_path / "wrong.pth", b"wrong")
     assert weights_origin(str(right), known, extractor="net") == PUBLISHED
     assert weights_origin(str(wrong), known, extractor="net") == UNKNOWN
+
+
+def test_a_local_file_is_attributed_to_whichever_published_file_it_is(tmp_path):
+    other = replace(
+        FILE, choice="other", publisher="Others", sha256=hashlib.sha256(b"right").hexdigest()
+    )
+    right = put(tmp_path / "right.pth", b"right")
+    origin = weights_origin(str(right), FILE, other, extractor="net")
+    assert origin == {**PUBLISHED, "publisher": "Others"}
 
 
 def test_the_sha256_is_that_of_the_bytes(tmp_path):
@@ -221,6 +265,140 @@ def test_the_entry_with_the_state_dict_is_taken_out(tmp_path):
     torch.save(STATE, tmp_path / "bare.pyth")
     with pytest.raises(WeightsError, match=r"bare\.pyth has no entry 'model_state'"):
         load_state_dict(tmp_path / "bare.pyth", IN_AN_ENTRY)
+
+
+def test_a_local_file_may_be_in_the_container_of_any_published_file(tmp_path):
+    torch.save({"params": STATE}, tmp_path / "one.pth")
+    torch.save({"state_dict": STATE}, tmp_path / "two.pth")
+    torch.save(STATE, tmp_path / "bare.pth")
+    one, two = (replace(FILE, entry=entry) for entry in ("params", "state_dict"))
+    for name in ("one", "two"):
+        assert same(load_state_dict(tmp_path / f"{name}.pth", one, two), STATE)
+    with pytest.raises(WeightsError, match="has no entry 'params' or 'state_dict'"):
+        load_state_dict(tmp_path / "bare.pth", one, two)
+    assert same(load_state_dict(tmp_path / "bare.pth", one, FILE), STATE)
+
+
+# Shards.
+
+
+def shards(folder, suffix=".safetensors", index=True):
+    """STATE in two files, one tensor each, as Hugging Face's libraries write them."""
+    folder.mkdir(exist_ok=True)
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    save = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
+    places = {}
+    for number, (key, tensor) in enumerate(STATE.items(), 1):
+        places[key] = f"{stem}-0000{number}-of-00002{suffix}"
+        save({key: tensor}, folder / places[key])
+    if index:
+        text = json.dumps({"metadata": {}, "weight_map": places})
+        (folder / f"{stem}{suffix}.index.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("index", [True, False])
+def test_a_folder_of_shards_is_read_as_one(tmp_path, suffix, index):
+    folder = shards(tmp_path / "large", suffix, index)
+    assert len(shards_of(folder)) == 2
+    assert same(load_state_dict(folder, FILE), STATE)
+    assert find_weights(str(folder), FILE, extractor="net") == folder
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards_are_found_in_the_cache_of_their_repository(tmp_path, suffix):
+    repository = replace(ON_THE_HUB, url="https://huggingface.co/owner/large", save_as="large")
+    cached = tmp_path / "hub/models--owner--large"
+    put(cached / "refs/main", b"c0ffee")
+    (cached / "snapshots").mkdir()
+    folder = shards(cached / "snapshots/c0ffee", suffix)
+    assert find_weights("published", repository, extractor="net") == folder
+    shards_of(folder)[1].unlink()
+    with pytest.raises(WeightsError, match="names shards that are not there"):
+        find_weights("published", repository, extractor="net")
+    ours = shards(tmp_path / "weights/large")
+    assert find_weights("published", repository, extractor="net") == ours
+
+
+def test_an_index_means_its_shards(tmp_path):
+    folder = shards(tmp_path / "large")
+    index = folder / "model.safetensors.index.json"
+    put(folder / "stranger.safetensors", b"not in the index")
+    assert same(load_state_dict(index, FILE), STATE)
+    assert sha256_of(index) == sha256_of(folder)
+
+
+def test_the_identity_of_shards_is_that_of_their_bytes(tmp_path):
+    one, other = shards(tmp_path / "one"), shards(tmp_path / "other", index=False)
+    digests = sorted(sha256_of(path) for path in one.glob("*.safetensors"))
+    assert sha256_of(one) == hashlib.sha256("".join(digests).encode()).hexdigest()
+    assert weights_identity(str(one), FILE, extractor="net") == sha256_of(one)
+    first, second = sorted(other.glob("*.safetensors"))
+    first.rename(other / "z.safetensors")  # neither names nor places count
+    assert sha256_of(other) == sha256_of(one)
+    second.write_bytes(second.read_bytes()[:-1] + b"\1")
+    assert sha256_of(other) != sha256_of(one)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards_are_read_one_tensor_after_the_other(tmp_path, suffix):
+    """What comes next is looked at when it is asked for: a broken second shard is met second."""
+    folder = shards(tmp_path / "large", suffix)
+    put(shards_of(folder)[1], b"broken")
+    tensors = stream_state_dict(folder, FILE)
+    key, tensor = next(tensors)
+    assert torch.equal(tensor, STATE[key])
+    with pytest.raises(WeightsError, match=r"-00002-of-00002.* is damaged"):
+        next(tensors)
+
+
+def test_a_tensor_outlives_its_file_and_is_no_view_of_it(tmp_path):
+    torch.save(STATE, tmp_path / "net.pt")
+    loaded = load_state_dict(tmp_path / "net.pt", FILE)
+    content = (tmp_path / "net.pt").read_bytes()
+    with (tmp_path / "net.pt").open("r+b") as file:
+        file.write(b"\0" * len(content))
+    assert same(loaded, STATE)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    folder = shards(tmp_path / "large")
+    shards_of(folder)[1].unlink()
+    with pytest.raises(WeightsError, match="not there: model-00002-of-00002"):
+        load_state_dict(folder, FILE)
+
+
+def test_a_key_in_two_shards_is_refused(tmp_path):
+    folder = shards(tmp_path / "large")
+    first, second = shards_of(folder)
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(WeightsError, match=r"holds layer\.\w+ twice, again in model-00002"):
+        load_state_dict(folder, FILE)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../../secret.safetensors"}}'],
+)
+def test_an_index_that_is_none_is_refused(tmp_path, index):
+    put(tmp_path / "large/model.safetensors.index.json", index.encode())
+    with pytest.raises(WeightsError, match=r"index\.json (is not an index|names no shards)"):
+        shards_of(tmp_path / "large")
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    put(tmp_path / "large/config.json", b"{}")
+    with pytest.raises(WeightsError, match=r"large holds no weights: no \*\.safetensors"):
+        weights_identity(str(tmp_path / "large"), FILE, extractor="net")
+
+
+def test_sums_that_somebody_else_wrote_are_read_too(tmp_path):
+    path = put(tmp_path / "weights/net.pth")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    put(tmp_path / "weights/SHA256SUMS", f"{'0' * 64}  other\n{digest}  net.pth\n".encode())
+    assert recorded_sha256(path) == digest
+    assert find_weights("published", FILE, extractor="net") == path
 
 
 class Bomb:

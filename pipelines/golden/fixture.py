@@ -6,7 +6,9 @@ shapes, and inputs are drawn from their names, by the rules below.
 """
 
 import json
+import math
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store.errors import GoldenError
+
+# What np.load raises for what is no npz, found by trying.  An array of objects, which only pickle
+# could read, is a ValueError.
+_UNREADABLE = (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 class Check(NamedTuple):
@@ -37,6 +43,13 @@ class Check(NamedTuple):
         """Whether the error is within the tolerance; NaN never is."""
         return self.error <= self.tolerance
 
+    @property
+    def excess(self) -> float:
+        """The error in tolerances; infinite for an error where none is allowed, and for NaN."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.tolerance if self.tolerance and self.error > 0 else math.inf
+
 
 @dataclass(frozen=True)
 class Fixture:
@@ -48,6 +61,28 @@ class Fixture:
     """NAME.json."""
     expected: Mapping[str, NDArray[Any]]
     """NAME.LETTER.npz."""
+
+    @classmethod
+    def read(cls, output: Path) -> "Fixture":
+        """The fixture of `NAME.LETTER.npz`, with `NAME.json` beside it.
+
+        Raises:
+            GoldenError: if one of the two cannot be read, or holds anything else than arrays.
+        """
+        name, letter = name_and_letter(output)
+        path = output.with_name(f"{name}.json")
+        try:
+            recipe = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise GoldenError(f"{path} cannot be read: {error}") from error
+        if not isinstance(recipe, dict):
+            raise GoldenError(f"{path} is no recipe: it holds a {type(recipe).__name__}")
+        try:
+            with output.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+                expected = dict(arrays)
+        except _UNREADABLE as error:
+            raise GoldenError(f"{output} cannot be read: {error}") from error
+        return cls(name, letter, recipe, expected)
 
     @property
     def input(self) -> Any:
@@ -63,7 +98,13 @@ class Fixture:
         }
 
     def close(
-        self, what: str, got: Tensor | NDArray[Any], relative: float = 0, absolute: float = 0
+        self,
+        what: str,
+        got: Tensor | NDArray[Any],
+        relative: float = 0,
+        absolute: float = 0,
+        *,
+        each: bool = False,
     ) -> Check:
         """Compare floats with `expected[what]`; one of the two tolerances is given.
 
@@ -72,15 +113,37 @@ class Fixture:
             got: of the same shape.
             relative: allowed, as a part of the largest absolute value that is expected.
             absolute: allowed.
+            each: `relative` is a part of each value in place of the largest.
 
         Raises:
             GoldenError: if the shapes differ, or there is no such output.
         """
         got, expected = self._both(what, got)
-        error = np.abs(got.astype(np.float64) - expected.astype(np.float64)).max(initial=0)
+        error = np.abs(got.astype(np.float64) - expected.astype(np.float64))
         if relative:
-            error /= max(float(np.abs(expected).max()), np.finfo(np.float64).tiny)
-        return Check(what, float(error), relative or absolute)
+            size = np.abs(expected).astype(np.float64)
+            error = error / np.maximum(size if each else size.max(), np.finfo(np.float64).tiny)
+        return Check(what, float(error.max(initial=0)), relative or absolute)
+
+    def sampled(
+        self, what: str, got: Tensor, relative: float = 0, absolute: float = 0
+    ) -> Iterator[Check]:
+        """Compare a tensor with `what.sample`, `what.shape_stride` and, if there, `what.stats`.
+
+        These are every n-th value in C order; the shape and n; mean, standard deviation, mean and
+        largest absolute value.  Arguments and errors as for `close`.
+        """
+        layout = self.expected.get(f"{what}.shape_stride")
+        if layout is None:
+            raise GoldenError(f"{self.name}.{self.letter}.npz has no {what}.shape_stride")
+        stride = int(layout[-1])
+        yield self.equal(f"{what}.shape_stride", np.array([*got.shape, stride]))
+        yield self.close(f"{what}.sample", got.flatten()[::stride], relative, absolute)
+        if f"{what}.stats" in self.expected:
+            values = got.double()
+            size = values.abs()
+            stats = [values.mean(), values.std(correction=0), size.mean(), size.max()]
+            yield self.close(f"{what}.stats", torch.stack(stats), relative, absolute)
 
     def equal(self, what: str, got: Tensor | NDArray[Any]) -> Check:
         """Compare integers with `expected[what]`: the error is how many differ.
@@ -171,29 +234,23 @@ def checkpoint(content: Mapping[str, Any], name: str = "filled.pth") -> Iterator
         yield path
 
 
-def read_fixtures(folder: Path) -> Iterator[Fixture]:
-    """Every fixture of a folder with every letter that is there, by name.
+def outputs(folder: Path) -> list[Path]:
+    """Every `NAME.LETTER.npz` of a folder that has a `NAME.json`, by name and letter.
 
     Raises:
-        GoldenError: if the folder has none, or a file of one cannot be read.
+        GoldenError: if there is none.
     """
-    recipes = sorted(path for path in folder.glob("*.json") if _outputs(path))
-    if not recipes:
+    found = [
+        path
+        for path in folder.glob("*.*.npz")
+        if path.with_name(f"{name_and_letter(path)[0]}.json").exists()
+    ]
+    if not found:
         raise GoldenError(f"{folder} holds no fixture: no NAME.json with a NAME.LETTER.npz")
-    for path in recipes:
-        try:
-            recipe = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise GoldenError(f"{path} cannot be read: {error}") from error
-        for output in _outputs(path):
-            try:
-                with np.load(output) as arrays:
-                    expected = dict(arrays)
-            except (OSError, ValueError) as error:
-                raise GoldenError(f"{output} cannot be read: {error}") from error
-            letter = output.name.removesuffix(".npz").rsplit(".", 1)[-1]
-            yield Fixture(path.stem, letter, recipe, expected)
+    return sorted(found, key=name_and_letter)
 
 
-def _outputs(recipe: Path) -> list[Path]:
-    return sorted(recipe.parent.glob(f"{recipe.stem}.*.npz"))
+def name_and_letter(output: Path) -> tuple[str, str]:
+    """Of the path `NAME.LETTER.npz`."""
+    name, _, letter = output.name.removesuffix(".npz").rpartition(".")
+    return name, letter

@@ -1,0 +1,60 @@
+"""Small frames as they are, for heads that start from pixels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from extractors.base import ClipFn, Extractor, Output
+from extractors.sampling import SegmentCentres
+from extractors.views import ShortSideCrop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames(Extractor):
+    """One row per frame: the clip of a video that DVLTA-VQA's temporal context module sees.
+
+    The middle frame of each of `count` equal parts of the video, the frames of extractor
+    `vificlip`.  The short side is resized to 8/7 of `side_pixels`, bilinear and antialiased, and
+    the centre cut out: 256 and 224, or 128 and 112, as ViFi-CLIP and Torchvision's video networks
+    do.
+    """
+
+    side_pixels: Literal[112, 224] = 112
+    """Height and width of a frame."""
+    count: Annotated[int, Field(ge=1)] = 32
+
+    name = "frames"
+    version = 1
+
+    @property
+    def offers(self) -> tuple[Output, ...]:
+        """`pixels`: RGB, 0 to 255."""
+        return (Output("pixels", (3, self.side_pixels, self.side_pixels), "uint8"),)
+
+    @property
+    def sampling(self) -> SegmentCentres:
+        """The middle frames of equal parts."""
+        return SegmentCentres(self.count)
+
+    @property
+    def view(self) -> ShortSideCrop:
+        """Resize and crop."""
+        return ShortSideCrop(self.side_pixels * 8 // 7, self.side_pixels)
+
+    def parameters(self) -> dict[str, Any]:
+        """None beside sampling and view."""
+        parameters = super().parameters()
+        del parameters["side_pixels"], parameters["count"]
+        return parameters
+
+    def build(self, device: torch.device) -> ClipFn:
+        """The function; there are no weights."""
+        return _pixels
+
+
+def _pixels(clips: Tensor) -> Mapping[str, Tensor]:
+    return {"pixels": clips.float()}  # as rows are; whole numbers, so that uint8 holds them

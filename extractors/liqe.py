@@ -1,0 +1,290 @@
+"""LIQE: what a quality-aware CLIP sees in fifteen patches of key frames, against 495 prompts."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from extractors.base import ClipFn, Output, WeightedExtractor
+from extractors.sampling import KeyFrames
+from extractors.views import CLIP_MEAN, CLIP_STD, normalise
+from extractors.weights import (
+    RANDOM,
+    WeightFile,
+    check_keys,
+    find_weights,
+    random_weights,
+    stream_state_dict,
+)
+from store.errors import InvalidFeatureError
+from store.schema import FeatureSpec
+from store.text import TextBank, text_spec
+
+_QUALITIES = ("bad", "poor", "fair", "good", "perfect")
+_SCENES = (
+    "animal",
+    "cityscape",
+    "human",
+    "indoor",
+    "landscape",
+    "night",
+    "plant",
+    "still_life",
+    "others",
+)
+_DISTORTIONS = (
+    "jpeg2000 compression",
+    "jpeg compression",
+    "noise",
+    "blur",
+    "color",
+    "contrast",
+    "overexposure",
+    "underexposure",
+    "spatial",
+    "quantization",
+    "other",
+)
+PROMPTS = tuple(
+    f"a photo of a {scene} with {distortion} artifacts, which is of {quality} quality"
+    for quality in _QUALITIES
+    for scene in _SCENES
+    for distortion in _DISTORTIONS
+)
+"""[495]: quality changes slowest, distortion quickest; worded as in the official code, which is not
+as in the papers."""
+
+_WIDTH = 512
+_CONTEXT = 77  # tokens of a prompt
+# As wide as ViT-B/32 where it ends, so that its rows fit heads.
+_TINY: dict[str, Any] = {
+    "embed_dim": _WIDTH,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {
+        "context_length": _CONTEXT,
+        "vocab_size": 49408,
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+    },
+}
+_TRAINED_ON = (
+    "WIT-400M",
+    "LIVE",
+    "CSIQ",
+    "KADID-10k",
+    "BID",
+    "LIVE-C",
+    "KonIQ-10k",
+)
+_TEXT_BATCH = 45  # prompts at once: a divisor of 495
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """Squares of a frame at native size, by the rule of RQ-VQA's copy of LIQE.
+
+    All squares `stride` apart are numbered row by row; those taken are 0, s, 2s, ... with s the
+    whole part of their number by `count`.  Where there are fewer than `count`, s is 0: every one is
+    the square in the upper left corner.
+    """
+
+    side: int = 224
+    stride: int = 32
+    count: int = 15
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """[k, count, 3, side, side].
+
+        Raises:
+            InvalidFeatureError: if a frame is smaller than one square.
+        """
+        height, width = frames.shape[-2:]
+        corners = self.stride * self.cells(height, width)
+        return torch.stack(
+            [
+                frames[..., top : top + self.side, left : left + self.side]
+                for top, left in corners.tolist()
+            ],
+            dim=1,
+        )
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of all squares of a frame.
+
+        Raises:
+            InvalidFeatureError: if there is none.
+        """
+        if min(height, width) < self.side:
+            raise InvalidFeatureError(
+                f"frames of {width} x {height} are too small for liqe, which looks at squares of "
+                f"{self.side} x {self.side} at native size; leave liqe out for such videos, or "
+                "enlarge them first"
+            )
+        return (height - self.side) // self.stride + 1, (width - self.side) // self.stride + 1
+
+    def cells(self, height: int, width: int) -> NDArray[np.int64]:
+        """[count, 2]: row and column in the grid of the squares that are taken.
+
+        Raises:
+            InvalidFeatureError: if a frame is smaller than one square.
+        """
+        rows, columns = self.grid(height, width)
+        numbers = np.arange(self.count) * (rows * columns // self.count)
+        return np.stack(np.divmod(numbers, columns), axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Liqe(WeightedExtractor):
+    """LIQE (CVPR 2023) as RQ-VQA uses it: no score, but what stands behind it, in float32.
+
+    `logits` are the official features: exp(logit_scale) times the cosines of a patch with the 495
+    prompts, averaged over the patches, with no softmax.  `feature` is the mean of the patches'
+    embeddings at unit length, and holds the same in less: logits = scale * values @ feature, with
+    `scale` and `values` [495, 512] of the text bank "liqe.text".
+    """
+
+    weights: str = "liqe"
+    """"liqe", "pyiqa", "random", "random-tiny", or the path of a file like LIQE.pt or liqe_mix.pt.
+    The network is the one trained on six data sets; pyiqa's liqe_koniq.pt, which looks the same to
+    a program, knows five other prompts only."""
+
+    name = "liqe"
+    version = 1
+    batch_clips = 1  # fifteen pictures
+    has_tiny = True
+    files = (
+        WeightFile(
+            choice="liqe",
+            url="https://github.com/zwx8981/LIQE",
+            save_as="LIQE.pt",
+            publisher="the authors of LIQE",
+            licence="MIT",
+            trained_on=_TRAINED_ON,
+            on_page=True,
+        ),
+        WeightFile(
+            choice="pyiqa",
+            url="https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/liqe_mix.pt",
+            save_as="liqe_mix.pt",
+            publisher="the authors of LIQE, converted by pyiqa",
+            licence="MIT",
+            trained_on=_TRAINED_ON,
+            entry="params",
+        ),
+    )
+
+    sampling = KeyFrames()
+    offers = (
+        Output("feature", (_WIDTH,), stored_dtype="float32"),  # without loss
+        Output("logits", (len(PROMPTS),), usual=False),
+    )
+
+    @property
+    def view(self) -> Patches:
+        """Fifteen squares of the size that the network takes."""
+        return Patches(_TINY["vision_cfg"]["image_size"], stride=8) if self.tiny else Patches()
+
+    def architecture(self) -> torch.nn.Module:
+        """The network, not filled yet: CLIP ViT-B/32 as OpenAI trained it."""
+        import open_clip
+
+        usual = open_clip.get_model_config("ViT-B-32-quickgelu")
+        network = open_clip.CLIP(**(_TINY if self.tiny else usual))
+        # No file holds the causal mask, and PyTorch's meta device does not compute it.
+        mask = torch.full((_CONTEXT, _CONTEXT), -math.inf, device="cpu").triu(1)
+        network.attn_mask = mask
+        return network
+
+    def load(self) -> torch.nn.Module:
+        """The network on the CPU, filled with the weights; half precision becomes float32.
+
+        Raises:
+            WeightsError: if the file is missing, unsafe or of another network.
+        """
+        if self.weights == RANDOM or self.tiny:
+            with random_weights():
+                return self.architecture()
+        path = find_weights(self.weights, *self.files, extractor=self.name, has_tiny=True)
+        state = {
+            key.removeprefix("clip_model."): value.float()  # so pyiqa names it
+            for key, value in stream_state_dict(path, *self.files)
+        }
+        with torch.device("meta"):
+            network = self.architecture()
+        check_keys(network.state_dict(), state, path)
+        network.load_state_dict(state, assign=True)
+        return network
+
+    def text_spec(self) -> FeatureSpec:
+        """The identity of the text bank of the prompts.
+
+        Raises:
+            WeightsError: if the weights are not at hand.
+        """
+        identity = {
+            "extractor": self.name,
+            "version": self.version,
+            "tokenizer": "OpenAI CLIP, lower-cased byte pairs",
+            "context_length": _CONTEXT,
+            **self.parameters(),
+        }
+        return text_spec(f"{self.name}.text", PROMPTS, _WIDTH, identity, **self.origin())
+
+    def text(self, device: torch.device) -> TextBank:
+        """The 495 prompts through the text tower, which takes a CPU the better part of a minute.
+
+        Raises:
+            WeightsError: as `load`.
+        """
+        return _text(self, self.parameters()["weights"], device)
+
+    def build(self, device: torch.device) -> ClipFn:
+        """The image tower, with the text of the prompts where logits are wanted.
+
+        Raises:
+            WeightsError: as `load`.
+        """
+        tower: Any = self.load().visual
+        tower = tower.to(device).eval().requires_grad_(False)
+        wanted = {output.name for output in self.wanted}
+        text = self.text(device) if "logits" in wanted else None
+        prompts = None if text is None else torch.from_numpy(text.values).to(device)
+
+        def compare(clips: Tensor) -> Mapping[str, Tensor]:
+            patches = normalise(clips[:, 0], CLIP_MEAN, CLIP_STD)  # [b, 15, 3, h, w]
+            embeddings = functional.normalize(tower(patches.flatten(0, 1)), dim=-1)
+            embeddings = embeddings.unflatten(0, patches.shape[:2])
+            rows = {}
+            if "feature" in wanted:
+                rows["feature"] = embeddings.mean(dim=1, keepdim=True)
+            if text is not None and prompts is not None:
+                logits = text.scale * embeddings @ prompts.T
+                rows["logits"] = logits.mean(dim=1, keepdim=True)
+            return rows
+
+        return compare
+
+
+@lru_cache(maxsize=1)
+def _text(extractor: Liqe, weights: str, device: torch.device) -> TextBank:
+    """Remembered, as both the bank and the network ask for it; `weights` is their sha256."""
+    import open_clip
+
+    tokens = open_clip.SimpleTokenizer()(list(PROMPTS), _CONTEXT)
+    network: Any = extractor.load().to(device).eval()
+    with torch.inference_mode(), extractor.precision(device):
+        rows = [
+            network.encode_text(batch.to(device), normalize=True)
+            for batch in tokens.split(_TEXT_BATCH)
+        ]
+        scale = network.logit_scale.exp().item()
+    return TextBank(PROMPTS, torch.cat(rows).float().cpu().numpy(), scale)

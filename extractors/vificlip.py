@@ -1,0 +1,252 @@
+"""ViFi-CLIP: CLIP's image tower fine-tuned on videos, frame by frame, as DVLTA-VQA uses it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from extractors.base import ClipFn, Output, WeightedExtractor
+from extractors.sampling import SegmentCentres
+from extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from extractors.weights import (
+    RANDOM,
+    WeightFile,
+    check_keys,
+    find_weights,
+    random_weights,
+    stream_state_dict,
+    weights_identity,
+)
+from store.schema import FeatureSpec
+from store.text import TextBank, text_spec
+
+_WIDTH = 512
+_CONTEXT = 77  # tokens of a prompt
+_TABLE = "token_embedding.weight"
+# As wide as ViT-B/16 where it ends, so that its rows fit heads.
+_TINY: dict[str, Any] = {
+    "embed_dim": _WIDTH,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {
+        "context_length": _CONTEXT,
+        "vocab_size": 49408,
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+    },
+}
+_TABLE_FILE = WeightFile(
+    choice="openai",
+    url="https://huggingface.co/timm/vit_base_patch16_clip_224.openai/resolve/main/open_clip_model.safetensors",
+    save_as="vit_base_patch16_clip_224.openai.safetensors",
+    publisher="OpenAI, converted by timm",
+    licence="MIT",
+    trained_on=("WIT-400M",),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCvResizeCrop:
+    """Short side to `side` with OpenCV's bilinear resize, a square of `crop` from the centre.
+
+    Bit for bit cv2.resize with INTER_LINEAR on 8-bit pictures: 11-bit weights, no antialiasing.
+    The long side is rounded, half up, and the offset of the square is truncated: mmcv's
+    `rescale_size` and mmaction's `CenterCrop`.
+    """
+
+    side: int = 256
+    crop: int = 224
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """[k, 3, crop, crop]."""
+        height, width = frames.shape[-2:]
+        short = min(height, width)
+        (upper, lower, below), (left, right, beyond) = (
+            self._taps(length, int(length * (self.side / short) + 0.5), frames.device)
+            for length in (height, width)
+        )
+        across = frames[..., left] * (2048 - beyond) + frames[..., right] * beyond
+        across >>= 4
+        top = (across[..., upper, :] * (2048 - below)[:, None]) >> 16
+        bottom = (across[..., lower, :] * below[:, None]) >> 16
+        return ((top + bottom + 2) >> 2).byte()
+
+    def _taps(
+        self, length: int, target: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The two old pixels of each of the middle ones of `target`, and the second's weight."""
+        offset = (target - self.crop) // 2
+        places = np.arange(offset, offset + self.crop)
+        at = ((places + 0.5) * (length / target) - 0.5).astype(np.float32)
+        first = np.floor(at).astype(np.int64)
+        weight = np.rint(2048 * (at - first.astype(np.float32))).astype(np.int32)
+        last = length - 1
+        arrays = (first.clip(0, last), (first + 1).clip(0, last), weight)
+        found = (torch.from_numpy(array).to(device) for array in arrays)
+        return next(found), next(found), next(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViFiClip(WeightedExtractor):
+    """ViFi-CLIP ViT-B/16 (CVPR 2023) on 32 frames: [512] of each, not scaled to unit length.
+
+    A video's own feature is the mean of its rows.  The text bank "vificlip.text" has the prompts,
+    by the template of the published checkpoint "a photo of a NAME.".
+
+    Frames: short side to 256 as OpenCV does it, centre square of 224, statistics of ImageNet, not
+    CLIP's.
+    """
+
+    weights: str = "k400"
+    """"k400", "random", "random-tiny", or the path of a checkpoint of ViFi-CLIP without learnt
+    prompts."""
+    token_table: str = field(default="openai", compare=False)
+    """Where the text tower's token embeddings come from, which the checkpoint does not hold:
+    "openai", or the path of a state dict of OpenAI's ViT-B/16.  Read for the text bank alone, and
+    part of its key."""
+    prompts: tuple[str, ...] = field(
+        default=("a photo of a high quality.", "a photo of a low quality."), compare=False
+    )
+    """Of the text bank; none, and the token table is not needed.  No frame's row depends on them.
+    """
+
+    name = "vificlip"
+    version = 1
+    batch_clips = 4
+    has_tiny = True
+    files = (
+        WeightFile(
+            choice="k400",
+            url="https://github.com/muzairkhattak/ViFi-CLIP",  # the README links to the file
+            save_as="vifi_clip_10_epochs_k400_full_finetuned.pth",
+            publisher="the authors of ViFi-CLIP",
+            licence="MIT",
+            trained_on=("WIT-400M", "Kinetics-400"),
+            entry="model",
+        ),
+    )
+
+    sampling = SegmentCentres(32)
+    offers = (Output("feature", (_WIDTH,)),)
+
+    @property
+    def view(self) -> OpenCvResizeCrop:
+        """Squares of the size that the network takes."""
+        return OpenCvResizeCrop(40, 32) if self.tiny else OpenCvResizeCrop()
+
+    def architecture(self) -> torch.nn.Module:
+        """The network, not filled yet: CLIP ViT-B/16 as OpenAI trained it."""
+        import open_clip
+
+        usual = open_clip.get_model_config("ViT-B-16-quickgelu")
+        network = open_clip.CLIP(**(_TINY if self.tiny else usual))
+        # No file holds the causal mask, and PyTorch's meta device does not compute it.
+        mask = torch.full((_CONTEXT, _CONTEXT), -math.inf, device="cpu").triu(1)
+        network.attn_mask = mask
+        return network
+
+    def load(self, *, with_table: bool) -> torch.nn.Module:
+        """The network on the CPU, filled with the weights.
+
+        Args:
+            with_table: whether the token table is read too; without it there is no text.
+
+        Raises:
+            WeightsError: if a file is missing, unsafe or of another network.
+        """
+        if self.weights == RANDOM or self.tiny:
+            with random_weights():
+                return self.architecture()
+        path = find_weights(self.weights, *self.files, extractor=self.name, has_tiny=True)
+        state = our_keys(dict(stream_state_dict(path, *self.files)))
+        with torch.device("meta"):
+            network = self.architecture()
+        expected = network.state_dict()
+        table = {_TABLE: expected.pop(_TABLE)}
+        check_keys(expected, state, path)
+        if with_table:
+            found = self._table_path()
+            own = {k: v.float() for k, v in stream_state_dict(found, _TABLE_FILE) if k == _TABLE}
+            check_keys(table, own, found)
+            state |= own
+        network.load_state_dict(state, strict=with_table, assign=True)
+        return network
+
+    def _table_path(self) -> Any:
+        return find_weights(self.token_table, _TABLE_FILE, extractor=f"{self.name}'s token_table")
+
+    def build(self, device: torch.device) -> ClipFn:
+        """The image tower.
+
+        Raises:
+            WeightsError: as `load`.
+        """
+        tower: Any = self.load(with_table=False).visual
+        tower = tower.to(device).eval().requires_grad_(False)
+
+        def embed(clips: Tensor) -> Mapping[str, Tensor]:
+            pictures = normalise(clips[:, 0], IMAGENET_MEAN, IMAGENET_STD)
+            return {"feature": tower(pictures)[:, None]}
+
+        return embed
+
+    def text_spec(self) -> FeatureSpec | None:
+        """The identity of the text bank of the prompts; None where there are none.
+
+        Raises:
+            WeightsError: if the weights or the token table are not at hand.
+        """
+        if not self.prompts:
+            return None
+        table = {}
+        if self.weights != RANDOM and not self.tiny:
+            extractor = f"{self.name}'s token_table"
+            table["token_table"] = weights_identity(
+                self.token_table, _TABLE_FILE, extractor=extractor
+            )
+        identity = {
+            "extractor": self.name,
+            "version": self.version,
+            "tokenizer": "OpenAI CLIP, lower-cased byte pairs",
+            "context_length": _CONTEXT,
+            **table,
+            **self.parameters(),
+        }
+        return text_spec(f"{self.name}.text", self.prompts, _WIDTH, identity, **self.origin())
+
+    def text(self, device: torch.device) -> TextBank:
+        """The prompts through the text tower.
+
+        Raises:
+            WeightsError: as `load`.
+        """
+        import open_clip
+
+        network: Any = self.load(with_table=True).to(device).eval()
+        tokens = open_clip.SimpleTokenizer()(list(self.prompts), _CONTEXT).to(device)
+        with torch.inference_mode(), self.precision(device):
+            rows = network.encode_text(tokens).float()
+            scale = network.logit_scale.exp().item()
+        return TextBank(self.prompts, functional.normalize(rows, dim=-1).cpu().numpy(), scale)
+
+
+def our_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of ViFi-CLIP under OpenAI's names, in float32; without what it learnt to prompt.
+
+    `prompt_learner.complete_text_embeddings` holds token embeddings of the classes that the
+    checkpoint was trained on, and no part of the network.
+    """
+    ours = {}
+    for official, value in state.items():
+        key = official.removeprefix("module.")
+        if key.startswith("prompt_learner."):
+            continue
+        key = key.replace("image_encoder.", "visual.", 1) if key.startswith("image_") else key
+        ours[key.removeprefix("text_encoder.")] = value.float()
+    return ours

@@ -1,0 +1,67 @@
+"""What `vqbank golden` prints."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from pipelines.golden import Played, play
+from pipelines.golden.fixture import Check
+
+SHOWN = 10
+"""Outputs out of tolerance that are named for a fixture."""
+
+
+def play_and_print(folder: Path, *, everything: bool) -> None:
+    """Play a folder of fixtures: a line for each as it ends, more where it failed, then a summary.
+
+    Args:
+        folder: with NAME.json and NAME.LETTER.npz.
+        everything: whether a fixture that nobody plays is a failure.
+
+    Raises:
+        GoldenError: if the folder has no fixture.
+        typer.Exit: with code 1 if any failed.
+    """
+    counts = {"pass": 0, "fail": 0, "not played": 0}
+    for played in play(folder):
+        counts[played.verdict] += 1
+        for line in _lines(played):
+            typer.echo(line)
+    typer.echo(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    if counts["fail"] or (everything and counts["not played"]):
+        raise typer.Exit(1)
+
+
+def _lines(played: Played) -> Iterator[str]:
+    head = f"{played.verdict:<10}  {f'{played.name}.{played.letter}':<28}"
+    if played.verdict == "not played":
+        yield f"{head}  no player of this name"
+        return
+    keys = [check for check in played.checks if check.what == "keys"]
+    compared = [check for check in played.checks if check.what != "keys"]
+    said = [
+        "no keys"
+        if not keys
+        else "keys equal"
+        if keys[0].passed
+        else f"{keys[0].error:.0f} keys differ",
+        f"worst {_line(played.worst)}" if played.worst else "nothing compared",
+        f"{len(compared)} comparisons",
+    ]
+    yield f"{head}  {'; '.join(said)}"
+    if played.fault:
+        yield f"    stopped: {played.fault}"
+    failed = [check for check in compared if not check.passed]
+    for check in failed[:SHOWN]:
+        yield f"    out of tolerance: {_line(check)}"
+    if len(failed) > SHOWN:
+        yield f"    and {len(failed) - SHOWN} more"
+    if played.left:
+        yield f"    not compared: {', '.join(played.left)}"
+
+
+def _line(check: Check) -> str:
+    if check.tolerance == 0:
+        return f"{check.what} {check.error:g} wrong"
+    return f"{check.what} {check.error:.1e} of {check.tolerance:.1e}"

@@ -1,0 +1,362 @@
+"""What the commits and ledgers of a bank say: what is done, what failed, who is at work.
+
+Only read, so that it can be asked from anywhere at any time; ledgers first and commits after them,
+so that nothing is said to have failed that is banked by then.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.manifest import read_videos
+from store.bank import FeatureStore
+from store.errors import MissingFeatureError
+from store.ledger import ROOM, Failure, failures, read_ledger
+from store.schema import FeatureSpec
+
+SILENT_SECONDS = 150.0
+"""A run that works writes a line every half minute."""
+RECENT_SECONDS = 24 * 3600.0
+"""Older runs are counted and not listed, but for the last one."""
+HEALTH = {
+    "header_frames": "frames by header are not the frames of the file",
+    "shortfall": "fewer frames decoded than announced, the last one stands for them",
+    "discarded_packets": "packets that are never shown",
+    "rotation": "rotated",
+    "variable_frame_rate": "variable frame rate",
+    "colour_range": "full colour range",
+    "interlaced": "interlaced",
+    "error": "damaged: decoded up to there",
+}
+"""What is worth a look, by the field of what is known of a video."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One writer of the ledger: a run, or a worker that was given videos several times."""
+
+    host: str
+    process: int
+    videos: int
+    """That it was given."""
+    begun: float
+    """In Unix seconds, like all times here."""
+    last: float
+    """When it last wrote."""
+    ended: bool
+    counts: Mapping[str, int] | None
+    """Videos `done`, `failed` and `cached`; None until it has told them."""
+    counted: float
+    """When it last told them."""
+
+    @classmethod
+    def of(cls, entries: Sequence[Mapping[str, Any]], last: float) -> "Run":
+        """From its entries that say `started`, `running` or `ended`, of which one is there."""
+        started = [entry for entry in entries if entry["status"] == "started"]
+        told = [entry for entry in entries if entry["status"] != "started"]
+        first = (started or entries)[0]
+        return cls(
+            host=first.get("host", "unknown"),
+            process=first.get("process", 0),
+            videos=sum(entry["videos"] for entry in started),
+            begun=first["time"],
+            last=last,
+            ended=entries[-1]["status"] == "ended",
+            counts={name: told[-1][name] for name in ("done", "failed", "cached")}
+            if told
+            else None,
+            counted=told[-1]["time"] if told else first["time"],
+        )
+
+    def state(self, now: float) -> str:
+        """`running`, `ended`, or for how long nothing has been heard of it."""
+        if self.ended:
+            return "ended"
+        silent = now - self.last
+        return "running" if silent < SILENT_SECONDS else f"silent for {_duration(silent)}"
+
+    @property
+    def videos_per_second(self) -> float | None:
+        """Without those that were banked before; None until it has told."""
+        if self.counts is None or self.counted <= self.begun:
+            return None
+        return (self.counts["done"] + self.counts["failed"]) / (self.counted - self.begun)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The ledgers of a bank, each read once."""
+
+    runs: tuple[Run, ...]
+    """By when they last wrote."""
+    keys: frozenset[str]
+    """Features that some run was to make."""
+    failures: Mapping[tuple[str, str], Failure]
+    """By (video id, key): also those that were made since."""
+    decoded: Mapping[str, Mapping[str, Any]]
+    """Decode health as it was last told, by video id."""
+
+    @classmethod
+    def of(cls, bank: Path) -> "History":
+        """Read it; writers may be at work."""
+        runs: dict[str, list[Mapping[str, Any]]] = {}
+        last: dict[str, float] = {}
+        keys: set[str] = set()
+        failed: list[Mapping[str, Any]] = []
+        decoded: dict[str, Mapping[str, Any]] = {}
+        for entry in read_ledger(bank):
+            writer, status = entry["writer"], entry["status"]
+            last[writer] = entry["time"]
+            if status == "failed":
+                failed.append(entry)
+                keys.add(entry["key"])
+            elif status == "decoded":
+                known = decoded.get(entry["video"])
+                if known is None or entry["time"] >= known["time"]:
+                    decoded[entry["video"]] = entry
+            else:
+                keys.update(entry.get("keys", ()))
+                runs.setdefault(writer, []).append(entry)
+        made = (Run.of(entries, last[writer]) for writer, entries in runs.items())
+        return cls(
+            runs=tuple(sorted(made, key=lambda run: run.last)),
+            keys=frozenset(keys),
+            failures=failures(iter(failed)),
+            decoded=decoded,
+        )
+
+    def open_failures(self, banked: Mapping[str, Collection[str]]) -> list[Failure]:
+        """What failed and was not made since, by video and key.
+
+        Args:
+            banked: Video ids by key.
+        """
+        found = (f for f in self.failures.values() if f.video not in banked.get(f.key, ()))
+        return sorted(found, key=lambda failure: (failure.video, failure.key))
+
+
+def failed_videos(store: FeatureStore, specs: Sequence[FeatureSpec]) -> set[str]:
+    """Ids of the videos of which one of these features failed and was not made since."""
+    history = History.of(store.path)
+    keys = {spec.key for spec in specs}
+    banked = {spec.key: set(store.video_ids(spec)) for spec in specs}
+    return {failure.video for failure in history.open_failures(banked) if failure.key in keys}
+
+
+def show_status(
+    bank: Path, *, videos: Path | None = None, failed: bool = False, video: str | None = None
+) -> None:
+    """Print how far a bank is, while runs are going on or not.
+
+    Args:
+        bank: Its folder.
+        videos: A manifest, folder or video: only these count, and what is missing can be told.
+        failed: Print a table of what failed instead.
+        video: Print all that is known of the video with this id instead.
+
+    Raises:
+        BankError: if there is no bank, or a commit record is damaged.
+        ManifestError: if the manifest cannot be read.
+        MissingFeatureError: if nothing is known of the video.
+    """
+    history = History.of(bank)
+    store = FeatureStore(bank)
+    specs = {spec.key: spec for spec in store.specs()}
+    if video is not None:
+        _show_video(video, store, specs, history)
+        return
+    banked = {key: set(store.video_ids(spec)) for key, spec in specs.items()}
+    wanted = {one.id for one in read_videos(videos)} if videos is not None else None
+    lasting = [
+        failure
+        for failure in history.open_failures(banked)
+        if wanted is None or failure.video in wanted
+    ]
+    if failed:
+        _show_failures(bank, lasting)
+        return
+    _show_features(
+        {key: banked.get(key, set()) for key in specs.keys() | history.keys}, lasting, wanted
+    )
+    _show_runs(history.runs)
+    known = set().union(history.decoded, *banked.values())
+    _show_health(_health(store, specs, history, known if wanted is None else known & wanted))
+
+
+def _show_features(
+    banked: Mapping[str, set[str]], lasting: Sequence[Failure], wanted: set[str] | None
+) -> None:
+    headings = ("feature", "banked", "failed", *(("missing",) if wanted is not None else ()))
+    table = _table(*headings, numbers=headings[1:])
+    complete = set(wanted or ())
+    for key, ids in sorted(banked.items()):
+        failed = {failure.video for failure in lasting if failure.key == key}
+        counts = [len(ids if wanted is None else ids & wanted), len(failed)]
+        if wanted is not None:
+            counts.append(len(wanted - ids - failed))
+            complete &= ids
+        table.add_row(key, *map(str, counts))
+    if not banked:
+        typer.echo("nothing is banked, and no run has written here")
+        return
+    _console().print(table)
+    if wanted is not None:
+        typer.echo(f"{len(complete)} of {len(wanted)} videos have all of these")
+
+
+def _show_runs(runs: Sequence[Run]) -> None:
+    now = time.time()
+    listed = [
+        run
+        for run in runs
+        if run is runs[-1] or now - run.last < RECENT_SECONDS or run.state(now) == "running"
+    ]
+    headings = ("host", "process", "state", "last wrote", "videos", "banked before", "extracted",
+                "failed", "videos/s")  # fmt: skip
+    table = _table(*headings, numbers=headings[4:])
+    for run in listed:
+        counts = run.counts or {}
+        speed = run.videos_per_second
+        table.add_row(
+            run.host,
+            str(run.process),
+            run.state(now),
+            f"{_duration(now - run.last)} ago",
+            str(run.videos),
+            *(str(counts.get(name, "-")) for name in ("cached", "done", "failed")),
+            "-" if speed is None else f"{speed:.2f}",
+        )
+    if listed:
+        _console().print(table)
+    if len(listed) < len(runs):
+        typer.echo(f"and {len(runs) - len(listed)} older runs")
+
+
+def _health(
+    store: FeatureStore, specs: Mapping[str, FeatureSpec], history: History, videos: set[str]
+) -> Iterator[Mapping[str, Any]]:
+    """What is known of each of these videos: from the ledger, else from the commits."""
+    left = set(videos)
+    for video in videos & history.decoded.keys():
+        yield history.decoded[video]
+        left.discard(video)
+    for spec in specs.values():
+        ids = sorted(left)
+        for video, place in zip(ids, store.find(spec, ids), strict=True):
+            if place is not None:
+                shard, number = place
+                yield shard.video(number).probe
+                left.discard(video)
+
+
+def _show_health(known: Iterator[Mapping[str, Any]]) -> None:
+    counts = dict.fromkeys(HEALTH, 0)
+    videos = 0
+    for probe in known:
+        if "frames" not in probe:  # imported: nobody has seen the video
+            continue
+        videos += 1
+        for name in _findings(probe):
+            counts[name] += 1
+    found = {name: count for name, count in counts.items() if count}
+    typer.echo(f"decode health of {videos} videos: {'all as usual' if not found else ''}".rstrip())
+    for name, count in found.items():
+        typer.echo(f"  {count:>6}  {HEALTH[name]}")
+
+
+def _findings(probe: Mapping[str, Any]) -> Iterator[str]:
+    """The names in HEALTH that hold for a video."""
+    if probe.get("header_frames") and probe["header_frames"] != probe["frames"]:
+        yield "header_frames"
+    if probe.get("colour_range") == "full":
+        yield "colour_range"
+    for name in HEALTH.keys() - {"header_frames", "colour_range"}:
+        if probe.get(name):
+            yield name
+
+
+def _show_failures(bank: Path, lasting: Sequence[Failure]) -> None:
+    if not lasting:
+        typer.echo("nothing has failed that was not made since")
+        return
+    table = _table("video", "feature", "times", "last", "traceback", "reason", numbers=["times"])
+    for failure in lasting:
+        traceback = str(bank / ROOM / failure.traceback) if failure.traceback else "-"
+        cells = (failure.video, failure.key, str(failure.times), _date(failure.time), traceback)
+        table.add_row(*map(Text, cells), Text(failure.reason))
+    _console(wide=True).print(table)
+
+
+def _show_video(
+    video: str, store: FeatureStore, specs: Mapping[str, FeatureSpec], history: History
+) -> None:
+    lines = []
+    record = None
+    for key in sorted(specs.keys() | history.keys):
+        (place,) = store.find(specs[key], [video]) if key in specs else [None]
+        failure = history.failures.get((video, key))
+        if place is not None:
+            shard, number = place
+            record = shard.video(number)
+            host = shard.record["provenance"].get("host", "unknown host")
+            lines.append(
+                f"{key}: banked {_date(shard.record['time'])} on {host}, {record.row_count} rows, "
+                f"shard {shard.id}"
+            )
+        elif failure is not None:
+            more = f"; {store.path / ROOM / failure.traceback}" if failure.traceback else ""
+            times = "once" if failure.times == 1 else f"{failure.times} times"
+            lines.append(
+                f"{key}: failed {times}, last {_date(failure.time)}: {failure.reason}{more}"
+            )
+        else:
+            lines.append(f"{key}: missing")
+    decoded = history.decoded.get(video)
+    if record is None and decoded is None and (video not in {v for v, _ in history.failures}):
+        raise MissingFeatureError(
+            f"{store.path} knows nothing of a video {video!r}; ids are dataset/relative-path, as "
+            "the manifest has them"
+        )
+    typer.echo(video)
+    if record is not None:
+        file = record.fingerprint
+        typer.echo(f"file: {file.length} bytes, sha256 of its samples {file.sha256}")
+    probe = decoded if decoded is not None else record.probe if record is not None else {}
+    about = {n: v for n, v in probe.items() if n not in ("writer", "time", "status", "video")}
+    for name, value in about.items():
+        typer.echo(f"{name}: {value}")
+    if "frames" in probe:
+        for name in _findings(probe):
+            typer.echo(f"note: {HEALTH[name]}")
+    for line in lines:
+        typer.echo(line)
+
+
+def _table(*headings: str, numbers: Collection[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        right = heading in numbers
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _console(*, wide: bool = False) -> Console:
+    console = Console()
+    # Into a file or pipe: wide enough that no row is broken.
+    return console if console.is_terminal else Console(width=10_000 if wide else 160)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=max(0, round(seconds))))
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds")

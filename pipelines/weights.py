@@ -1,0 +1,138 @@
+"""The commands for weights.  Libraries are imported inside them, so that `--help` is quick."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from extractors.base import WeightedExtractor
+    from extractors.weights import WeightFile
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def listing(
+    context: typer.Context,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Only what is not on this machine.")
+    ] = False,
+    urls: Annotated[
+        bool,
+        typer.Option(
+            "--urls",
+            help="Lines of address, file name and sha256 (- where not known) with tabs between "
+            "them, to fetch on another machine; a name that ends in / is a whole repository, and "
+            "a line that begins with # gives a web page with a link to the file.",
+        ),
+    ] = False,
+) -> None:
+    """List the weights of every extractor: publisher, licence, training data, where they lie."""
+    if context.invoked_subcommand is not None:
+        return
+    from extractors.weights import locate
+
+    rows = [
+        (extractor.name, file, locate(file))
+        for extractor in _extractors()
+        for file in extractor.files
+    ]
+    chosen = [row for row in rows if not missing or row[2] is None]
+    if not urls:
+        _show(chosen)
+        return
+    for file in dict.fromkeys(file for _, file, _ in chosen):
+        name = f"{file.save_as}/" if file.is_folder else file.save_as
+        # Of a page there is nothing to fetch: a comment, for the person who follows its link.
+        page = "# by hand: " if file.on_page else ""
+        typer.echo(f"{page}{file.url}\t{name}\t{file.sha256 or '-'}")
+
+
+@app.command()
+def fetch(
+    extractors: Annotated[
+        list[str],
+        typer.Argument(metavar="EXTRACTOR[=CHOICE]...", help="Without a choice: the usual one."),
+    ],
+) -> None:
+    """Download published weights into $VQBANK_WEIGHTS (default: the user's cache)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from extractors.download import fetch as download
+    from extractors.weights import find_weights, locate, weights_folder
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    for name, file in [_chosen(text) for text in extractors]:
+        if locate(file) is None:
+            with Progress(*columns, console=Console(stderr=True)) as bars:
+                tasks = {}
+                for path, done, total in download(file, weights_folder()):
+                    if path not in tasks:
+                        tasks[path] = bars.add_task(path.name)
+                    bars.update(tasks[path], completed=done, total=total)
+        typer.echo(f"{name}: {find_weights(file.choice, file, extractor=name)}")
+
+
+def _extractors() -> "list[WeightedExtractor]":
+    from extractors import EXTRACTORS, make_extractor
+    from extractors.base import WeightedExtractor
+
+    made = (make_extractor(name) for name in EXTRACTORS)
+    return [extractor for extractor in made if isinstance(extractor, WeightedExtractor)]
+
+
+def _chosen(text: str) -> "tuple[str, WeightFile]":
+    """The extractor and the file that EXTRACTOR or EXTRACTOR=CHOICE means."""
+    from store.errors import UnknownNameError, unknown_name
+
+    name, _, choice = text.partition("=")
+    known = {extractor.name: extractor for extractor in _extractors()}
+    if name not in known:
+        raise UnknownNameError(unknown_name("extractor with weights", name, known))
+    files = {file.choice: file for file in known[name].files}
+    choice = choice or known[name].file.choice
+    if choice not in files:
+        raise UnknownNameError(unknown_name(f"weights of {name}", choice, files))
+    return name, files[choice]
+
+
+def _show(rows: "Sequence[tuple[str, WeightFile, Path | None]]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("extractor", "weights", "file", "publisher", "licence", "size", "trained on")
+    table = Table(*columns)
+    table.add_column("here", overflow="fold")
+    for name, file, place in rows:
+        table.add_row(
+            name,
+            file.choice,
+            file.save_as,
+            file.publisher,
+            file.licence,
+            _size(file, place),
+            ", ".join(file.trained_on) or "not known",
+            "no" if place is None else str(place),
+        )
+    console = Console()
+    # Into a file or pipe: as wide as it needs.
+    (console if console.is_terminal else Console(width=1000)).print(table)
+
+
+def _size(file: "WeightFile", place: Path | None) -> str:
+    from extractors.weights import shards_of
+
+    size = file.size if place is None else sum(s.stat().st_size for s in shards_of(place))
+    return "not known" if size is None else f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,194 @@
+"""Tails: what continues a network behind its cut, written once beside the states at the cut.
+
+A tail has towers, such as "image" and "text".  In the feature's folder `tail/` every tower is one
+safetensors file, named by its sha256, and `tail.json` says which files count and how each is built.
+`tail.json` is written last and never changed, so that a tail is either absent or whole, and two
+writers at once are harmless.  `tokens-HASH.json` holds token numbers of prompts, for heads that
+learn prompts and have no tokenizer.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from store.bank import FeatureStore, writing
+from store.errors import BankError, DamagedShardError, MissingFeatureError
+from store.schema import FeatureSpec, canonical_json
+from store.shard import create_exclusively, read_sealed, seal, sync_folder
+
+FOLDER = "tail"
+_VERSION = 1
+_INDEX = "tail.json"
+_TOKENS = "tokens-*.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """One tower of a tail."""
+
+    configuration: Mapping[str, Any]
+    """JSON values from which the modules are built."""
+    tensors: Mapping[str, NDArray[Any]]
+    """Weights by the modules' own names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """What an extractor gives to be written."""
+
+    towers: Mapping[str, Tower]
+    tokens: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Token numbers by prompt, padding included."""
+
+
+def has_tail(store: FeatureStore, spec: FeatureSpec, prompts: Iterable[str] = ()) -> bool:
+    """Whether the tail of this feature is there, and the tokens of all these prompts."""
+    folder = store.path / spec.key / FOLDER
+    return (folder / _INDEX).exists() and set(prompts) <= _tokens(folder).keys()
+
+
+def write_tail(store: FeatureStore, spec: FeatureSpec, tail: Tail) -> None:
+    """Write what is missing of a tail; what is there is kept.
+
+    If it is killed, call it again: until the last act there is no tail, only files that nobody
+    reads.
+
+    Raises:
+        BankError: if the bank cannot be written.
+    """
+    folder = store.path / spec.key / FOLDER
+    with writing(store.path):
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+        if not (folder / _INDEX).exists():
+            towers = {
+                name: {"configuration": dict(tower.configuration), **_write(folder, tower)}
+                for name, tower in tail.towers.items()
+            }
+            create_exclusively(folder / _INDEX, seal({"version": _VERSION, "towers": towers}))
+        new = {prompt: list(tail.tokens[prompt]) for prompt in tail.tokens.keys() - _tokens(folder)}
+        if new:
+            digest = hashlib.sha256(canonical_json(new).encode()).hexdigest()
+            content = seal({"version": _VERSION, "tokens": new})
+            create_exclusively(folder / f"tokens-{digest[:12]}.json", content)
+
+
+def _write(folder: Path, tower: Tower) -> dict[str, Any]:
+    """Put the tensors under the name of their sha256; gives the entry of the index."""
+    temporary = folder / f".{secrets.token_hex(8)}.tmp"
+    try:
+        save_file({key: np.ascontiguousarray(v) for key, v in tower.tensors.items()}, temporary)
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+            os.fsync(file.fileno())
+        temporary.replace(folder / f"{digest}.safetensors")
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(folder)
+    return {"sha256": digest, "bytes": size}
+
+
+def tail_folder(store: FeatureStore, name: str) -> Path:
+    """Where the tail of a feature lies, by its name `extractor.output` or its key.
+
+    Raises:
+        AmbiguousFeatureError: if several keys share the name.
+        MissingFeatureError: if the bank has no such feature, or it has no tail.
+    """
+    folder = store.path / store.resolve(name).key / FOLDER
+    _index(folder)
+    return folder
+
+
+def read_tower(folder: Path, name: str) -> Tower:
+    """One tower of the tail in a folder, its bytes compared with their sha256.
+
+    Args:
+        folder: from `tail_folder`, or a copy of it anywhere.
+        name: of the tower.
+
+    Raises:
+        MissingFeatureError: if there is no tail, or it has no such tower.
+        DamagedShardError: if a file is not what was written.
+    """
+    towers = _index(folder)["towers"]
+    if name not in towers:
+        raise MissingFeatureError(f"{folder} has no tower {name!r}; it has {', '.join(towers)}")
+    entry = towers[name]
+    path = folder / f"{entry['sha256']}.safetensors"
+    with _reading(path):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != entry["sha256"]:
+            raise DamagedShardError(
+                f"{path} has changed since it was written; remove {folder} and extract again, "
+                "which writes the tail and no feature"
+            )
+        return Tower(entry["configuration"], load_file(path))
+
+
+def read_tokens(folder: Path, prompts: Sequence[str]) -> NDArray[np.int64]:
+    """Token numbers [n, length] of prompts.
+
+    Raises:
+        MissingFeatureError: if one of them was not asked for when the tail was written.
+        DamagedShardError: if a file is not what was written.
+    """
+    known = _tokens(folder)
+    missing = [prompt for prompt in prompts if prompt not in known]
+    if missing:
+        raise MissingFeatureError(
+            f"{folder} has no tokens of {missing[0]!r}; name it among the extractor's prompts and "
+            "extract again, which computes no feature"
+        )
+    return np.array([known[prompt] for prompt in prompts], np.int64)
+
+
+def tail_sha256(folder: Path) -> dict[str, str]:
+    """The sha256 of every tower's file by its name: what the card of a head tells of its tail.
+
+    Raises:
+        MissingFeatureError: if there is no tail.
+        DamagedShardError: if its index is not what was written.
+    """
+    return {name: entry["sha256"] for name, entry in _index(folder)["towers"].items()}
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    path = folder / _INDEX
+    if not path.exists():
+        raise MissingFeatureError(
+            f"{folder} holds no tail; `vqbank extract` writes it for extractors that bank the "
+            "states at a cut"
+        )
+    return _read(path)
+
+
+def _tokens(folder: Path) -> dict[str, list[int]]:
+    known: dict[str, list[int]] = {}
+    for path in sorted(folder.glob(_TOKENS)):
+        known.update(_read(path)["tokens"])
+    return known
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with _reading(path):
+        return read_sealed(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BankError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,120 @@
+"""Result tables: what a reader must be told."""
+
+import csv
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pipelines.evaluate import Trial
+from pipelines.recipe import Protocol
+from pipelines.report import result_table, seen_by_weights, write_report
+from regressors import make_head
+from store.bank import FeatureStore
+from store.schema import Feature, FeatureSpec, Fingerprint, Video
+
+
+@pytest.fixture
+def trial(tmp_path):
+    """Makes a trial on one banked feature per role, whose weights were trained on these sets."""
+
+    def make(videos, **trained_on):
+        store = FeatureStore.create(tmp_path / "bank")
+        generator = np.random.default_rng(5)
+        for role, sets in trained_on.items():
+            identity = {
+                "weights": {"without": "none", "random": "random"}.get(role, f"sha of {role}")
+            }
+            spec = FeatureSpec(f"{role}.feature", (4,), "float32", identity, trained_on=sets)
+            writer = store.writer(spec, provenance={}, durable=False)
+            for video in videos:
+                values = generator.normal(size=(3, 4)).astype(np.float32)
+                feature = Feature(values, np.arange(3) / 5, np.arange(3))
+                writer.add(video.id, feature, fingerprint=Fingerprint(0, ""), probe={})
+            writer.commit()
+        store.refresh()
+        return Trial(
+            title="trial",
+            score_name="MOS",
+            table=store.table(videos, {role: f"{role}.feature" for role in trained_on}),
+            mos=generator.normal(size=len(videos)),
+            heads={name: make_head(name) for name in ("ridge", "svr")},
+            protocol=Protocol(count=2),
+        )
+
+    return make
+
+
+def videos_of(*names):
+    return [
+        Video(f"{name}/{number}.mp4", Path(f"{number}.mp4"), scene=f"{number}")
+        for name in names
+        for number in range(20)
+    ]
+
+
+def printed(trial, results):
+    page = StringIO()
+    Console(file=page, width=160).print(result_table(trial, results))
+    return page.getvalue()
+
+
+def test_results_on_data_that_the_weights_have_seen_are_marked(trial, tmp_path):
+    one = trial(videos_of("konvid_1k"), seen=("LSVQ", "KoNViD-1k"), clean=("Kinetics-400",))
+    results = list(one.run())
+
+    table = printed(one, results)
+    assert all(f"{head} *" in table for head in ("ridge", "svr"))
+    assert "* The weights of a feature were trained on konvid_1k (seen.feature)." in table
+
+    write_report(one, results, tmp_path)
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["seen_by_weights"] for row in rows} == {"konvid_1k (seen.feature)"}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("ridge *") == 1 + 2
+    assert "trained on konvid_1k (seen.feature)" in page
+    assert "LSVQ, KoNViD-1k" in page
+
+
+def test_results_on_other_data_are_not(trial, tmp_path):
+    one = trial(videos_of("KVQ"), seen=("LSVQ", "KoNViD-1k"))
+    results = list(one.run())
+    assert "*" not in printed(one, results)
+    write_report(one, results, tmp_path)
+    assert "ridge *" not in (tmp_path / "report.html").read_text()
+    with (tmp_path / "results.csv").open() as file:
+        assert {row["seen_by_weights"] for row in csv.DictReader(file)} == {""}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ("LSVQ", "LSVQ", True),
+        ("konvid_1k", "KoNViD-1k", True),
+        ("live-vqc", "LIVE-VQC", True),
+        ("LIVE", "LIVE-VQC", False),
+        ("KVQ", "LSVQ", False),
+    ],
+)
+def test_names_of_data_sets_are_compared_without_case_and_hyphens(trial, ours, theirs, same):
+    one = trial(videos_of(ours), role=(theirs,))
+    assert bool(seen_by_weights(one, np.arange(3))) == same
+
+
+def test_only_the_data_sets_of_the_rows_count(trial):
+    one = trial(videos_of("LSVQ", "KVQ"), a=("LSVQ",), b=("LSVQ", "KVQ"))
+    assert seen_by_weights(one, np.arange(20)) == ["LSVQ (a.feature, b.feature)"]
+    assert seen_by_weights(one, np.arange(20, 40)) == ["KVQ (b.feature)"]
+    assert len(seen_by_weights(one, np.arange(40))) == 2
+
+
+def test_weights_of_unknown_training_are_named(trial, tmp_path):
+    one = trial(videos_of("KVQ"), local=(), known=("LSVQ",), without=(), random=())
+    results = list(one.run())
+    sentence = "What the weights of local.feature were trained on is not known."
+    assert sentence in " ".join(printed(one, results).split())
+    write_report(one, results, tmp_path)
+    assert sentence in (tmp_path / "report.html").read_text()
