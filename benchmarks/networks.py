@@ -25,7 +25,20 @@ from extractors import make_extractor
 from extractors.sampling import Timeline
 from extractors.views import ClipView
 
-OFFICIAL = ["clip", "liqe", "fastvqa", "slowfast", "swin", "semantic", "quality"]
+# Of official size with random weights, where nothing else is said.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "clip": {},
+    "liqe": {},
+    "fastvqa": {},
+    "slowfast": {},
+    "swin": {},
+    "semantic": {},
+    "quality": {},
+    "qalign": {"weights": "random-tiny"},  # else 33 GB
+    "iqa": {"metric": "cnniqa"},
+    "backbone": {},
+}
+CPU = torch.device("cpu")
 SIZES = [1, 2, 4, 8]
 Line = tuple[str, str, list[float], bool]
 
@@ -78,6 +91,30 @@ def liqe(rounds: int, device: torch.device) -> Line:
     return line("liqe: pyiqa's module / ours, one 1080p frame", ">= 1", found)
 
 
+def liqe_memory(_rounds: int, _device: torch.device) -> Line:
+    """The largest allocation of any one operation; all squares of the frame would be 0.88 GB."""
+    extractor = make_extractor("liqe", weights="random")
+    embed = extractor.build(CPU)
+    picture = frames(1, 1080, 1920, CPU)
+    theirs = pyiqas_liqe()
+    unfolded = largest_gigabytes(lambda: theirs(picture.float() / 255))
+    found = largest_gigabytes(lambda: embed(extractor.view(picture)[:, None]))
+    what = f"liqe: largest allocation in GB, one 1080p frame (pyiqa's module: {unfolded:.2f})"
+    return line(what, "<= 0.1", [found])
+
+
+def largest_gigabytes(call: Callable[[], object]) -> float:
+    """Of memory that one operation of a call on the CPU allocates and does not give back itself."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with (
+        torch.inference_mode(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
+    ):
+        call()
+    return max(event.self_cpu_memory_usage for event in profiled.events()) / 1e9
+
+
 def pyiqas_liqe() -> torch.nn.Module:
     """With random weights, and so without its download; five random prompts."""
     # Its import of openai-clip needs a pkg_resources that is no more; only tokenizing would use it.
@@ -125,8 +162,8 @@ def batches(rounds: int, device: torch.device) -> tuple[Table, list[Line]]:
     lines = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if device.type == "cpu" else threads)  # as the engine does
-    for name in OFFICIAL:
-        extractor = make_extractor(name, weights="random")
+    for name, parameters in NETWORKS.items():
+        extractor = make_extractor(name, **{"weights": "random", **parameters})
         compute = extractor.build(device)
         clips = one_clip(extractor, device)
         rates: dict[int, list[float]] = {size: [] for size in SIZES}
@@ -163,10 +200,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="slowfast,liqe,fastvqa,clip,batches")
+    parser.add_argument("--only", default="slowfast,liqe,liqe-memory,fastvqa,clip,batches")
     options = parser.parse_args()
     device = torch.device(options.device)
-    known = {"slowfast": slowfast, "liqe": liqe, "fastvqa": fastvqa, "clip": clip}
+    known = {
+        "slowfast": slowfast,
+        "liqe": liqe,
+        "liqe-memory": liqe_memory,
+        "fastvqa": fastvqa,
+        "clip": clip,
+    }
     asked = options.only.split(",")
     lines = [known[name](options.rounds, device) for name in asked if name in known]
     console = Console(width=120)

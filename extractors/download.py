@@ -153,11 +153,11 @@ def _attempt(url: str, part: Path, *, same: bool) -> Iterator[tuple[int, int | N
         )
     except urllib.error.HTTPError as error:
         with error:
-            whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-            if error.code == 416 and whole is not None:
-                if int(whole[1]) == start:
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+                if whole is not None and int(whole[1]) == start:
                     return  # killed after the last byte
-                _discard(part)  # the beginning of another file
+                _discard(part)  # longer than the file, so of another one
         raise _refusal(url, error) from error
     except (OSError, http.client.HTTPException) as error:
         raise _BrokenOffError(f"no answer ({error})") from error

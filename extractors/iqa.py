@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -260,9 +259,11 @@ class Iqa(WeightedExtractor):
         if not built.file.endswith(".mat"):  # those are data alone
             # pyiqa loads without looking.
             load_pickled(path, f"take {self.file.url}")
+        from scipy.io.matlab import MatReadError
+
         try:
             return kind(**options, pretrained_model_path=str(path))
-        except _UNREADABLE as error:
+        except (*_UNREADABLE, MatReadError) as error:
             raise WeightsError(
                 f"{path} cannot be read as {self.file.save_as} ({type(error).__name__}: {error}); "
                 f"take {self.file.url}"

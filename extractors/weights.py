@@ -112,7 +112,11 @@ def find_weights(choice: str, *files: WeightFile, extractor: str, has_tiny: bool
     if file is None:
         path = Path(choice).expanduser()
         if not path.exists():
-            known = [*(file.choice for file in files), RANDOM, *([TINY] if has_tiny else [])]
+            known = [
+                *(file.choice for file in files if file.choice),
+                RANDOM,
+                *([TINY] if has_tiny else []),
+            ]
             raise WeightsError(
                 f"extractor {extractor}: weights {choice!r} are neither a file nor one of "
                 f"{', '.join(map(repr, known))}"
@@ -129,8 +133,9 @@ def find_weights(choice: str, *files: WeightFile, extractor: str, has_tiny: bool
         raise WeightsError(
             f"extractor {extractor}: weights {choice!r} not found. They are published by "
             f"{file.publisher} ({file.licence}) at {file.url}; {fetch}save {what} "
-            f"$VQBANK_WEIGHTS/{file.save_as}, or give a path: --weights {extractor}=PATH on the command line, weights: PATH in the "
-            f"recipe. Looked for: {', '.join(map(str, _places(file)))}"
+            f"$VQBANK_WEIGHTS/{file.save_as}, or give a path: --weights {extractor}=PATH on the "
+            f"command line, weights: PATH in the recipe. Looked for: "
+            f"{', '.join(map(str, _places(file)))}"
         )
     _check_published(found, file, extractor=extractor)
     return found

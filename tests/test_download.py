@@ -169,6 +169,20 @@ def test_a_fetch_killed_after_the_last_byte_only_takes_its_name(server, folder):
     assert (folder / "kept.pth").read_bytes() == CONTENT
 
 
+def test_what_is_longer_than_the_file_is_thrown_away(server, folder):
+    """A server that ignores If-Range."""
+    server.etags = False
+    file = weights_at(f"{server.url}/net.pth", sha256=SHA256)
+    server.files["/net.pth"] = CONTENT + CONTENT
+    steps = fetch(file, folder)
+    while next(steps).done <= len(CONTENT):
+        pass
+    steps.close()
+    server.files["/net.pth"] = CONTENT
+    list(fetch(file, folder))
+    assert (folder / "kept.pth").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("etags", [True, False])
 def test_two_versions_of_a_file_are_never_joined(server, folder, etags):
     server.etags = etags
@@ -360,7 +374,11 @@ def test_the_list_names_every_extractor_with_licence_and_training_data(folder):
 
 def test_what_is_missing_is_exported_for_another_machine(folder):
     (folder / "SLOWFAST_8x8_R50.pyth").write_bytes(CONTENT)
-    lines = [line.split("\t") for line in run("--missing", "--urls").stdout.splitlines()]
+    exported = run("--missing", "--urls").stdout.splitlines()
+    lines = [line.split("\t") for line in exported if not line.startswith("#")]
+    by_hand = [line for line in exported if line.startswith("# by hand: https://")]
+    assert {line.split("\t")[1] for line in by_hand} >= {"LIQE.pt", "rqvqa_kvq_v0.pth"}
+    assert len(lines) + len(by_hand) == len(exported)
     assert all(len(line) == 3 for line in lines)
     saved = [name for _, name, _ in lines]
     assert "vit_base_patch32_clip_224.openai.safetensors" in saved

@@ -448,13 +448,20 @@ def test_weights_of_another_model_are_refused_by_their_keys(tmp_path):
         keys = FastVqaNetwork(mobile.architecture).state_dict()
     torch.save({"state_dict": {key: torch.zeros(1) for key in keys}}, path)
     with pytest.raises(WeightsError, match=r"missing: .*fragment_position_bias_table"):
-        make_extractor("fastvqa", weights=str(path)).build(CPU)
+        make_extractor("fastvqa", weights=str(path), model="fast-b").build(CPU)
     torch.save({"state_dict": {"module.conv1.weight": torch.zeros(1)}}, path)
     with pytest.raises(WeightsError, match=r"unexpected: module\.conv1\.weight"):
-        make_extractor("fastvqa", weights=str(path)).build(CPU)
+        make_extractor("fastvqa", weights=str(path), model="fast-b").build(CPU)
     torch.save({"model": {}}, path)
     with pytest.raises(WeightsError, match="no entry 'state_dict'"):
-        make_extractor("fastvqa", weights=str(path)).build(CPU)
+        make_extractor("fastvqa", weights=str(path), model="fast-b").build(CPU)
+
+
+def test_a_local_file_has_to_be_said_to_be_of_a_model(tmp_path):
+    with pytest.raises(
+        RecipeError, match=r"mine\.pth' do not say .* model: fast-b, faster, fast-m"
+    ):
+        make_extractor("fastvqa", weights=str(tmp_path / "mine.pth"))
 
 
 def test_a_published_file_says_which_model_it_is():

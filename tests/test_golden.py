@@ -175,11 +175,35 @@ def test_what_nobody_plays_counts_only_where_all_is_asked_for(tmp_path):
     assert vqbank_golden(tmp_path, "--all").exit_code == 1
 
 
-def test_outputs_that_are_not_compared_are_named(tmp_path):
+def test_outputs_that_nothing_was_compared_with_fail_and_are_named(tmp_path):
     run = vqbank_golden(copied(tmp_path, "metrics", stranger=np.zeros(1)))
-    assert run.exit_code == 0
-    assert "not compared: linear_popt" in run.stdout
-    assert ", stranger" in run.stdout
+    assert run.exit_code == 1
+    assert run.stdout.startswith("fail")
+    assert "not compared: stranger\n" in run.stdout  # and not linear_popt, which is informative
+
+
+@pytest.mark.parametrize("name", ["metrics", "stranger"])
+def test_outputs_without_a_recipe_fail(tmp_path, name):
+    copied(tmp_path, "metrics")
+    (tmp_path / "metrics.a.npz").rename(tmp_path / f"{name}.b.npz")
+    (tmp_path / "metrics.json").unlink()
+    (played,) = play(tmp_path)
+    assert played.verdict == "fail"
+    assert played.fault == f"there is no {name}.json beside {name}.b.npz"
+
+
+@pytest.mark.parametrize("error", [ImportError("cannot import"), AssertionError("not so")])
+def test_a_player_that_breaks_leaves_the_others_to_be_played(tmp_path, monkeypatch, error):
+    def broken(_fixture):
+        raise error
+        yield
+
+    copied(tmp_path, "metrics")
+    copied(tmp_path, "rqvqa_loss_metrics")
+    monkeypatch.setitem(PLAYERS, "metrics", broken)
+    one, other = play(tmp_path)
+    assert (one.verdict, other.verdict) == ("fail", "pass")
+    assert str(error) in one.fault
 
 
 class Bomb:

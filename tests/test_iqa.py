@@ -1,5 +1,6 @@
 import pickle
 import socket
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -130,6 +131,20 @@ def test_metrics_are_features_of_their_own():
     assert keys["musiq"]["musiq"].uses_random_weights
 
 
+def test_pyiqas_version_and_options_are_in_the_key():
+    identity = iqa("musiq-ava", weights="random").parameters()
+    assert identity["options"]["num_class"] == 10
+    assert identity["pyiqa"] == make_extractor("nss").parameters()["pyiqa"] == version("pyiqa")
+    assert iqa("piqe").parameters()["pyiqa"] == version("pyiqa")
+
+
+def test_the_weights_of_another_metric_are_not_a_choice(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQBANK_WEIGHTS", str(tmp_path))
+    (tmp_path / Iqa(metric="musiq-ava").file.save_as).touch()
+    with pytest.raises(WeightsError, match="'musiq-ava' are neither a file nor one of 'musiq'"):
+        iqa("musiq", weights="musiq-ava").parameters()
+
+
 def test_missing_weights_are_named_with_their_address(tmp_path, monkeypatch):
     for variable in ("VQBANK_WEIGHTS", "TORCH_HOME", "HOME", "VQBANK_CACHE"):
         monkeypatch.setenv(variable, str(tmp_path))
@@ -160,6 +175,15 @@ def test_a_pickle_with_code_is_never_run(metric, tmp_path, capsys):
     with pytest.raises(WeightsError, match=r"weights\.pth"):
         iqa(metric, weights=str(path)).build(CPU)
     assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("metric", ["brisque", "cnniqa", "niqe", "ilniqe"])
+@pytest.mark.parametrize("junk", [b"", b"h\xff.", b"junk", bytes(64)], ids=repr)
+def test_junk_is_refused(metric, junk, tmp_path):
+    path = tmp_path / "junk.pth"
+    path.write_bytes(junk)
+    with pytest.raises(WeightsError, match=r"junk\.pth"):
+        iqa(metric, weights=str(path)).build(CPU)
 
 
 @pytest.mark.parametrize("metric", ["brisque", "cnniqa", "niqe", "ilniqe"])

@@ -54,6 +54,7 @@ def test_key_frames_stand_at_every_rounded_second(frames, rate, expected):
         (240, 30.0, 240, [0, 30, 60, 90, 120, 150, 180, 210], 239),
         (240, 30.0, 0, [0, 30, 60, 90, 120, 150, 180, 210], 239),  # the header says nothing
         (70, 30.0, 100, [0, 30, 60], 69),  # fewer frames than the header promised
+        (66, 30.0, 60, [0, 30], 59),  # more of them: only as many as it says are read
         (20, 30.0, 20, [0], 19),
         (1, 30.0, 1, [0], 0),
         (40, 12.5, 40, [0, 12, 24], 39),

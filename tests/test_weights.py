@@ -3,8 +3,10 @@ import json
 import os
 import pickle
 import warnings
+import zipfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,6 +16,7 @@ from extractors.weights import (
     check_keys,
     find_weights,
     load_state_dict,
+    locate,
     random_weights,
     recorded_sha256,
     sha256_of,
@@ -417,6 +420,33 @@ def test_code_in_a_file_is_never_run(tmp_path, write):
     with pytest.raises(WeightsError, match=r"bomb\.pt .*; take https://example\.org"):
         load_state_dict(tmp_path / "bomb.pt", FILE)
     assert not (tmp_path / "boom").exists()
+
+
+# What `pickle.dumps(np.float64(0.25), 2)` is by NumPy 1 and by NumPy 2.
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_numbers_of_numpy_beside_the_weights_are_no_code(tmp_path, core, monkeypatch):
+    scalar = np.float64(0).__reduce__()[0]
+    monkeypatch.setattr(scalar, "__module__", f"numpy.{core}.multiarray", raising=False)
+    results = [np.float64(0.25), np.float32(0.5)]
+    path = tmp_path / "net.pyth"
+    torch.save({"model_state": STATE, "validation_results": results}, path)
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read(next(name for name in archive.namelist() if "data.pkl" in name))
+    assert f"numpy.{core}.multiarray\nscalar".encode() in pickled
+    assert same(load_state_dict(path, IN_AN_ENTRY), STATE)
+
+
+def test_a_file_on_a_web_page_is_looked_for_in_our_own_folder_only(tmp_path):
+    page = replace(FILE, url="https://example.org/net", on_page=True)
+    put(tmp_path / "torch/hub/checkpoints/net")
+    assert locate(page) is None
+    with pytest.raises(
+        WeightsError, match="follow its link by hand and save the file as"
+    ) as raised:
+        find_weights("published", page, extractor="net")
+    assert "vqbank weights fetch" not in str(raised.value)
+    path = put(tmp_path / "weights/net.pth")
+    assert find_weights("published", page, extractor="net") == path
 
 
 def test_a_torchscript_archive_is_refused_by_its_name(tmp_path):
