@@ -5,6 +5,7 @@ to the bank, which all of them see under the same path.  Scheduling, lost worker
 join later are Dask's.
 """
 
+import inspect
 import logging
 import platform
 import threading
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from extractors.base import Extractor, WeightedExtractor
 from pipelines.extract import Extraction, Outcome
 from store.bank import FeatureStore, writing
-from store.errors import BankError, RecipeError
+from store.errors import BankError, RecipeError, unknown_name
 from store.ledger import Ledger
 from store.schema import Video
 
@@ -117,6 +118,12 @@ def jobs_of(path: Path) -> Any:
     file = read_cluster_file(path)
     names = {"htcondor": "HTCondorCluster", "moab": "MoabCluster"}
     kind = getattr(dask_jobqueue, names.get(file.system, f"{file.system.upper()}Cluster"))
+    # What is refused half-way through making a cluster leaves one that cannot be closed.
+    takes = (dask_jobqueue.core.JobQueueCluster, dask_jobqueue.core.Job, kind.job_cls)
+    known = {name for each in takes for name in inspect.signature(each.__init__).parameters}
+    for option in file.options:
+        if option not in known:
+            raise RecipeError(f"{path}: {unknown_name(f'option of {file.system}', option, known)}")
     try:
         return kind(**file.options)
     except (TypeError, ValueError) as error:

@@ -215,7 +215,7 @@ def test_a_cluster_file_becomes_the_script_that_slurm_runs(tmp_path):
         ("system: cron\njobs: 1", "system: input should be"),
         ("jobs: 1\nqueue: gpu", "queue: extra inputs"),
         ("- jobs", "the file: input should be a valid"),
-        ("jobs: 1\noptions: {colour: blue}", "slurm cannot use these options"),
+        ("jobs: 1\noptions: {colour: blue}", "unknown option of slurm 'colour'"),
     ],
 )
 def test_a_cluster_file_that_says_something_else_is_refused(tmp_path, text, message):
