@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ RANDOM = "random"
 TINY = "random-tiny"
 """The choice that asks for them in a small network of the same kind, for tests and demos."""
 
+_ONE_AT_A_TIME = threading.RLock()
 _RANDOM_SEED = 20260101
 _NAMED_KEYS = 5  # how many keys an error spells out
 # What safetensors and torch.load(weights_only=True) raise for damaged files, found by trying.
@@ -517,7 +519,8 @@ def random_weights() -> Iterator[None]:
 
     The global generator is left as it was.
     """
-    with torch.random.fork_rng(devices=[]):
+    # One at a time: threads share the generator.
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also reseed every GPU.
         torch.default_generator.manual_seed(_RANDOM_SEED)
         yield

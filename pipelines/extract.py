@@ -55,7 +55,7 @@ from store.text import TextBank, has_text, write_text
 
 HELD_BYTES = 384 * 2**20
 """Clips that wait for a network or are in one."""
-DECODING_THREADS = 2
+DECODING_THREADS = 1
 """Of one decoder process."""
 FLUSH_BYTES = 256 * 2**20
 FLUSH_SECONDS = 300.0
@@ -157,8 +157,8 @@ class Extraction:
         self._motion = next((e for e in extractors if e == motion), motion)
         self._motion_spec = specs_of(self._motion, decoder=decoder)["series"]
         cores = threads or cpu_count()
-        # On a GPU the second one prepares while the first one waits for the device.
-        self._threads = 2 if device.type != "cpu" else cores
+        # Twice as many as work, because some wait: for a device, a lock, a library's own threads.
+        self._threads = 2 * (1 if device.type != "cpu" else cores)
         self.held_limit = HELD_BYTES
         """Bytes of clips that wait for a network or are in one."""
         if device.type == "cuda":
@@ -172,7 +172,7 @@ class Extraction:
             )
             for extractor in {*extractors, self._motion}
         }
-        per_decoder = DECODING_THREADS if device.type != "cpu" else 2 * DECODING_THREADS
+        per_decoder = DECODING_THREADS
         self.lanes = [
             _Lane(Decoder(decoder, threads=DECODING_THREADS, patience_seconds=patience_seconds))
             for _ in range(max(1, cores // per_decoder))

@@ -4,6 +4,7 @@ import os
 import pickle
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -526,3 +527,16 @@ def test_random_weights_are_the_same_wherever_they_are_drawn():
         other = torch.nn.Linear(5, 5)
     assert same(one.state_dict(), other.state_dict())
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_networks_that_are_built_at_the_same_time_get_their_own_random_weights():
+    def build(width):
+        with random_weights():
+            return [torch.nn.Linear(width, width).weight for _ in range(20)]
+
+    alone = [build(width) for width in (30, 40, 50, 60)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(build, (30, 40, 50, 60)))
+
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
