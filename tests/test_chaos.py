@@ -18,6 +18,7 @@ from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
 from store.bank import FeatureStore
 from store.compare import diff
+from store.shard import committed_shards
 
 EXTRACTORS = {"motion": {}, "clip": {"weights": "random-tiny"}}
 
@@ -120,8 +121,8 @@ def alive(process):
 
 def committed_rows(store):
     """How many videos' rows all commits of a bank hold together, and how many it has."""
-    records = [json.loads(path.read_text())["record"] for path in store.path.glob("*/commits/*")]
-    return sum(record["videos"] for record in records), sum(
+    shards = [s for spec in store.specs() for s in committed_shards(store.path / spec.key, spec)]
+    return sum(shard.record["videos"] for shard in shards), sum(
         len(store.video_ids(spec)) for spec in store.specs()
     )
 

@@ -9,6 +9,7 @@ import torch
 
 from extractors import make_extractor
 from extractors import video as decoding
+from extractors.isolated import Decoder
 from pipelines.extract import Extraction
 from pipelines.jobs import batch_that_pays
 from store.bank import FeatureStore
@@ -85,19 +86,26 @@ def test_every_file_of_a_damaged_corpus_is_done_or_named(corpus, tmp_path):
             assert "\n" not in reason
 
 
-def test_a_file_that_disappears_during_the_run_fails_alone(corpus, tmp_path):
+@pytest.mark.parametrize("moment", ["open", "receive"])  # before it is opened, and once it is
+def test_a_file_that_disappears_during_the_run_fails_alone(corpus, moment, tmp_path, monkeypatch):
     folder, _ = corpus
     paths = [tmp_path / f"{n}.mp4" for n in range(4)]
     for path in paths:
         shutil.copy(folder / "whole.mp4", path)
-    outcomes = run([Video(path.name, path) for path in paths], tmp_path / "bank")
+    undisturbed = getattr(Decoder, moment)
 
-    first = next(outcomes)
-    paths[-1].unlink()
-    rest = list(outcomes)
+    def disturbed(self, *arguments):
+        if moment == "receive" and self._path == paths[-1]:
+            paths[-1].unlink(missing_ok=True)
+        if moment == "open" and arguments == (paths[-1],):
+            paths[-1].unlink()
+        return undisturbed(self, *arguments)
 
-    assert not first.failures
-    failed = [outcome for outcome in rest if outcome.failures]
+    monkeypatch.setattr(Decoder, moment, disturbed)
+
+    outcomes = list(run([Video(path.name, path) for path in paths], tmp_path / "bank"))
+
+    failed = [outcome for outcome in outcomes if outcome.failures]
     assert [outcome.video.path for outcome in failed] == [paths[-1]]
     assert all(str(paths[-1]) in reason for reason in failed[0].failures.values())
 
