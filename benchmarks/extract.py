@@ -348,7 +348,7 @@ def main() -> None:
         for number, path in enumerate(paths):
             make_video(path, 75 + 25 * (number % 3), (1280, 720), number)
         if "waiting" in only:
-            lines += overhead_of_waiting(root, paths, options.rounds)
+            lines += overhead_of_waiting(root, copies(root, paths, 12), options.rounds)
         if "computing" in only:
             lines += overhead_of_computing(root, paths, options.rounds, device)
         if "peers" in only:

@@ -66,6 +66,9 @@ class Extractor(ABC):
     """Raised whenever the code changes its numbers."""
     batch_clips: ClassVar[int] = 8
     """Clips in a batch on a CPU: always this many, the last batch is padded."""
+    working_bytes_per_pixel: ClassVar[int] = 0
+    """Memory that a CPU needs beside the clip for each pixel of a frame, where frames have their
+    own size: large ones are computed in turn."""
 
     @property
     @abstractmethod

@@ -38,6 +38,8 @@ class Nss(Extractor):
     offers = (Output("brisque", (36,), "float32"),)
     batch_clips = 1
 
+    working_bytes_per_pixel = 96
+
     sampling = KeyFrames()
     view = Native()
 

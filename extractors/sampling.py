@@ -151,12 +151,16 @@ class ClipPerSecond:
         return _one_row_per_clip(np.minimum(frames, last))
 
 
+NEIGHBOURS_BYTES = 96 * 2**20
+"""Of the frames in a clip of `Neighbours`, unless three are more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbours:
     """Every frame together with the one before and the one after it.
 
-    A clip is `block` consecutive frames with one more on either side and gives one row per frame.
-    At the ends the only neighbour stands on both sides.
+    A clip is `block` consecutive frames, fewer where frames are large, with one more on either
+    side, and gives one row per frame.  At the ends the only neighbour stands on both sides.
     """
 
     block: int = field(default=8, compare=False)
@@ -165,9 +169,11 @@ class Neighbours:
     def clips(self, timeline: Timeline) -> Clips:
         """Frames [t, block + 2] and rows [t, block] with t = ceil(n / block)."""
         count = len(timeline)
-        starts = np.arange(0, count, self.block, dtype=np.int64)
-        rows = starts[:, None] + np.arange(self.block)
-        frames = starts[:, None] + np.arange(-1, self.block + 1)
+        frame_bytes = 3 * timeline.height * timeline.width
+        block = max(1, min(self.block, NEIGHBOURS_BYTES // max(1, frame_bytes) - 2))
+        starts = np.arange(0, count, block, dtype=np.int64)
+        rows = starts[:, None] + np.arange(block)
+        frames = starts[:, None] + np.arange(-1, block + 1)
         frames = np.abs(frames)  # -1 is 1: the mirror image
         frames = np.where(frames >= count, 2 * (count - 1) - frames, frames)
         return Clips(np.clip(frames, 0, count - 1), np.where(rows < count, rows, -1))

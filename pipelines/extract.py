@@ -35,7 +35,7 @@ from extractors.base import Extractor
 from extractors.isolated import PATIENCE_SECONDS, Chunk, Decoder, End
 from extractors.sampling import MotionSampling, Timeline
 from extractors.video import DECODERS, Probe
-from pipelines.jobs import Batch, Course, Job, Retained
+from pipelines.jobs import Batch, Course, Job, Retained, Room
 from store.bank import FeatureStore, writing
 from store.errors import (
     BankError,
@@ -67,6 +67,8 @@ PROGRESS_SECONDS = 30.0
 THREADS = 1
 """Of one network on a CPU: fixed, because another number may change the last bit of a feature.
 Several batches are computed side by side instead."""
+WORKING_BYTES = 512 * 2**20
+"""For the computation of large frames on a CPU, of all threads together."""
 UNWRITTEN_BYTES = 512 * 2**20
 """Rows of finished videos that may wait for the disk."""
 
@@ -163,12 +165,14 @@ class Extraction:
         """Bytes of clips that wait for a network or are in one."""
         if device.type == "cuda":
             self.held_limit = torch.cuda.mem_get_info(device)[1] // 8
+        room = Room(WORKING_BYTES)
         self.batches = {
             extractor: Batch(
                 extractor,
                 device,
                 self.batch_clips.get(extractor.name),
                 largest_bytes=self.held_limit // 4,
+                room=room,
             )
             for extractor in {*extractors, self._motion}
         }

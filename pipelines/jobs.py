@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,6 +213,33 @@ def _is_a_part(seen: Tensor, frames: Tensor) -> bool:
     )
 
 
+class Room:
+    """Memory that several threads share: who needs more than is left waits for the others."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._taken_bytes = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, needed_bytes: int) -> Iterator[None]:
+        """Hold so much; who needs more than there is gets it once nobody else holds any."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    not (needed_bytes and self._taken_bytes)
+                    or self._taken_bytes + needed_bytes <= self._size_bytes
+                )
+            )
+            self._taken_bytes += needed_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken_bytes -= needed_bytes
+                self._changed.notify_all()
+
+
 class Batch:
     """Clips of any videos that wait for one extractor's network."""
 
@@ -222,6 +250,7 @@ class Batch:
         size: int | None = None,
         *,
         largest_bytes: int,
+        room: Room,
     ) -> None:
         """No model is loaded yet.
 
@@ -230,6 +259,7 @@ class Batch:
             device: Of the network.
             size: Clips; None means as the extractor says on a CPU, and as pays on a device.
             largest_bytes: Of the clips of a batch whose size is found out.
+            room: What all networks together may take to compute large frames.
         """
         self.extractor = extractor
         self.size = size or extractor.batch_clips
@@ -241,6 +271,7 @@ class Batch:
         self.seconds = 0.0
         """Spent in the network."""
         self._device = device
+        self._room = room
         self._waiting: dict[tuple[int, ...], list[tuple[Job, int, Tensor]]] = {}
         self._clip_fn: ClipFn | None = None
         self._building = threading.Lock()
@@ -277,9 +308,18 @@ class Batch:
             InvalidFeatureError: if clips of this shape cannot be computed.
             WeightsError: if the network cannot be built.
         """
-        clip_fn = self._built(waiting[0][2])
+        clip = waiting[0][2]
+        clip_fn = self._built(clip)
+        needed = self.extractor.working_bytes_per_pixel * clip.shape[-2] * clip.shape[-1]
+        with self._room.of(needed if self._device.type == "cpu" else 0):
+            return self._rows(clip_fn, waiting)
+
+    def _rows(
+        self, clip_fn: ClipFn, waiting: Sequence[tuple[Job, int, Tensor]]
+    ) -> list[Mapping[str, NDArray[Any]]]:
         begun = time.perf_counter()
-        clips = torch.stack([tensor for _, _, tensor in waiting])
+        tensors = [tensor for _, _, tensor in waiting]
+        clips = torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]
         size = self.size
         if self._device.type != "cpu":  # there the next power of two does, and costs less
             size = min(size, 1 << (len(clips) - 1).bit_length())

@@ -35,8 +35,8 @@ class Rows(Protocol):
         """
         ...
 
-    def verify_values(self, place: int, values: NDArray[Any]) -> None:
-        """Compare values that were copied with the checksum of their video."""
+    def copy_checked(self, place: int, out: NDArray[Any], *, mapped: bool) -> None:
+        """Fill `out` with the rows of the video at `place`, compared with its checksum."""
         ...
 
     def prefetch(self, start: int, count: int) -> None:
@@ -73,18 +73,23 @@ class Column:
         table = [(number[id(rows)], *rows.span(place)) for rows, place in self.places]
         return np.array(table, np.int64).reshape(-1, 3)
 
-    def verify(
-        self, rows: NDArray[np.int64], values: NDArray[Any], offsets: NDArray[np.int64]
-    ) -> None:
-        """Compare the checksums of copied videos that nobody has read yet.
+    def is_checked(self, rows: NDArray[np.int64]) -> bool:
+        """Whether the checksums of all these videos were compared before."""
+        return bool(self._checked[rows].all())
+
+    def copy_checked(self, rows: NDArray[np.int64], out: NDArray[Any], *, mapped: bool) -> None:
+        """Fill `out` with some videos one after the other, each compared with its checksum.
 
         Raises:
             DamagedShardError: naming the video.
         """
-        for number in np.flatnonzero(~self._checked[rows]).tolist():
-            source, place = self.places[rows[number]]
-            source.verify_values(place, values[offsets[number] : offsets[number + 1]])
-            self._checked[rows[number]] = True
+        at = 0
+        counts = self.spans[rows, 2].tolist()
+        for row, count in zip(rows.tolist(), counts, strict=True):
+            source, place = self.places[row]
+            source.copy_checked(place, out[at : at + count], mapped=mapped)
+            at += count
+        self._checked[rows] = True
 
     def trust(self) -> None:
         """Take every checksum as compared."""
@@ -207,11 +212,13 @@ class FeatureTable:
         offsets = np.concatenate([[0], np.cumsum(column.spans[chosen, 2])])
         if out is None:
             out = np.empty((offsets[-1], *column.spec.shape), _dtype(column.spec))
+        if not column.is_checked(chosen):
+            column.copy_checked(chosen, out, mapped=mapped)
+            return out[: offsets[-1]], offsets
         at = 0
         for source, start, count in column.runs(chosen):
             source.copy_rows(start, out[at : at + count], mapped=mapped)
             at += count
-        column.verify(chosen, out, offsets)
         return out[:at], offsets
 
     def prefetch(self, role: str, rows: Sequence[int] | NDArray[np.int64]) -> None:
@@ -337,8 +344,8 @@ class _Arrays:
     def copy_rows(self, start: int, out: NDArray[Any], *, mapped: bool) -> None:
         out[:] = self.flat[start : start + len(out)]
 
-    def verify_values(self, place: int, values: NDArray[Any]) -> None:
-        """Memory is trusted."""
+    def copy_checked(self, place: int, out: NDArray[Any], *, mapped: bool) -> None:
+        out[:] = self.values(place)
 
     def prefetch(self, start: int, count: int) -> None:
         """Memory is there."""
