@@ -164,6 +164,17 @@ def tail_sha256(folder: Path) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in _index(folder)["towers"].items()}
 
 
+def tail_bytes(folder: Path) -> int:
+    """Size of all towers; 0 where there is no tail.
+
+    Raises:
+        DamagedShardError: if its index is not what was written.
+    """
+    if not (folder / _INDEX).exists():
+        return 0
+    return sum(int(entry["bytes"]) for entry in _index(folder)["towers"].values())
+
+
 def damaged(folder: Path) -> Iterator[tuple[str, str]]:
     """Files of a tail that are not what was written, by name, and what is wrong with each.
 
