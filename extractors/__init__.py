@@ -1,5 +1,6 @@
 """Frames to features: which frames, what happens to them, and the frozen networks."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -75,6 +76,42 @@ def make_extractor(name: str, **parameters: Any) -> Extractor:
                 f"{error.errors()[0]['msg'].lower()}"
             ) from error
     return kind(**parameters)
+
+
+def make_extractors(
+    entries: Mapping[str, Mapping[str, Any]], *, weights: Mapping[str, str] | None = None
+) -> list[Extractor]:
+    """Those that a recipe names, in its order.
+
+    Args:
+        entries: parameters by extractor.  Several of one kind go by names of their own, with
+            `extractor` among their parameters.
+        weights: by an entry's own name, or by extractor for all its entries; they replace those
+            that are given there.
+
+    Raises:
+        UnknownNameError: as `make_extractor`; also if `weights` names no entry.
+        RecipeError: as `make_extractor`; also if two entries compute the same.
+    """
+    weights = weights or {}
+    kinds = {entry: str(given.get("extractor", entry)) for entry, given in entries.items()}
+    for name in weights:
+        if name not in kinds and name not in kinds.values():
+            raise UnknownNameError(f"--weights: {unknown_name('extractor', name, kinds)}")
+    made: dict[Extractor, str] = {}
+    for entry, kind in kinds.items():
+        parameters = {name: value for name, value in entries[entry].items() if name != "extractor"}
+        chosen = weights.get(entry, weights.get(kind))
+        if chosen is not None:
+            parameters["weights"] = chosen
+        extractor = make_extractor(kind, **parameters)
+        if extractor in made:
+            raise RecipeError(
+                f"extractors {made[extractor]!r} and {entry!r} compute the same; name all outputs "
+                "that are wanted of it in one of them"
+            )
+        made[extractor] = entry
+    return list(made)
 
 
 def specs_of(extractor: Extractor, *, decoder: str) -> dict[str, FeatureSpec]:

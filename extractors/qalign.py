@@ -1,9 +1,10 @@
 """Q-Align: what a language model makes of the two halves of key frames."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,9 @@ from extractors.weights import (
     RANDOM,
     WeightFile,
     check_keys,
+    check_names,
     find_weights,
+    locate,
     random_weights,
     stream_state_dict,
 )
@@ -158,6 +161,20 @@ class QAlign(WeightedExtractor):
         sizes = _TINY if self.tiny else Configuration()
         return replace(sizes, rms_norm_eps=self.rms_norm_eps)
 
+    def parameters(self) -> dict[str, Any]:
+        """As for every extractor.
+
+        Raises:
+            WeightsError: also if the folder's keys are those of another network, before its 16 GB
+                are read for their sha256.
+        """
+        if not self.tiny and self.weights != RANDOM:
+            published = self.weights == self.file.choice
+            path = locate(self.file) if published else Path(self.weights).expanduser()
+            if path is not None and path.exists():
+                check_names(_keys(self.configuration), path)
+        return super().parameters()
+
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """Nothing: the weights are in the computing precision."""
         return nullcontext()
@@ -237,6 +254,12 @@ def load_network(
     check_keys(network.state_dict(), state, path)
     network.load_state_dict(state, assign=True)
     return network
+
+
+@lru_cache(maxsize=1)
+def _keys(configuration: Configuration) -> Set[str]:
+    with torch.device("meta"):
+        return MplugOwl2(configuration).state_dict().keys()
 
 
 def _check_rms_norm_eps(path: Path, ours: float) -> None:

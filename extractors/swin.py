@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from extractors.base import ClipFn, Output, WeightedExtractor
 from extractors.networks.bottleneck_transformer import BottleneckStack
 from extractors.sampling import KeyFrames
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
 from extractors.weights import (
     RANDOM,
     WeightFile,
@@ -32,55 +31,6 @@ _WIDTH = 1024
 _PLACES = 12  # along a side of the last map
 _BLOCKS = 3
 _WITHOUT_BLOCKS = ("lsvq", "imagenet22k")
-
-
-@dataclass(frozen=True, slots=True)
-class OpenCvShortSideCrop:
-    """Short side to size with OpenCV's bilinear resize, a square from the centre.
-
-    Bit for bit cv2.resize with INTER_LINEAR on 8-bit pictures: 11-bit weights, no antialiasing.
-    The long side is truncated; the offset of the square is rounded half to even.  RQ-VQA's
-    `extract_frame` and `CenterCrop`.
-    """
-
-    side: int = _SIDE
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """[k, 3, side, side]."""
-        height, width = frames.shape[-2:]
-        short = min(height, width)
-        rows, columns = (
-            _linear(size, int(self.side / short * size), self.side, frames.device)
-            if size > short
-            else _linear(size, self.side, self.side, frames.device)
-            for size in (height, width)
-        )
-        (left, left_weight), (right, right_weight) = columns
-        (upper, upper_weight), (lower, lower_weight) = rows
-        across = frames[..., left] * left_weight + frames[..., right] * right_weight
-        across >>= 4
-        top = (across[..., upper, :] * upper_weight[:, None]) >> 16
-        bottom = (across[..., lower, :] * lower_weight[:, None]) >> 16
-        return ((top + bottom + 2) >> 2).byte()
-
-
-def _linear(
-    length: int, target: int, kept: int, device: torch.device
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Which two pixels make each of the `kept` middle ones of `target`, and with which weights."""
-    offset = round((target - kept) / 2)
-    at = ((np.arange(target) + 0.5) * (length / target) - 0.5).astype(np.float32)
-    first = np.floor(at).astype(np.int64)
-    share = at - first.astype(np.float32)
-    taps = (first, 1 - share), (first + 1, share)
-    (near, near_weight), (far, far_weight) = (
-        (
-            torch.from_numpy(pixel.clip(0, length - 1)[offset : offset + kept]).to(device),
-            torch.from_numpy(np.rint(2048 * weight).astype(np.int32)[offset:][:kept]).to(device),
-        )
-        for pixel, weight in taps
-    )
-    return (near, near_weight), (far, far_weight)
 
 
 class SpatialBranch(nn.Module):
@@ -173,7 +123,7 @@ class Swin(WeightedExtractor):
     )
 
     sampling = KeyFrames()
-    view = OpenCvShortSideCrop(_SIDE)
+    view = OpenCvShortSideCrop(_SIDE, _SIDE, "rq-vqa")
 
     @property
     def offers(self) -> tuple[Output, ...]:

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from extractors.base import ClipFn, Output, WeightedExtractor
 from extractors.sampling import SegmentCentres
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
 from extractors.weights import (
     RANDOM,
     WeightFile,
@@ -49,47 +48,6 @@ _TABLE_FILE = WeightFile(
     licence="MIT",
     trained_on=("WIT-400M",),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class OpenCvResizeCrop:
-    """Short side to `side` with OpenCV's bilinear resize, a square of `crop` from the centre.
-
-    Bit for bit cv2.resize with INTER_LINEAR on 8-bit pictures: 11-bit weights, no antialiasing.
-    The long side is rounded, half up, and the offset of the square is truncated: mmcv's
-    `rescale_size` and mmaction's `CenterCrop`.
-    """
-
-    side: int = 256
-    crop: int = 224
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """[k, 3, crop, crop]."""
-        height, width = frames.shape[-2:]
-        short = min(height, width)
-        (upper, lower, below), (left, right, beyond) = (
-            self._taps(length, int(length * (self.side / short) + 0.5), frames.device)
-            for length in (height, width)
-        )
-        across = frames[..., left] * (2048 - beyond) + frames[..., right] * beyond
-        across >>= 4
-        top = (across[..., upper, :] * (2048 - below)[:, None]) >> 16
-        bottom = (across[..., lower, :] * below[:, None]) >> 16
-        return ((top + bottom + 2) >> 2).byte()
-
-    def _taps(
-        self, length: int, target: int, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The two old pixels of each of the middle ones of `target`, and the second's weight."""
-        offset = (target - self.crop) // 2
-        places = np.arange(offset, offset + self.crop)
-        at = ((places + 0.5) * (length / target) - 0.5).astype(np.float32)
-        first = np.floor(at).astype(np.int64)
-        weight = np.rint(2048 * (at - first.astype(np.float32))).astype(np.int32)
-        last = length - 1
-        arrays = (first.clip(0, last), (first + 1).clip(0, last), weight)
-        found = (torch.from_numpy(array).to(device) for array in arrays)
-        return next(found), next(found), next(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +94,10 @@ class ViFiClip(WeightedExtractor):
     offers = (Output("feature", (_WIDTH,)),)
 
     @property
-    def view(self) -> OpenCvResizeCrop:
+    def view(self) -> OpenCvShortSideCrop:
         """Squares of the size that the network takes."""
-        return OpenCvResizeCrop(40, 32) if self.tiny else OpenCvResizeCrop()
+        side, crop = (40, 32) if self.tiny else (256, 224)
+        return OpenCvShortSideCrop(side, crop, "mmcv")
 
     def architecture(self) -> torch.nn.Module:
         """The network, not filled yet: CLIP ViT-B/16 as OpenAI trained it."""

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +262,7 @@ def shards_of(path: Path) -> list[Path]:
             is not beside it.
     """
     if path.is_dir():
-        index = next((path / name for name in INDEXES if (path / name).is_file()), None)
+        index = _index_in(path)
         if index is None:
             shards = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
             if not shards:
@@ -284,17 +284,24 @@ def shard_names(index: Path) -> list[str]:
     Raises:
         WeightsError: if it is none, or names a file in another folder.
     """
-    try:
-        read = TypeAdapter(dict[str, Any]).validate_json(index.read_bytes())
-        names = sorted(
-            set(TypeAdapter(dict[str, str]).validate_python(read.get("weight_map")).values())
-        )
-    except (OSError, ValidationError) as error:
-        raise WeightsError(f"{index} is not an index of shards: {error}") from error
+    names = sorted(set(_weight_map(index).values()))
     outside = [name for name in names if Path(name).name != name]
     if outside or not names:
         raise WeightsError(f"{index} names no shards beside it: {_some(outside)}")
     return names
+
+
+def _index_in(folder: Path) -> Path | None:
+    return next((folder / name for name in INDEXES if (folder / name).is_file()), None)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of every tensor."""
+    try:
+        read = TypeAdapter(dict[str, Any]).validate_json(index.read_bytes())
+        return TypeAdapter(dict[str, str]).validate_python(read.get("weight_map"))
+    except (OSError, ValidationError) as error:
+        raise WeightsError(f"{index} is not an index of shards: {error}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -493,15 +500,49 @@ def check_keys(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path
     Raises:
         WeightsError: names keys that are missing, unexpected or of another shape.
     """
-    shared = expected.keys() & given.keys()
+    shapes = [
+        f"{key} {tuple(given[key].shape)} for {tuple(expected[key].shape)}"
+        for key in sorted(expected.keys() & given.keys())
+        if given[key].shape != expected[key].shape
+    ]
+    _refuse_others(expected.keys(), given.keys(), path, shapes)
+
+
+def check_names(expected: Set[str], path: Path) -> None:
+    """Refuse weights of another network by their keys alone, before a tensor is read.
+
+    Nothing is refused where only reading would tell: in files of torch.save without an index.
+
+    Args:
+        expected: keys of the state dict of the network.
+        path: a file, a folder of shards, or their index.
+
+    Raises:
+        WeightsError: names keys that are missing or unexpected; also as `shards_of`.
+    """
+    index = path if path.name.endswith(".index.json") else _index_in(path)
+    if index is not None:
+        _refuse_others(expected, _weight_map(index).keys(), path)
+        return
+    shards = shards_of(path)
+    if all(shard.suffix == ".safetensors" for shard in shards):
+        given: set[str] = set()
+        for shard in shards:
+            try:
+                with safetensors.safe_open(shard, framework="pt") as opened:
+                    given.update(opened.keys())
+            except _UNREADABLE as error:
+                raise _unreadable(shard, error, "take a whole one") from error
+        _refuse_others(expected, given, path)
+
+
+def _refuse_others(
+    expected: Set[str], given: Set[str], path: Path, other_shapes: Sequence[str] = ()
+) -> None:
     faults = {
-        "missing": sorted(expected.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - expected.keys()),
-        "of another shape": [
-            f"{key} {tuple(given[key].shape)} for {tuple(expected[key].shape)}"
-            for key in sorted(shared)
-            if given[key].shape != expected[key].shape
-        ],
+        "missing": sorted(expected - given),
+        "unexpected": sorted(given - expected),
+        "of another shape": list(other_shapes),
     }
     found = [f"{kind}: {_some(keys)}" for kind, keys in faults.items() if keys]
     if found:

@@ -13,7 +13,6 @@ from store.errors import VqbankError
 if TYPE_CHECKING:
     import torch
 
-    from extractors.base import Extractor
     from pipelines.evaluate import SplitResult, Trial
     from pipelines.extract import Extraction
     from pipelines.recipe import Recipe
@@ -106,7 +105,7 @@ def extract(
     ] = 120.0,
 ) -> None:
     """Run extractors over videos into a bank.  Run it again to go on where it stopped."""
-    from extractors import specs_of
+    from extractors import make_extractors, specs_of
     from pipelines.extract import Extraction
     from pipelines.manifest import read_videos
     from pipelines.parts import part_of
@@ -120,15 +119,17 @@ def extract(
             update={"extractors": {name: chosen.extractors.get(name, {}) for name in extractor}}
         )
     wanted = required(chosen, "extractors", option="--extractor")
-    extractors = _extractors(wanted, _pairs(weights, "--weights"))
+    extractors = make_extractors(wanted, weights=_pairs(weights, "--weights"))
     source = read_videos(required(chosen, "videos", option="--videos"))
     if part is not None:
         source = part_of(source, part)
     if sum([workers > 1, scheduler is not None, cluster is not None]) > 1:
         raise RecipeError("--workers, --scheduler and --cluster exclude each other")
-    for one in extractors:
-        specs_of(one, decoder=chosen.decoder)  # missing weights stop before a bank is made
-    sizes = _batch_clips(batch, wanted)
+    for entry, one in zip(wanted, extractors, strict=True):
+        specs = specs_of(one, decoder=chosen.decoder)  # missing weights stop before a bank is made
+        if entry != one.name:
+            typer.echo(f"{entry}: {', '.join(spec.key for spec in specs.values())}")
+    sizes = _batch_clips(batch, {one.name for one in extractors})
     folder = required(chosen, "bank", option="--bank")
 
     def extraction_into(store: FeatureStore) -> Extraction:
@@ -194,7 +195,7 @@ def _extract(
         return show_extraction(extraction, distribute(client, order, extraction.videos))
 
 
-def _batch_clips(given: list[str] | None, extractors: dict[str, Any]) -> dict[str, int]:
+def _batch_clips(given: list[str] | None, extractors: set[str]) -> dict[str, int]:
     from store.errors import RecipeError, UnknownNameError, unknown_name
 
     sizes = {}
@@ -236,10 +237,11 @@ def evaluate(
     ] = None,
 ) -> None:
     """Try heads on splits of a bank; prints medians over the test parts."""
+    from pipelines.entries import with_keys
     from pipelines.evaluate import Trial
     from pipelines.report import result_table, write_report
 
-    chosen = _recipe(recipe, videos=videos, bank=bank, features=features, heads=head)
+    chosen = with_keys(_recipe(recipe, videos=videos, bank=bank, features=features, heads=head))
     trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
     results = _show_trial(trial)
     _console().print(result_table(trial, results))
@@ -259,11 +261,12 @@ def train(
     head: Annotated[str | None, typer.Option("--head", help="Which head; one.")] = None,
 ) -> None:
     """Fit one head on all rows and write a folder that `predict` can use."""
+    from pipelines.entries import with_keys
     from pipelines.evaluate import Trial
     from pipelines.train import train as train_head
 
     heads = [head] if head is not None else None
-    chosen = _recipe(recipe, videos=videos, bank=bank, features=features, heads=heads)
+    chosen = with_keys(_recipe(recipe, videos=videos, bank=bank, features=features, heads=heads))
     trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
     fitted = train_head(trial, output, recipe=chosen)
     typer.echo(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
@@ -422,22 +425,6 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
             raise RecipeError(f"{option} {text!r} is not of the form NAME=VALUE")
         pairs[name] = value
     return pairs
-
-
-def _extractors(
-    parameters: dict[str, dict[str, Any]], weights: dict[str, str]
-) -> "list[Extractor]":
-    from extractors import make_extractor
-    from store.errors import UnknownNameError, unknown_name
-
-    for name in weights:
-        if name not in parameters:
-            raise UnknownNameError(f"--weights: {unknown_name('extractor', name, parameters)}")
-    given = {
-        name: {**values, "weights": weights[name]} if name in weights else values
-        for name, values in parameters.items()
-    }
-    return [make_extractor(name, **values) for name, values in given.items()]
 
 
 def _device(name: str) -> "torch.device":

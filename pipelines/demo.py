@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from extractors import make_extractor
+from extractors import make_extractors
 from pipelines.demo_clips import make_demo_set
 from pipelines.evaluate import SplitResult, Trial
 from pipelines.extract import Extraction
@@ -45,7 +45,7 @@ def run_demo(
 
     console.print("2. Its features, into a bank: every video is decoded once")
     store = FeatureStore.create(required(recipe, "bank", option="--bank"))
-    extractors = [make_extractor(name, **given) for name, given in recipe.extractors.items()]
+    extractors = make_extractors(recipe.extractors)
     videos = read_videos(required(recipe, "videos", option="--videos"))
     device = torch.device("cpu")
     failed = extract(Extraction(videos, extractors, store, decoder=recipe.decoder, device=device))

@@ -32,6 +32,8 @@ from store.bank import BANK_FILE, FeatureStore
 from store.errors import DecodeError, InvalidFeatureError
 from store.schema import FeatureSpec, Video, storage_dtype
 from store.shard import VideoRecord
+from store.tail import FOLDER as TAIL
+from store.tail import tail_bytes
 
 SAMPLE_VIDEOS = 3
 DATA_SETS = {"KoNViD-1k": 1200, "LSVQ": 38811}
@@ -53,6 +55,8 @@ class Disk:
     """Of a mean video to do; None where no video of the sample has it."""
     missing_bytes: float | None
     """Of all videos that have not got it."""
+    tail_bytes: int
+    """Of what continues the network behind its cut, once for all videos; 0 where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +140,22 @@ def estimate(extraction: Extraction, sample: int = SAMPLE_VIDEOS, *, workers: in
             reason = next(iter(outcomes[0].failures.values()))
             raise DecodeError(f"no video of {len(chosen)} that were tried can be decoded: {reason}")
         records = {spec: _records(store, spec, decoded) for spec in specs}
+        disk = [
+            _disk(
+                spec,
+                lacking[spec],
+                records[spec],
+                sizes,
+                tail_bytes=tail_bytes(store.path / spec.key / TAIL),
+            )
+            for spec in specs
+        ]
     return Estimate(
         videos=len(extraction.videos),
         missing=len(missing),
         absent=len(missing) - len(sizes),
         sample=tuple(outcomes),
-        disk=tuple(_disk(spec, lacking[spec], records[spec], sizes) for spec in specs),
+        disk=tuple(disk),
         seconds=trial.seconds(sum(sizes.values())),
         device=extraction.device.type,
         workers=workers,
@@ -243,6 +257,12 @@ def show_estimate(found: Estimate) -> None:
     console = Console()
     # Into a file or pipe: wide enough that no row is broken.
     (console if console.is_terminal else Console(width=160)).print(table)
+    for disk in found.disk:
+        if disk.tail_bytes:
+            typer.echo(
+                f"beside {disk.spec.key}, once: {_size(disk.tail_bytes)} of what continues the "
+                "network behind its cut"
+            )
     what = "GPU hours" if found.on_gpu else "machine hours"
     low, high = (seconds / 3600 for seconds in found.machine_seconds)
     device = f", {_size(found.device_bytes)} of the GPU" if found.device_bytes is not None else ""
@@ -315,9 +335,11 @@ def _disk(
     lacking: Collection[str],
     records: Mapping[str, VideoRecord],
     sizes: Mapping[str, int],
+    *,
+    tail_bytes: int,
 ) -> Disk:
     if not records:
-        return Disk(spec, len(lacking), None, None)
+        return Disk(spec, len(lacking), None, None, tail_bytes)
     sides = (prod(side.shape) * storage_dtype(side.dtype).itemsize for side in spec.side)
     row = spec.row_bytes + TIMES_BYTES + sum(sides)
     rows = sum(record.row_count for record in records.values())
@@ -327,6 +349,7 @@ def _disk(
         len(lacking),
         video_bytes=ratio * sum(sizes.values()) / len(sizes),
         missing_bytes=ratio * sum(sizes.get(video, 0) for video in lacking),
+        tail_bytes=tail_bytes,
     )
 
 

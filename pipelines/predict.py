@@ -4,8 +4,10 @@ The card of a head says which features it wants, down to their keys, so that not
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from pipelines.manifest import read_videos
 from regressors import load_head
 from regressors.base import read_card
 from store.bank import FeatureStore
-from store.errors import HeadError
+from store.errors import HeadError, UnknownNameError
 from store.schema import FeatureSpec, Fingerprint, Video
 
 
@@ -30,7 +32,8 @@ class Scorer:
 
         Args:
             folder: What `train` wrote.
-            weights: Local weight files by extractor name, where the published name does not do.
+            weights: Local weight files by extractor, or by its entry in the head's recipe, where
+                the published name does not do.
 
         Raises:
             HeadError: if the folder holds no head, or this vqbank computes other features than
@@ -40,10 +43,8 @@ class Scorer:
         self.head = load_head(folder)
         specs = list(self.head.specs_.values())
         self.decoder = _one_decoder(folder, specs)
-        self.extractors = [
-            _rebuilt(folder, name, [s for s in specs if s.identity["extractor"] == name], weights)
-            for name in dict.fromkeys(str(spec.identity["extractor"]) for spec in specs)
-        ]
+        entries = self.card.get("recipe", {}).get("extractors", {})
+        self.extractors = _rebuilt(folder, specs, entries, weights)
 
     def extraction(
         self, videos: Sequence[Video], store: FeatureStore, *, device: torch.device
@@ -98,30 +99,58 @@ def _one_decoder(folder: Path, specs: Sequence[FeatureSpec]) -> str:
 
 
 def _rebuilt(
-    folder: Path, name: str, specs: Sequence[FeatureSpec], weights: Mapping[str, str]
-) -> Extractor:
-    """The extractor whose outputs are `specs`, checked against their keys."""
-    if name not in EXTRACTORS:
-        raise HeadError(f"{folder}: this vqbank has no extractor {name!r}")
-    identity = specs[0].identity
-    names = {field.name for field in fields(EXTRACTORS[name])}
-    parameters = {key: identity[key] for key in names & identity.keys() - {"weights"}}
-    if "weights" in names and identity["weights"] == "random":
-        parameters["weights"] = "random"
-    elif name in weights:
-        parameters["weights"] = weights[name]
-    parameters["outputs"] = tuple(spec.name.removeprefix(f"{name}.") for spec in specs)
-    offers = make_extractor(name, **parameters).offers
-    usual = {f"{name}.{output.name}": output.stored_dtype for output in offers}
+    folder: Path,
+    specs: Sequence[FeatureSpec],
+    entries: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, str],
+) -> list[Extractor]:
+    """The extractors whose outputs are `specs`, by their keys."""
+    outputs: dict[Extractor, list[str]] = {}
     for spec in specs:
-        if spec.stored_dtype != usual.get(spec.name):
-            parameters["stored_dtype"] = spec.stored_dtype
-    extractor = make_extractor(name, **parameters)
-    made = {spec.key for spec in specs_of(extractor, decoder=str(identity["decoder"])).values()}
-    for spec in specs:
+        made = {}
+        for candidate in _candidates(folder, spec, entries, weights):
+            (own,) = specs_of(candidate, decoder=str(spec.identity["decoder"])).values()
+            made[own.key] = candidate
         if spec.key not in made:
             raise HeadError(
                 f"{folder}: the head wants {spec.key}, this vqbank makes "
                 f"{', '.join(sorted(made))}; its version or the weights differ"
             )
-    return extractor
+        extractor = made[spec.key]
+        outputs.setdefault(extractor, []).extend(extractor.outputs)
+    return [replace(one, outputs=tuple(names)) for one, names in outputs.items()]
+
+
+def _candidates(
+    folder: Path,
+    spec: FeatureSpec,
+    entries: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, str],
+) -> Iterator[Extractor]:
+    """By what the recipe of the head says of this extractor, then by what the key holds alone.
+
+    Not every parameter stands in a key by its name: some name a sampling or a view.
+    """
+    kind = str(spec.identity["extractor"])
+    if kind not in EXTRACTORS:
+        raise HeadError(f"{folder}: this vqbank has no extractor {kind!r}")
+    output = spec.name.removeprefix(f"{kind}.")
+    names = {field.name for field in fields(EXTRACTORS[kind])}
+    given = {
+        entry: {name: value for name, value in parameters.items() if name in names}
+        for entry, parameters in entries.items()
+        if parameters.get("extractor", entry) == kind
+    }
+    given[""] = {name: spec.identity[name] for name in names & spec.identity.keys() - {"weights"}}
+    for entry, parameters in given.items():
+        if "weights" in names and spec.uses_random_weights:
+            parameters["weights"] = spec.identity["weights"]
+        elif entry in weights or kind in weights:
+            parameters["weights"] = weights.get(entry, weights.get(kind))
+        parameters |= {"outputs": (output,), "stored_dtype": None}
+        with suppress(UnknownNameError):  # an entry without this output
+            made = make_extractor(kind, **parameters)
+            (usual,) = made.wanted
+            if usual.stored_dtype != spec.stored_dtype:
+                made = make_extractor(kind, **parameters | {"stored_dtype": spec.stored_dtype})
+            yield made

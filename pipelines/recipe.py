@@ -32,7 +32,8 @@ class Recipe(BaseModel):
     bank: Path | None = None
     decoder: str = "pyav"
     extractors: dict[str, dict[str, Any]] = {}
-    """Parameters by extractor name."""
+    """Parameters by extractor name.  Several of one kind have names of their own, each with
+    `extractor: KIND` among its parameters."""
     features: dict[str, str] = {}
     """Feature name or key by role; the order is that of concatenation."""
     heads: dict[str, dict[str, Any]] = {}

@@ -11,7 +11,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from store.bank import FeatureStore, writing
 from store.errors import BankError, DamagedShardError, MissingFeatureError
 from store.schema import FeatureSpec, canonical_json
-from store.shard import create_exclusively, read_sealed, seal, sync_folder
+from store.shard import CHANGED, MISSING, create_exclusively, read_sealed, seal, sync_folder
 
 FOLDER = "tail"
 _VERSION = 1
@@ -162,6 +162,70 @@ def tail_sha256(folder: Path) -> dict[str, str]:
         DamagedShardError: if its index is not what was written.
     """
     return {name: entry["sha256"] for name, entry in _index(folder)["towers"].items()}
+
+
+def tail_bytes(folder: Path) -> int:
+    """Size of all towers; 0 where there is no tail.
+
+    Raises:
+        DamagedShardError: if its index is not what was written.
+    """
+    if not (folder / _INDEX).exists():
+        return 0
+    return sum(int(entry["bytes"]) for entry in _index(folder)["towers"].values())
+
+
+def damaged(folder: Path) -> Iterator[tuple[str, str]]:
+    """Files of a tail that are not what was written, by name, and what is wrong with each.
+
+    All bytes are read.  Where there is no tail nothing is wrong.
+
+    Args:
+        folder: `tail/` of a feature.
+
+    Raises:
+        BankError: if a newer vqbank wrote a file, or one cannot be read.
+    """
+    for path in [folder / _INDEX, *sorted(folder.glob(_TOKENS))]:
+        if path.exists():
+            try:
+                _read(path)
+            except DamagedShardError as error:
+                yield path.name, str(error).removeprefix(f"{path} ")
+    with suppress(MissingFeatureError, DamagedShardError):  # the latter is told already
+        for entry in _index(folder)["towers"].values():
+            name = f"{entry['sha256']}.safetensors"
+            what = _tower_damage(folder / name, entry)
+            if what is not None:
+                yield name, what
+
+
+def set_aside(folder: Path, name: str) -> None:
+    """Move a damaged file of a tail to `.NAME.damaged`, and the index with it if it names the file.
+
+    Then there is no tail, or it lacks tokens, and the next extraction writes what is missing.
+
+    Raises:
+        BankError: if the bank cannot be written.
+    """
+    names = [name] if Path(name).match(_TOKENS) else [_INDEX, name]
+    with writing(folder):
+        for moved in dict.fromkeys(names):
+            with suppress(FileNotFoundError):  # it was missing, or somebody else has moved it
+                (folder / moved).replace(folder / f".{moved}.damaged")
+        sync_folder(folder)
+
+
+def _tower_damage(path: Path, entry: Mapping[str, Any]) -> str | None:
+    if not path.exists():
+        return MISSING
+    with _reading(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != entry["bytes"]:
+            return f"has {size} bytes, {entry['bytes']} were committed"
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            return CHANGED
+    return None
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from store.shard import (
     records,
     sync_folder,
 )
+from store.tail import FOLDER as TAIL
+from store.tail import damaged, set_aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,8 @@ def verify(store: FeatureStore, specs: Iterable[FeatureSpec] | None = None) -> I
     """Read everything that is committed and live, and yield what is not as it was committed.
 
     Checked are commit records, length and CRC-32C of every file, the CRC-32C of every array of
-    every video, and that values are finite.  Rows that are superseded or marked bad are passed
-    over, and so are shards without a commit record.
+    every video, that values are finite, and length and sha256 of every file of a tail.  Rows that
+    are superseded or marked bad are passed over, and so are shards without a commit record.
 
     Args:
         store: The bank.
@@ -70,13 +72,16 @@ def verify(store: FeatureStore, specs: Iterable[FeatureSpec] | None = None) -> I
             yield Problem(folder.name, "", "spec.json", None, str(error))
         else:
             yield from _verify_feature(folder, spec)
+            for name, what in damaged(folder / TAIL):
+                yield Problem(spec.key, "", f"{TAIL}/{name}", None, what)
 
 
 def mark(store: FeatureStore, problems: Iterable[Problem]) -> None:
     """Let the rows that problems name count as missing, so that extracting again repairs them.
 
     A damaged commit record, or mark of bad rows, is moved aside to `.NAME.damaged`: its shard no
-    longer counts, and what only this record superseded counts again.
+    longer counts, and what only this record superseded counts again.  So is a damaged file of a
+    tail, which the next extraction writes anew.
 
     Args:
         store: The bank.
@@ -94,6 +99,8 @@ def mark(store: FeatureStore, problems: Iterable[Problem]) -> None:
                 with suppress(FileNotFoundError):  # somebody else has moved it
                     path.replace(path.with_name(f".{path.name}.damaged"))
                 sync_folder(path.parent)
+            elif path.parent.name == TAIL:
+                set_aside(path.parent, path.name)
             elif problem.shard and problem.videos is None:
                 whole.add((problem.key, problem.shard))
             elif problem.shard:

@@ -226,3 +226,18 @@ def test_a_damaged_video_in_the_sample_is_named_and_says_nothing_of_the_rest(
     assert found.disk[0].missing_bytes == pytest.approx(expected)
     with pytest.raises(DecodeError, match=r"no video of 1 that were tried can be decoded: .*page"):
         estimate(extraction([Video("page.mp4", page)], store, Corner()))
+
+
+def test_what_continues_a_cut_network_is_counted_once(tmp_path, videos, capsys):
+    clip_tokens = make_extractor("clip", weights="random-tiny", cut=1, outputs=["tokens"])
+    store = FeatureStore.create(tmp_path / "bank")
+    run = extraction(videos[:1], store, clip_tokens, Corner())
+
+    found = estimate(run, sample=1)
+    show_estimate(found)
+    list(run.run())
+
+    tokens, pixel = found.disk
+    written = [path.stat().st_size for path in store.path.glob("*/tail/*.safetensors")]
+    assert (tokens.tail_bytes, pixel.tail_bytes) == (sum(written), 0)
+    assert f"beside {tokens.spec.key}, once: " in capsys.readouterr().out

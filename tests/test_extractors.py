@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -119,6 +120,29 @@ def test_a_clip_does_not_depend_on_its_batch(extractor, clip_fn, video):
             batch[place] = first
             for name, rows in clip_fn(batch).items():
                 assert torch.equal(rows[place], alone[name][0])
+
+
+def test_threads_and_batch_size_change_no_more_than_rounding(extractor, clip_fn, video):
+    """1e-5 of the largest value, in float32: alone or in a batch, on one thread or on two."""
+    if getattr(extractor, "compute_dtype", "float32") != "float32":
+        extractor = replace(extractor, compute_dtype="float32")
+        clip_fn = extractor.build(CPU)
+    first = clips_of(extractor, video)[0][:1]
+    batch = first.expand(extractor.batch_clips, *first.shape[1:]).contiguous()
+    before = torch.get_num_threads()
+    found = {}
+    try:
+        with torch.inference_mode():
+            for threads, clips in itertools.product((1, 2), (first, batch)):
+                torch.set_num_threads(threads)
+                found[threads, len(clips)] = clip_fn(clips)
+    finally:
+        torch.set_num_threads(before)
+    reference = found[1, len(batch)]
+    for rows in found.values():
+        for name, values in rows.items():
+            allowed = 1e-5 * reference[name].abs().max()
+            assert (values[0] - reference[name][0]).abs().max() <= allowed
 
 
 def test_how_a_clip_lies_in_memory_changes_nothing(extractor, clip_fn, video):

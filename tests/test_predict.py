@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor
+from extractors import make_extractor, make_extractors
 from extractors import video as decoding
+from pipelines.entries import with_keys
 from pipelines.evaluate import Trial
 from pipelines.extract import Extraction
 from pipelines.predict import Scorer, videos_to_score
@@ -187,6 +188,7 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
+from pipelines.entries import with_keys
 from pipelines.evaluate import Trial
 from pipelines.recipe import Recipe
 from pipelines.train import train
@@ -204,6 +206,25 @@ train(Trial.of(recipe, title="test"), Path(sys.argv[2]), recipe=recipe)
 
     assert done.returncode == 0, done.stderr
     assert load_head(tmp_path / "head").name == "ridge"
+
+
+def test_a_head_on_several_entries_of_an_extractor_makes_them_all_again(recipe, tmp_path):
+    """Whose parameters do not stand in keys by their names."""
+    entries = {"few": {"extractor": "frames", "count": 2}, "frames": {"count": 3}}
+    features = {"few": "few.pixels", "frames": "frames.pixels"}
+    recipe = recipe.model_copy(update={"extractors": entries, "features": features})
+    store = FeatureStore(recipe.bank)
+    videos = list(videos_to_score([recipe.videos]))
+    run = Extraction(videos, make_extractors(entries), store, decoder="pyav", device=CPU)
+    assert not any(outcome.failures for outcome in run.run())
+    trial = Trial.of(with_keys(recipe), title="test")
+    train(trial, tmp_path / "head", recipe=recipe)
+
+    scorer = Scorer(tmp_path / "head", weights={})
+
+    assert [extractor.count for extractor in scorer.extractors] == [2, 3]
+    new = clip(tmp_path / "new.mp4", noise=10, seed=9)
+    assert scored(tmp_path / "head", [new], tmp_path / "bank").keys() == {new}
 
 
 # --- heads that cannot score

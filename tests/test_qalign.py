@@ -319,6 +319,35 @@ def test_weights_of_another_model_are_refused(network, tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("index", [True, False])
+def test_a_folder_of_another_model_is_refused_before_it_is_read(
+    suffix, index, network, tmp_path, monkeypatch
+):
+    """Its 16 GB are hashed for the key only once its names are right."""
+    state = network.state_dict()
+    state["lm_head.bias"] = state.pop("model.visual_abstractor.vit_eos")
+    write_shards(tmp_path, state, suffix=suffix)
+    if not index:
+        next(tmp_path.glob("*.index.json")).unlink()
+    monkeypatch.setattr("extractors.weights.sha256_of", unread)
+    if suffix == "bin" and not index:  # which nobody can tell without reading
+        with pytest.raises(ReadError):
+            Small(weights=str(tmp_path)).specs(decoder="pyav")
+        return
+    for path in [tmp_path, *tmp_path.glob("*.index.json")]:
+        with pytest.raises(WeightsError, match=r"vit_eos; unexpected: lm_head.bias"):
+            Small(weights=str(path)).specs(decoder="pyav")
+
+
+class ReadError(Exception):
+    pass
+
+
+def unread(path):
+    raise ReadError(path)
+
+
 @pytest.mark.parametrize("content", ['{"rms_norm_eps": 1e-06}', "{}"])
 def test_another_rms_norm_eps_than_the_folders_is_refused(content, network, tmp_path):
     """The official class has 1e-6 where config.json says nothing."""

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from extractors import make_extractor
 from extractors import video as decoding
@@ -10,6 +11,7 @@ from extractors.networks.real_basic_vsr import Architecture, RealBasicVsr, warpe
 from extractors.residual import reduced, residuals
 from extractors.sampling import Timeline
 from extractors.views import CLIP_MEAN, CLIP_STD, Fragments, normalise
+from extractors.weights import random_weights
 from pipelines.extract import Extraction
 from store.bank import FeatureStore
 from store.errors import InvalidFeatureError, RecipeError, WeightsError
@@ -62,6 +64,24 @@ def test_it_has_the_parameters_of_the_official_one():
         "flow": sum(p.numel() for p in network.basicvsr.spynet.parameters()),
     }
     assert count == {"all": 6_294_834, "cleaning": 1_480_643, "flow": 1_440_300}
+
+
+def test_a_pixel_costs_the_multiply_adds_that_are_stated():
+    """0.41 million in each frame of a long clip, where all but one frame have two flows."""
+    with random_weights():
+        network = RealBasicVsr(Architecture()).eval()
+    frames = torch.rand(2, 3, 32, 32)
+
+    def million(function, *inputs):
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            list(function(*inputs))
+        return counter.get_total_flops() / 2e6 / (4 * 32) ** 2
+
+    both, flow = (
+        million(network.upscaled, frames),
+        million(network.basicvsr.spynet, frames[:1], frames[1:]),
+    )
+    assert both / 2 + flow == pytest.approx(0.41, abs=0.005)  # of the two there are two flows
 
 
 @pytest.mark.parametrize("strip_rows", [1, 2, 5, 8, 16])

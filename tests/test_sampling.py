@@ -4,10 +4,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extractors.sampling import (
+    FRAME_SAMPLINGS,
+    Blocks,
     ClipPerSecond,
+    ClipWithinSecond,
+    ContinuousClips,
+    EvenlySpaced,
     EveryNth,
     KeyFrames,
+    MotionSampling,
     Neighbours,
+    RandomSegments,
+    RowsOfBlocks,
+    SegmentCentres,
     Timeline,
     Uniform,
 )
@@ -18,10 +27,33 @@ RULES = [
     EveryNth(3),
     ClipPerSecond(32),
     ClipPerSecond(5),
+    ClipWithinSecond(32, "middle"),
+    ClipWithinSecond(32, "spread"),
     Neighbours(8),
     Neighbours(3),
     Neighbours(1),
+    Blocks(),
+    Blocks(spaced=128),
+    RowsOfBlocks(),
+    RowsOfBlocks(spaced=128),
+    EvenlySpaced(128),
+    SegmentCentres(32),
+    *(FRAME_SAMPLINGS[name](8) for name in sorted(FRAME_SAMPLINGS)),
 ]
+JUMPING = [
+    RandomSegments(segments=4, joined=1, length=32),
+    RandomSegments(segments=8, joined=8, length=4),
+    ContinuousClips(32, test=3, train=2),
+]
+"""Whose clips do not follow one another."""
+
+
+def chosen(rule, video):
+    """The clips, from a made-up motion where they are chosen by it."""
+    if isinstance(rule, MotionSampling):
+        motion = np.random.default_rng(3).random(len(video), np.float32)
+        return rule.clips_by_motion(video, motion)
+    return rule.clips(video)
 
 
 def timeline(frames, rate, *, header_frames=0):
@@ -117,22 +149,33 @@ def test_the_only_neighbour_of_a_lonely_frame_is_itself():
 
 
 @given(
-    rule=st.sampled_from(RULES),
+    rule=st.sampled_from([*RULES, *JUMPING]),
     frames=st.integers(1, 400),
     header=st.integers(0, 500),
     rate=st.one_of(st.just(0.0), st.floats(0.1, 240)),
 )
 def test_every_rule_stays_inside_the_video(rule, frames, header, rate):
-    clips = rule.clips(timeline(frames, rate, header_frames=header))
+    assert_inside(rule, timeline(frames, rate, header_frames=header))
+
+
+@pytest.mark.parametrize("frames", [1, 20])
+@pytest.mark.parametrize("rule", [*RULES, *JUMPING], ids=lambda rule: type(rule).__name__)
+def test_every_rule_knows_what_to_do_with_a_short_video(rule, frames):
+    assert_inside(rule, timeline(frames, 30.0, header_frames=frames))
+
+
+def assert_inside(rule, video):
+    clips = chosen(rule, video)
     assert clips.frames.dtype == clips.rows.dtype == np.int64
     assert len(clips.frames) == len(clips.rows) >= 1
     assert clips.frames.min() >= 0
-    assert clips.frames.max() < frames
+    assert clips.frames.max() < len(video)
     assert clips.rows[:, 0].min() >= 0
     assert clips.rows.min() >= -1
     kept = clips.rows[clips.rows >= 0]
-    assert kept.max() < frames
-    assert (np.diff(kept) >= 0).all()
+    assert kept.max() < len(video)
+    if rule not in JUMPING and rule != FRAME_SAMPLINGS["mixed"](8):
+        assert (np.diff(kept) >= 0).all()
 
 
 @given(block=st.integers(1, 20), frames=st.integers(1, 200))

@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from extractors.networks.bottleneck_transformer import BottleneckStack, RelativeLogits
-from extractors.swin import OpenCvShortSideCrop, SpatialBranch, Swin, our_keys
+from extractors.swin import SpatialBranch, Swin, our_keys
 from extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from store.errors import WeightsError
 
@@ -202,7 +202,7 @@ def test_frames_are_opencvs_to_the_last_bit(height, width, frames):
     size = [384 if length == short else int(384 / short * length) for length in (height, width)]
     top, left = (round((length - 384) / 2) for length in size)
     resized = cv2.resize(drawn[0], (size[1], size[0]))
-    ours = OpenCvShortSideCrop()(torch.from_numpy(drawn).permute(0, 3, 1, 2))
+    ours = Swin.view(torch.from_numpy(drawn).permute(0, 3, 1, 2))
     expected = resized[top : top + 384, left : left + 384]
     np.testing.assert_array_equal(ours[0].permute(1, 2, 0).numpy(), expected)
 
@@ -214,7 +214,7 @@ def test_frames_are_what_rq_vqas_network_gets(golden, frames):
     for case in cases:
         height, width = map(int, case.removeprefix("pixels_").split("x"))
         drawn = frames(f"rqvqa_keyframes/a/{height}x{width}", 1, height, width)
-        seen = OpenCvShortSideCrop()(torch.from_numpy(drawn).permute(0, 3, 1, 2))
+        seen = Swin.view(torch.from_numpy(drawn).permute(0, 3, 1, 2))
         ours = normalise(seen[0], IMAGENET_MEAN, IMAGENET_STD).flatten()
         stride = expected[f"{case}.net_input.shape_stride"][-1]
         sample = expected[f"{case}.net_input.sample"]

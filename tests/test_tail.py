@@ -2,14 +2,17 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 
 from extractors.clip import Clip
 from extractors.pe import Pe
 from extractors.tail import open_clip_image
+from pipelines.bank_commands import verify as verify_command
 from regressors.tail import ImageTail, load_tail, load_text_tail
 from store.bank import FeatureStore
 from store.errors import DamagedShardError, MissingFeatureError
@@ -25,6 +28,7 @@ from store.tail import (
     tail_sha256,
     write_tail,
 )
+from store.verify import mark, verify
 
 CPU = torch.device("cpu")
 BLOCKS = 12  # of ViT-B/32
@@ -129,6 +133,52 @@ def test_a_changed_byte_is_never_used(store):
     index.write_text(index.read_text().replace('"width":3', '"width":4'))
     with pytest.raises(DamagedShardError, match=r"tail\.json has changed"):
         read_tower(folder, "image")
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+@pytest.mark.parametrize("file", ["*.safetensors", "tail.json", "tokens-*.json"])
+def test_damage_of_a_tail_is_found_and_what_is_marked_is_written_anew(store, file, damage):
+    write_tail(with_a_row(store), SPEC, SMALL)
+    before = files(folder_of(store))
+    assert list(verify(store)) == []
+    (path,) = folder_of(store).glob(file)
+    damage(path)
+
+    problems = list(verify(store))
+    mark(store, problems)
+    write_tail(store, SPEC, SMALL)  # as the next extraction does
+
+    # A tail without its index, or prompts without tokens, are as if nobody had written them.
+    named = [f"tail/{path.name}"] if path.name in before and not hidden(file, damage) else []
+    assert [problem.file for problem in problems] == named
+    now = files(folder_of(store))
+    assert {name: content for name, content in now.items() if not name.startswith(".")} == before
+    assert list(verify(store)) == []
+    assert store.read(SPEC, "v").values.tolist() == [[1, 1]]  # no row was marked
+
+
+def hidden(file, damage):
+    return damage is Path.unlink and file != "*.safetensors"
+
+
+def test_the_command_names_a_damaged_tail(store, capsys):
+    write_tail(with_a_row(store), SPEC, SMALL)
+    (path,) = folder_of(store).glob("*.safetensors")
+    flip(path)
+    with pytest.raises(typer.Exit):
+        verify_command(store.path)
+    said = capsys.readouterr().out
+    assert f"{SPEC.key}/tail/{path.name}: has changed since it was committed" in said
 
 
 def test_what_is_not_there_is_named(store):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from extractors.swin import OpenCvShortSideCrop, SpatialBranch, Swin, load_network, our_keys
+from extractors.swin import SpatialBranch, Swin, load_network, our_keys
 from extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from pipelines.golden.fixture import Check, Fixture, array, checkpoint, frames
 
@@ -18,7 +18,7 @@ def play_swin(fixture: Fixture) -> Iterator[Check]:
     name = f"{fixture.name}/{fixture.letter}"
     slots = len(fixture.expected["spatial_feature"])
     video = torch.from_numpy(frames(name, slots, 384, 384)).permute(0, 3, 1, 2)
-    clips = OpenCvShortSideCrop()(video)[:, None]
+    clips = Swin.view(video)[:, None]
     device = torch.device("cpu")
     left = {
         key: torch.zeros(shape, dtype=getattr(torch, dtype))
