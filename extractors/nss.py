@@ -74,7 +74,7 @@ class Nss(Extractor):
                     f"frames of {width} x {height} are too small for nss, which needs "
                     f"{_SHORTEST_SIDE} x {_SHORTEST_SIDE}"
                 )
-            full = to_y_channel(frame[None].float() / 255, 255.0)
+            full = to_y_channel(frame[None].float().div_(255), 255.0)
             half = imresize(full, scale=0.5, antialiasing=True)
             return torch.cat([statistics(full), statistics(half)])
 

@@ -53,7 +53,7 @@ from store.shard import ShardWriter
 from store.tail import Tail, has_tail, write_tail
 from store.text import TextBank, has_text, write_text
 
-HELD_BYTES = 384 * 2**20
+HELD_BYTES = 256 * 2**20
 """Clips that wait for a network or are in one."""
 DECODING_THREADS = 1
 """Of one decoder process."""

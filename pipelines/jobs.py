@@ -1,5 +1,6 @@
 """One extractor on one video, and the clips of many videos that wait for one network."""
 
+import ctypes
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +19,14 @@ from extractors.views import ClipView, View
 from store.errors import InvalidFeatureError
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
 
+LARGE_BYTES = 64 * 2**20
+"""Who needed more memory than this gives it back to the system at once: glibc would keep what every
+thread has ever used, 1.5 GB after some frames of 4K."""
 RETAINED_BYTES = 256 * 2**20
 """A video's frames, after the view, that wait in memory until its motion series is known; where
 there are more, the video is decoded a second time."""
+
+_give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others keep less
 
 
 @dataclass(eq=False)
@@ -235,6 +241,8 @@ class Room:
         try:
             yield
         finally:
+            if needed_bytes > LARGE_BYTES and _give_back is not None:
+                _give_back(0)
             with self._changed:
                 self._taken_bytes -= needed_bytes
                 self._changed.notify_all()

@@ -170,7 +170,7 @@ def assert_inside(rule, video):
     assert len(clips.frames) == len(clips.rows) >= 1
     assert clips.frames.min() >= 0
     assert clips.frames.max() < len(video)
-    assert clips.rows[:, 0].min() >= 0
+    assert (clips.rows >= 0).any(axis=1).all()  # a clip without a row would be computed in vain
     assert clips.rows.min() >= -1
     kept = clips.rows[clips.rows >= 0]
     assert kept.max() < len(video)
