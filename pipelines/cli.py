@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import bank_commands
+from pipelines import bank_commands, label_commands
 from pipelines import weights as weight_commands
 from store.errors import VqbankError
 
@@ -28,6 +28,8 @@ app = typer.Typer(
 
 app.add_typer(bank_commands.app)
 app.add_typer(weight_commands.app, name="weights")
+app.add_typer(label_commands.labels_app, name="labels")
+app.add_typer(label_commands.split_app, name="split")
 
 RecipeFile = Annotated[
     Path | None, typer.Argument(metavar="[RECIPE]", help="YAML recipe; options override it.")
