@@ -78,7 +78,7 @@ def near_pairs(
     """
     values = np.asarray(features, np.float64)
     spread = values.std(axis=0)
-    moving = spread > 1e-12 * np.abs(values).max(axis=0, initial=1.0)
+    moving = spread > 1e-6 * np.abs(values).max(axis=0)  # else rounding is all that moves
     scaled = (values[:, moving] - values[:, moving].mean(axis=0)) / spread[moving]
     limit = below * _median_distance(scaled)
     on_test = np.zeros((len(splits), len(videos)), bool)

@@ -102,6 +102,7 @@ def check(
     """Say what label files hold, whether they agree, and which videos have files."""
     from itertools import combinations
 
+    from pipelines.labels.match import near_names
     from pipelines.labels.merge import agreement, merged
     from pipelines.labels.videos import reconcile
 
@@ -114,7 +115,9 @@ def check(
             f"{one.path} and {two.path}: {both.shared} of {len(one)} and {len(two)} videos in "
             f"both, {both.compared} scored in both, largest difference {both.largest:.2g}"
         )
-        _some("near", [f"{name} and {other}" for name, other in both.near.items()])
+        if both.shared:
+            near = near_names(both.only_one, both.only_two)
+            _some("near", [f"{name} and {other}" for name, other in near.items()])
     if videos is None:
         return
     rows = merged(read)

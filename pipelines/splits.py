@@ -347,7 +347,9 @@ def _rqvqa(videos: Sequence[Video], labels: Labels | None, count: int) -> list[S
 
 def _vsfa(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
     if labels is None or labels.orders is None:
-        where = "a label file" if labels is None else f"{labels.path}, which has none"
+        where = (
+            "a .mat label file" if labels is None else f"{labels.path}, which has none to be used"
+        )
         raise RecipeError(f"VSFA's splits are cut from the `index` of {where}")
     orders: Orders = labels.orders
     if count > len(orders.orders):

@@ -32,7 +32,7 @@ SIDE_SCORES = re.compile(r"(?!mos(?:std|sd|stddev|var)$)(?:d?mos.*|.*mos)")
 """Scores that are taken only where there is no other or `--score` names them: parts of videos
 (LSVQ, YouTube-UGC), differences to a reference, and what a newer column corrects (CVD2014's
 original MOS, LIVE-Qualcomm's biased one)."""
-STD = ("std", "mosstd", "stdmos", "sd", "mossd", "stddev", "stdev", "standarddeviation")
+STD = ("std", "mosstd", "stdmos", "scorestd", "sd", "mossd", "stddev", "stdev", "standarddeviation")
 RATINGS = (
     "nratings", "numratings", "ratings", "nvotes", "numvotes", "votes", "ratingcount", "ctotal",
     "numberofratings",
@@ -40,13 +40,17 @@ RATINGS = (
 SCENES = (
     "scene", "sceneid", "contentid", "content", "videocontent", "contentname", "reference",
     "referenceid", "referencename", "refid", "refids", "ref", "refname", "refvideo", "sourceid",
-    "sourcevideo",
+    "sourcevideo", "videonumber",
 )  # fmt: skip
-PARTS = ("part", "subset", "split", "officialsplit", "istest")
+"""`Video Number` is the source in Waterloo IVC 4K's csv."""
+PARTS = ("part", "set", "subset", "split", "officialsplit", "istest")
 PART_WORDS: Mapping[str, Part] = {
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
+}  # fmt: skip
+IS_TEST: Mapping[str, Part] = {
+    "true": "test", "1": "test", "1.0": "test", "false": "train", "0": "train", "0.0": "train",
 }  # fmt: skip
 MAXWELL = frozenset(["o", "aall", "tall"])
 """MaxWell's csv: overall, aesthetic and technical scores, and no column of names."""
@@ -83,8 +87,8 @@ def _with_header(sheet: Sheet, score: str | None) -> Labels:
     names = named(FILE_NAMES) or named(IDS)
     if len(names) > 1:
         raise ManifestError(
-            f"{sheet.path} fits two layouts: {' and '.join(map(repr, names))} may both name the "
-            "videos; rename or remove one"
+            f"{sheet.head_place} fits two layouts: {' and '.join(map(repr, names))} may both name "
+            "the videos; rename or remove one"
         )
     if not names and not maxwell:
         raise _no_layout(sheet, "no column names the videos", FILE_NAMES + IDS)
@@ -110,7 +114,7 @@ def _with_header(sheet: Sheet, score: str | None) -> Labels:
     unused = [column for column in sheet.columns if column not in used]
     return _labels(
         sheet,
-        layout="a column names videos, another their scores" if names else "MaxWell's csv",
+        layout="named columns" if names else "MaxWell's csv",
         names=sheet.columns[names[0]] if names else None,
         name_column=names[0] if names else "",
         score=chosen,
@@ -119,6 +123,7 @@ def _with_header(sheet: Sheet, score: str | None) -> Labels:
         ratings=ratings,
         scene_column=scene_column,
         parts=parts.values,
+        part_column=parts.column,
         split_columns=split_columns,
         notes=[f"columns not used: {', '.join(unused)}"] if unused else [],
     )
@@ -137,8 +142,8 @@ def _score_column(
     candidates = main or side
     if len(candidates) > 1:
         raise ManifestError(
-            f"{sheet.path} fits two layouts: {' and '.join(map(repr, candidates))} may all be the "
-            "score; --score says which"
+            f"{sheet.head_place} fits two layouts: {' and '.join(map(repr, candidates))} may be "
+            "the score; --score says which"
         )
     if candidates:
         return candidates[0]
@@ -153,7 +158,7 @@ def _score_column(
 def _no_layout(sheet: Sheet, why: str, known: Sequence[str]) -> ManifestError:
     seen = ", ".join(map(repr, list(sheet.columns)[:12]))
     return ManifestError(
-        f"{sheet.path} fits no layout: {why}. It is {sheet.seen}: {seen}. Known names: "
+        f"{sheet.head_place} fits no layout: {why}. It is {sheet.seen}: {seen}. Known names: "
         f"{', '.join(known)}"
     )
 
@@ -166,8 +171,8 @@ def _first(
         found = [column for column in columns if simple_names[column] == name]
         if len(found) > 1:
             raise ManifestError(
-                f"{sheet.path} fits two layouts: {' and '.join(map(repr, found))} mean the same; "
-                "rename or remove one"
+                f"{sheet.head_place} fits two layouts: {' and '.join(map(repr, found))} mean the "
+                "same; rename or remove one"
             )
         if found:
             return found[0]
@@ -177,43 +182,43 @@ def _first(
 @dataclass(frozen=True, slots=True)
 class _Parts:
     column: str | None = None
-    values: tuple[Part, ...] | None = None
+    values: tuple[Part | None, ...] | None = None
 
 
 def _parts(
     sheet: Sheet, columns: Sequence[str], simple_names: Mapping[str, str]
 ) -> tuple[_Parts, dict[str, tuple[Part, ...]]]:
-    """The official part of every row, and what further split columns say."""
+    """The official part of every row, and what further split columns say.
+
+    A column of such a name in which no cell is a part is something else.
+    """
     official = _Parts()
     splits = {}
     for column in columns:
         name = simple_names[column]
         if name not in PARTS and "split" not in name:
             continue
+        words = IS_TEST if name == "istest" else PART_WORDS
         cells = sheet.columns[column]
-        if name == "istest":
-            words: list[Part | None] = [
-                {"true": "test", "1": "test", "false": "train", "0": "train"}.get(cell.lower())  # type: ignore[misc]
-                for cell in cells
-            ]
-        else:
-            words = [PART_WORDS.get(cell.lower()) for cell in cells]
-        for row, word in enumerate(words):
-            if word is None:
+        parts = [words.get(cell.lower()) for cell in cells]
+        if not any(parts):
+            continue
+        is_official = name in PARTS
+        for row, part in enumerate(parts):
+            if part is None and (cells[row] or not is_official):
                 raise ManifestError(
                     f"{sheet.cell_place(row, column)}: {cells[row]!r} is no part; known are "
-                    f"{'True, False' if name == 'istest' else ', '.join(PART_WORDS)}"
+                    f"{', '.join(words)}"
                 )
-        values = tuple(word for word in words if word is not None)
-        if name in PARTS:
-            if official.column is not None:
-                raise ManifestError(
-                    f"{sheet.path} fits two layouts: {official.column!r} and {column!r} may both "
-                    "be the official part; rename or remove one"
-                )
-            official = _Parts(column, values)
+        if not is_official:
+            splits[column] = tuple(part for part in parts if part is not None)
+        elif official.column is None:
+            official = _Parts(column, tuple(parts))
         else:
-            splits[column] = values
+            raise ManifestError(
+                f"{sheet.head_place} fits two layouts: {official.column!r} and {column!r} may both "
+                "be the official part; rename or remove one"
+            )
     return official, splits
 
 
@@ -246,9 +251,9 @@ def _without_header(sheet: Sheet, score: str | None) -> Labels:
         for column, is_numbers in zip(columns, numeric, strict=True)
     )
     raise ManifestError(
-        f"{sheet.path} fits no layout: it is {sheet.seen}, and its {width} columns hold {kinds}; "
-        "without a header there are `name, duration, fps, mos` and `name, mos`. Give it a header "
-        "that names its columns"
+        f"{sheet.head_place} fits no layout: it is {sheet.seen}, and its {width} columns hold "
+        f"{kinds}; without a header there are `name, duration, fps, mos` and `name, mos`. Give it "
+        "a header that names its columns"
     )
 
 
@@ -268,6 +273,7 @@ def _four_columns(sheet: Sheet, score: str | None) -> Labels:
             seen=sheet.seen,
             columns={names.get(column, column): cells for column, cells in sheet.columns.items()},
             has_header=False,
+            head_place=sheet.head_place,
             row_place=sheet.row_place,
             cell_place=lambda row, column: sheet.cell_place(
                 row, {name: number for number, name in names.items()}.get(column, column)
@@ -318,13 +324,18 @@ def _labels(
     std: str | None = None,
     ratings: str | None = None,
     scene_column: str | None = None,
-    parts: Sequence[Part] | None = None,
+    parts: Sequence[Part | None] | None = None,
     split_columns: Mapping[str, tuple[Part, ...]] | None = None,
+    part_column: str | None = None,
     notes: Sequence[str] = (),
 ) -> Labels:
     notes = list(notes)
+    split_columns = split_columns or {}
     scores = sheet.numbers(score, may_be_empty=sheet.has_header)
-    _refuse_cut_number(sheet, score, names)
+    _refuse_cut_cell(
+        sheet,
+        [name_column, score, *others, std, ratings, scene_column, part_column, *split_columns],
+    )
     n = len(scores)
     if names is None:
         width = max(4, len(str(n)))
@@ -352,7 +363,9 @@ def _labels(
                 f"{sheet.cell_place(row, ratings or '')}: a number of ratings is not {count:g}"
             )
     scenes, rule, scene_note = _scenes(sheet, named, scene_column)
-    orders = _orders(sheet, n)
+    orders, order_note = _orders(sheet, n)
+    if simple(score).startswith("dmos"):
+        notes.append(f"{score}: a difference to a reference; in some data sets less is better")
     if sheet.has_header and score != name_column:
         layout = f"{layout}: {name_column + ', ' if name_column else ''}{score}"
     return Labels(
@@ -378,9 +391,9 @@ def _labels(
         score=score if sheet.has_header or not score.isdecimal() else f"column {score}",
         scene_rule=rule,
         named=names is not None,
-        split_columns=split_columns or {},
+        split_columns=split_columns,
         orders=orders,
-        notes=(*notes, *([scene_note] if scene_note else [])),
+        notes=(*notes, *filter(None, (scene_note, order_note))),
     )
 
 
@@ -397,19 +410,14 @@ def _refuse_names(sheet: Sheet, column: str, names: Sequence[str]) -> None:
         first[name] = row
 
 
-def _refuse_cut_number(sheet: Sheet, score: str, names: Sequence[str] | None) -> None:
-    """A file that ends within its last line may have lost digits of the last score.
-
-    It is whole where all scores are written with as many digits after the point.
-    """
-    if not sheet.unended or list(sheet.columns)[-1] != score or len(sheet) < 2:
-        return
-    cells = sheet.columns[score]
-    digits = {len(re.split(r"[.,]", cell)[1]) if re.search(r"[.,]", cell) else 0 for cell in cells}
-    if len(digits) > 1 or digits == {0} or not all(cells[:-1]) or not cells[-1]:
+def _refuse_cut_cell(sheet: Sheet, used: Sequence[str | None]) -> None:
+    """A file that ends within its last line may have lost the end of its last cell."""
+    last = list(sheet.columns)[-1]
+    if sheet.unended and last in used:
+        cell = sheet.columns[last][-1]
         raise ManifestError(
-            f"{sheet.cell_place(len(cells) - 1, score)}: the file ends within its last line, so "
-            f"{cells[-1]!r} may be cut off; if it is whole, end the line"
+            f"{sheet.cell_place(len(sheet) - 1, last)}: the file ends within its last line, so "
+            f"{cell!r} may be cut off; if it is whole, end the line"
         )
 
 
@@ -429,48 +437,45 @@ def _scenes(
     return [cell or None for cell in cells], f"column {column}", ""
 
 
-def _orders(sheet: Sheet, n: int) -> Orders | None:
-    """The `index` of a .mat file; two families of files mean two things by it.
+def _orders(sheet: Sheet, n: int) -> tuple[Orders | None, str]:
+    """The `index` of a .mat file, and a note where it cannot be read.
 
-    VSFA and MDTVSFA hold orders of reference ids from 1; SimpleVQA and MinimalisticVQA of row
-    numbers from 0.  The axis along which each line is a permutation tells which way it lies, and
-    what is permuted tells what it means.
+    Two families of files mean two things by it: VSFA and MDTVSFA hold orders of reference ids from
+    1; SimpleVQA and MinimalisticVQA of row numbers from 0.  The axis along which each line is a
+    permutation tells which way it lies, and what is permuted tells what it means.
     """
     matrix = next(
         (value for name, value in sheet.matrices.items() if simple(name) == "index"), None
     )
     if matrix is None:
-        return None
-    ids = next(
-        (
-            sheet.numbers(name)
-            for name in sheet.columns
-            if simple(name) == "refids" and len(sheet.columns[name]) == n
-        ),
-        None,
-    )
-    readings: list[tuple[IndexMeaning, NDArray[np.float64], NDArray[np.int64]]] = []
+        return None, ""
     rows = np.arange(n, dtype=np.int64)
-    if ids is None:
-        numbers = rows.astype(np.float64)
-        readings.append(("row numbers from 0", numbers, rows))
-        readings.append(("row numbers from 1", numbers + 1, rows))
-    else:
-        kinds, groups = np.unique(np.array(ids, np.float64), return_inverse=True)
-        readings.append(("reference ids", kinds, groups.astype(np.int64)))
+    numbers = rows.astype(np.float64)
+    readings: list[tuple[IndexMeaning, NDArray[np.float64], NDArray[np.int64]]] = [
+        ("row numbers from 0", numbers, rows),
+        ("row numbers from 1", numbers + 1, rows),
+    ]
+    for name, cells in sheet.columns.items():
+        if simple(name) == "refids" and len(cells) == n:
+            ids, groups = np.unique(np.array(sheet.numbers(name), np.float64), return_inverse=True)
+            readings.insert(0, ("reference ids", ids, groups.astype(np.int64)))
     found: list[Orders] = []
-    for meaning, kinds, groups in readings:
+    for meaning, values, groups in readings:
         for lines in (matrix, matrix.T):
-            if lines.shape[1] == len(kinds) and np.array_equal(
-                np.sort(lines, axis=1), np.broadcast_to(kinds, lines.shape)
+            if lines.shape[1] == len(values) and np.array_equal(
+                np.sort(lines, axis=1), np.broadcast_to(values, lines.shape)
             ):
-                orders = np.searchsorted(kinds, lines).astype(np.int64)
-                found.append(Orders(groups=groups, orders=orders, meaning=meaning))
+                orders = Orders(groups, np.searchsorted(values, lines).astype(np.int64), meaning)
+                if not any(_same(orders, other) for other in found):
+                    found.append(orders)
     if len(found) == 1:
-        return found[0]
-    what = "neither axis of" if not found else "both axes of"
-    raise ManifestError(
-        f"{sheet.path}: {what} index [{' x '.join(map(str, matrix.shape))}], with numbers from "
-        f"{matrix.min():g} to {matrix.max():g}, {'holds' if not found else 'hold'} permutations of "
-        f"{'the rows' if ids is None else 'ref_ids'} ({n} videos)"
+        return found[0], ""
+    shape = " x ".join(map(str, matrix.shape))
+    return None, (
+        f"index [{shape}] is not used: with numbers from {matrix.min():g} to {matrix.max():g} it "
+        f"holds {'no' if not found else 'two kinds of'} orders of these {n} videos"
     )
+
+
+def _same(one: Orders, two: Orders) -> bool:
+    return np.array_equal(one.groups, two.groups) and np.array_equal(one.orders, two.orders)

@@ -41,7 +41,9 @@ def with_kind(labels: Labels) -> Labels:
             f"{first.mos:g}, {one}; {second.name} ({second.place}) has {second.mos:g}, {two}"
         )
     if not known:
-        return labels
+        is_cvd2014 = labels.scene_rule.startswith("CVD2014")
+        hint = "which of CVD2014's two kinds of MOS this is cannot be told: no video is a D01"
+        return labels.with_notes(hint if is_cvd2014 else "")
     if not kinds:
         return labels.with_notes(
             "the names are CVD2014's, and the scores neither its original nor its realigned MOS"

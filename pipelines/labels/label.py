@@ -51,11 +51,12 @@ def key_of(name: str) -> str:
     """`name` without folders and suffix, in lower case; KoNViD-1k's long names become ids.
 
     A suffix is a dot and up to four letters or digits with a letter among them, so that `a.mp4`
-    loses one and `clip_0.5` does not.
+    loses one and `clip_0.5` does not; but `3339962845.0` is an id that was read as a number.
     """
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     stem, dot, suffix = last.rpartition(".")
-    if dot and stem and len(suffix) <= 4 and suffix.isalnum() and not suffix.isdecimal():
+    is_suffix = dot and stem and len(suffix) <= 4 and suffix.isalnum() and not suffix.isdecimal()
+    if is_suffix or (stem.isdecimal() and suffix == "0"):
         last = stem
     konvid = _KONVID.fullmatch(last.lower())
     return konvid[1] if konvid else last.lower()

@@ -70,6 +70,7 @@ def sheet(path: Path, content: bytes) -> Sheet:
         seen=f"MATLAB {version} file with {_listed(variables)}",
         columns={**texts, **vectors},
         has_header=True,
+        head_place=str(path),
         row_place=lambda row: f"{path}: row {row + 1}",
         cell_place=lambda row, column: f"{path}: {column}({row + 1})",
         matrices=matrices,
@@ -108,6 +109,8 @@ def _refuse_cut_off(path: Path, content: bytes) -> None:
     Raises:
         ManifestError: with the byte at which the element begins that does not end.
     """
+    if len(content) < _HEADER_BYTES:
+        raise ManifestError(f"{path} is cut off: it has {len(content)} bytes, less than a header")
     order = "<" if content[126:128] == b"IM" else ">"
     place = _HEADER_BYTES
     while place < len(content):
@@ -177,9 +180,9 @@ def _version_73(path: Path, content: bytes) -> Iterator[tuple[str, Value]]:
             for name in file:
                 if name != "#refs#" and name != "#subsystem#":
                     yield from _from_hdf5(path, file, name, file[name], _DEPTH)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, ManifestError):
-            raise
+    except ManifestError:
+        raise
+    except Exception as error:  # so does HDF5's
         raise ManifestError(f"{path} is a damaged MATLAB 7.3 file: {error}") from error
 
 

@@ -1,11 +1,11 @@
 """Several label files of one data set to one list of videos; they must agree where they meet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.labels.kinds import refuse_other_kind
 from pipelines.labels.label import Label, Labels
-from pipelines.labels.match import match, near_names
+from pipelines.labels.match import match
 from store.errors import ManifestError
 
 TOLERANCE = 1e-4
@@ -22,8 +22,9 @@ class Agreement:
     """Those to which both give a score."""
     largest: float
     """Largest difference of their scores."""
-    near: Mapping[str, str]
-    """For the first videos that only one file has, the nearest name that only two has."""
+    only_one: tuple[str, ...]
+    """Names that the second file does not have."""
+    only_two: tuple[str, ...]
 
 
 def agreement(one: Labels, two: Labels) -> Agreement:
@@ -60,9 +61,8 @@ def agreement(one: Labels, two: Labels) -> Agreement:
         shared=len(shared),
         compared=len(scored),
         largest=worst[2] if worst is not None else 0.0,
-        near=near_names(
-            [one.names[row] for row in found.only_one], [two.names[row] for row in found.only_two]
-        ),
+        only_one=tuple(one.names[row] for row in found.only_one),
+        only_two=tuple(two.names[row] for row in found.only_two),
     )
 
 

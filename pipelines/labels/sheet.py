@@ -21,8 +21,13 @@ class Sheet:
     seen: str
     """What kind of file this is, for messages: `text, ';' between cells`."""
     columns: Mapping[str, Sequence[str]]
-    """Cells by column, all of one length; columns without a header are called `1`, `2`, ..."""
+    """Cells by column; columns without a header are called `1`, `2`, ...
+
+    Those of text are of one length; a .mat file holds sizes and lists of other things, too.
+    """
     has_header: bool
+    head_place: str
+    """Where the names of the columns stand, or the first row."""
     row_place: Callable[[int], str]
     """Where row i stands."""
     cell_place: Callable[[int, str], str]
@@ -33,7 +38,7 @@ class Sheet:
     """The last line has no line end, so that its last cell may be cut off."""
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values()))) if self.columns else 0
+        return max((len(cells) for cells in self.columns.values()), default=0)
 
     def numbers(self, column: str, *, may_be_empty: bool = False) -> list[float | None]:
         """The column as numbers; a decimal comma is one where no cell has a point.

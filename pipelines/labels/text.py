@@ -49,15 +49,16 @@ def sheets(path: Path, text: str) -> list[Sheet]:
     """
     if not text.strip():
         raise ManifestError(f"{path} is empty")
-    found, failed = [], []
+    found: list[Sheet] = []
+    failed: dict[str, ManifestError] = {}
     for delimiter, name in DELIMITERS.items():
         try:
             rows = _cells(path, text, delimiter)
         except ManifestError as error:
-            failed.append(error)
+            failed[delimiter] = error
             continue
         if len(rows[0][1]) > 1:
-            found.append(_sheet(path, text, rows, f"text with a {name} between cells"))
+            found.append(_sheet(path, text, rows, f"text with {name} between cells"))
     if not found and not failed and not any(delimiter in text for delimiter in DELIMITERS):
         rows = [
             (number, line.split())
@@ -69,12 +70,12 @@ def sheets(path: Path, text: str) -> list[Sheet]:
             return [_sheet(path, text, rows, "text with white space between cells")]
     if found:
         return found
-    if failed:
-        raise failed[0]
-    first = text.splitlines()[0][:60]
+    first = text.splitlines()[0]
+    if failed:  # the delimiter that the first line has most of is the one that was meant
+        raise failed[max(failed, key=first.count)]
     raise ManifestError(
-        f"{path}:1: {first!r} is one cell, with comma, semicolon, tab and bar between cells; a "
-        "label file has a name and a score in each line"
+        f"{path}:1: {first[:60]!r} is one cell, whether comma, semicolon, tab or bar stand between "
+        "cells; a label file has a name and a score in each line"
     )
 
 
@@ -109,14 +110,16 @@ def _refuse_ragged(path: Path, rows: Sequence[tuple[int, list[str]]], delimiter:
     for line, cells in rows:
         if len(cells) != len(first):
             raise ManifestError(
-                f"{path}:{line}: {len(cells)} cells with a {delimiter} between them, and "
+                f"{path}:{line}: {len(cells)} cells with {delimiter} between them, and "
                 f"{len(first)} in line {first_line}"
             )
 
 
 def _sheet(path: Path, text: str, rows: list[tuple[int, list[str]]], seen: str) -> Sheet:
-    width = len(rows[0][1])
-    while width > 1 and not any(cells[width - 1] for _, cells in rows):
+    width = whole_width = len(rows[0][1])
+    # Blank cells after the last row, as spreadsheets leave them, end it as well as a line end.
+    ends_with_row = any(cell.strip() for cell in re.split(r"[,;|\s]", text.splitlines()[-1]))
+    while len(rows) > 1 and width > 1 and not any(cells[width - 1] for _, cells in rows):
         width -= 1  # trailing empty columns, as spreadsheets write them
     head_line, head = rows[0][0], rows[0][1][:width]
     has_header = not any(is_number(cell) for cell in head)
@@ -126,7 +129,7 @@ def _sheet(path: Path, text: str, rows: list[tuple[int, list[str]]], seen: str) 
                 raise ManifestError(
                     f"{path}:{head_line}, column {number} has cells and no name in the header"
                 )
-            if cell and head.count(cell) > 1:
+            if cell and cell in head[: number - 1]:
                 raise ManifestError(
                     f"{path}:{head_line}, column {number}: {cell!r} stands in the header twice"
                 )
@@ -147,7 +150,8 @@ def _sheet(path: Path, text: str, rows: list[tuple[int, list[str]]], seen: str) 
         seen=f"{seen}, {'with' if has_header else 'without'} a header",
         columns=columns,
         has_header=has_header,
+        head_place=f"{path}:{head_line}",
         row_place=lambda row: f"{path}:{lines[row]}",
         cell_place=cell_place,
-        unended=not text.endswith(("\n", "\r")),
+        unended=width == whole_width and not text.endswith(("\n", "\r")) and ends_with_row,
     )

@@ -13,7 +13,7 @@ from store.schema import Video
 
 def videos_of(rows: Sequence[Label], dataset: str) -> list[Video]:
     """One video per row, in the same order; its path is the name that the file states."""
-    return [_video(row, f"{dataset}/{row.name}", Path(row.name)) for row in rows]
+    return [_video(row, f"{dataset}/{row.name.lstrip('/')}", Path(row.name)) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

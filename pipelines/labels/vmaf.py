@@ -63,6 +63,7 @@ def sheet(path: Path, text: str) -> Sheet:
         seen="a Python module as VMAF's data sets are",
         columns=columns,
         has_header=True,
+        head_place=str(path),
         row_place=lambda row: _at(path, videos[row]),
         cell_place=lambda row, column: f"{_at(path, videos[row])} ({column})",
     )
