@@ -71,8 +71,17 @@ def test_maxwells_labels_of_the_same_shape_are_told_apart_by_their_numbers(tmp_p
 
 
 def test_four_columns_that_are_neither_are_refused_with_line_and_column(tmp_path):
-    with pytest.raises(ManifestError, match=r"x.txt:2, column 3: 1.25 is not frames per second"):
-        read(tmp_path, "a.mp4, 8.0, 29.97, 3.0\nb.mp4, 1.5, 1.25, 1.3\n")
+    with pytest.raises(ManifestError, match=r"x.txt:2, column 3: -2 is not frames per second"):
+        read(tmp_path, "a.mp4, 8.0, 29.97, 3.0\nb.mp4, 1.5, -2, 1.3\n")
+    with pytest.raises(ManifestError, match=r"x.txt:1, column 2: 0 is not a duration in seconds"):
+        read(tmp_path, "a.mp4, 0, 29.97, 3.0\nb.mp4, 1.5, 4, 1.3\n")
+
+
+def test_one_slow_video_does_not_make_a_file_maxwells(tmp_path):
+    labels = read(tmp_path, "a.mp4, 20, 4, 2.778\nb.mp4, 20, 30, 4.4\n")
+
+    assert "FAST-VQA" in labels.layout
+    assert labels.mos.tolist() == [2.778, 4.4]
 
 
 def test_maxwells_csv_names_no_videos_so_rows_are_called_by_number(tmp_path):
@@ -89,7 +98,16 @@ def test_maxwells_csv_names_no_videos_so_rows_are_called_by_number(tmp_path):
         ("flickr_id,mos", "3339962845,4.64", "3339962845", 4.64),
         ("flickr_id,width,file_name,MOS", "33,960,33_a.mp4,4.5", "33_a.mp4", 4.5),
         ("File,MOS,width,height", "A001.mp4,80.232,1920,1080", "A001.mp4", 80.232),
-        ("vid,category,MOSFull,MOSChunk00", "Animation-1,Animation,3.2,3.1", "Animation-1", 3.2),
+        (
+            "vid,category,x_Subjects,MOSFull,MOSChunk00,stdFull,stdChunk00,nb_frames",
+            "Animation_1080P-01b3,Animation,125,3.649,3.604,0.468,0.574,NaN",
+            "Animation_1080P-01b3", 3.649,
+        ),
+        ("ref_name,dist_name,dmos", "1600.png,1600.AWGN.1.png,0.06", "1600.AWGN.1.png", 0.06),
+        (
+            "img_name,mos,std,split,c1,c_total",
+            "10004473376.jpg,77.38,0.52,training,0.0,105", "10004473376.jpg", 77.38,
+        ),
         ("filename,score", "train/0001.mp4,3.36", "train/0001.mp4", 3.36),
         ("video_name,video_score", "orig_1.mp4,2.5", "orig_1.mp4", 2.5),
         ("videoName,MOS,std", "Beauty_q_27,55.1,9.5", "Beauty_q_27", 55.1),
@@ -106,7 +124,13 @@ def test_columns_mean_what_their_names_say(tmp_path, header, row, name, mos):
     labels = read(tmp_path, f"{header}\n{row}\n")
 
     assert rated(labels) == [(name, mos)]
-    assert labels.rows[0].std == {"Beauty_q_27": 9.5, "a.webm": 1, "a.jpg": 0.5}.get(name)
+    deviations = {
+        "Beauty_q_27": 9.5, "a.webm": 1, "a.jpg": 0.5, "10004473376.jpg": 0.52,
+        "Animation_1080P-01b3": 0.468,
+    }  # fmt: skip
+    assert labels.rows[0].std == deviations.get(name)
+    counts = {"10004473376.jpg": 105, "Animation_1080P-01b3": 125}
+    assert labels.rows[0].ratings == counts.get(name)
 
 
 def test_lsvqs_quoted_lists_and_test_flags(tmp_path):
@@ -245,7 +269,7 @@ def test_an_index_that_orders_other_rows_is_not_used_and_says_so(tmp_path):
 
 
 def test_live_qualcomms_structs_are_looked_into(tmp_path):
-    names = ["0723_ManUnderTree_GS5_03_20150723_130016.yuv", "0801_Lake_HTC_01_20150801_120000.yuv"]
+    names = ["0723_ManUnderTree_GS5_03_20150723_130016.yuv", "0911panGarden_Note4_20150911_15.yuv"]
     content = {
         "qualcommSubjectiveData": {
             "unBiasedMOS": np.array([[51.5], [40]]),
@@ -262,7 +286,7 @@ def test_live_qualcomms_structs_are_looked_into(tmp_path):
 
     assert rated(labels) == [(names[0], 51.5), (names[1], 40.0)]
     assert labels.rows[0].other_scores == {"biasedMOS": 1.0}
-    assert [row.scene for row in labels.rows] == ["ManUnderTree", "Lake"]
+    assert [row.scene for row in labels.rows] == ["0723manundertree", "0911pangarden"]
 
 
 def test_an_array_of_structs_is_a_table(tmp_path):
@@ -443,6 +467,7 @@ def test_what_csv_writes_is_read_back(tmp_path_factory, names, scores, delimiter
         ("3339962845.0", "3339962845"),
         ("8536919744_original_centercrop_960x540_8s.mp4", "8536919744"),
         ("5319047612_cut_centercrop_960x540_8s.mp4", "5319047612"),
+        ("Sports_2160P-4e9f_crf_10_ss_00_t_20.0.mp4", "sports_2160p-4e9f"),
         (".mp4", ".mp4"),
     ],
 )
@@ -476,6 +501,18 @@ def test_scenes_follow_stated_rules_or_nothing_is_grouped():
         "City", "Talking head",
     )  # fmt: skip
     assert scenes_by_name(["Test01_City_D01", "other"]) is None
+    qualcomm = [
+        "Color/0912_CheerLeader1_Nokia1080_20130306_17_46_21_Pro.yuv",
+        "Color/0912_Cheerleader1_iphone_IMG_0184.yuv",
+        "Stabilization/1019_SkateBoarderStepsOut_HTCOneVX.yuv",
+        "Sharpness/0826_TrainPullsAway_LG_G2_CAM00726.yuv",
+        "Artifacts/0911nightScene_1020_WindowsPhone_20130305_21_59_44_Pro.mp4",
+        "0911nightScene_5s_IMG_0160",
+    ]
+    assert scenes_by_name(qualcomm).scenes == (
+        "0912cheerleader1", "0912cheerleader1", "1019skateboarderstepsout",
+        "0826trainpullsaway", "0911nightscene", "0911nightscene",
+    )  # fmt: skip
     assert scenes_by_name(["a.mp4"]) is None
 
 

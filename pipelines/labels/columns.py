@@ -21,6 +21,7 @@ from store.schema import Part
 FILE_NAMES = (
     "path", "filepath", "videopath", "filename", "filenames", "file", "videoname", "videonames",
     "videolist", "vidnames", "video", "videofile", "name", "names", "imagename", "imgname",
+    "distname",
 )  # fmt: skip
 IDS = ("flickrid", "vid", "videoid", "id")
 """Names without a file: taken where no column names files."""
@@ -32,10 +33,21 @@ SIDE_SCORES = re.compile(r"(?!mos(?:std|sd|stddev|var)$)(?:d?mos.*|.*mos)")
 """Scores that are taken only where there is no other or `--score` names them: parts of videos
 (LSVQ, YouTube-UGC), differences to a reference, and what a newer column corrects (CVD2014's
 original MOS, LIVE-Qualcomm's biased one)."""
-STD = ("std", "mosstd", "stdmos", "scorestd", "sd", "mossd", "stddev", "stdev", "standarddeviation")
+STD = (
+    "std",
+    "stdfull",
+    "mosstd",
+    "stdmos",
+    "scorestd",
+    "sd",
+    "mossd",
+    "stddev",
+    "stdev",
+    "standarddeviation",
+)
 RATINGS = (
     "nratings", "numratings", "ratings", "nvotes", "numvotes", "votes", "ratingcount", "ctotal",
-    "numberofratings",
+    "numberofratings", "xsubjects", "nsubjects", "numsubjects",
 )  # fmt: skip
 SCENES = (
     "scene", "sceneid", "contentid", "content", "videocontent", "contentname", "reference",
@@ -43,7 +55,7 @@ SCENES = (
     "sourcevideo", "videonumber",
 )  # fmt: skip
 """`Video Number` is the source in Waterloo IVC 4K's csv."""
-PARTS = ("part", "set", "subset", "split", "officialsplit", "istest")
+PARTS = ("part", "set", "subset", "split", "officialsplit", "trainortest", "istest")
 PART_WORDS: Mapping[str, Part] = {
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation",
@@ -260,8 +272,8 @@ def _without_header(sheet: Sheet, score: str | None) -> Labels:
 def _four_columns(sheet: Sheet, score: str | None) -> Labels:
     """FAST-VQA's and DOVER's labels.txt, and MaxWell's of the same shape.
 
-    Seconds and frames per second are positive, or -1 where unknown.  No video has less than 6
-    frames per second and no MaxWell score reaches 6, so the third column tells them apart.
+    Seconds and frames per second are positive, or -1 where unknown.  MaxWell's scores are all below
+    6; frames per second are so for single videos (one of YouTube-UGC has 4), never for a whole set.
     """
     seconds, rates = sheet.numbers("2"), sheet.numbers("3")
     known = [rate for rate in rates if rate is not None and rate != -1]
@@ -295,10 +307,10 @@ def _four_columns(sheet: Sheet, score: str | None) -> Labels:
         )
     if score is not None:
         raise ManifestError(f"{sheet.path} has no header, so --score cannot name a column")
-    for column, numbers, lowest in (("2", seconds, 0.0), ("3", rates, 6.0)):
+    for column, numbers in (("2", seconds), ("3", rates)):
         what = "a duration in seconds" if column == "2" else "frames per second"
         for row, number in enumerate(numbers):
-            if number is not None and number != -1 and not lowest < number < 1e5:
+            if number is not None and number != -1 and not 0 < number < 1e5:
                 raise ManifestError(
                     f"{sheet.cell_place(row, column)}: {number:g} is not {what}, nor -1 for "
                     "unknown; four columns without a header are `name, duration, fps, mos` "

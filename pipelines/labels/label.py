@@ -15,9 +15,9 @@ from store.schema import Part
 
 IndexMeaning = Literal["row numbers from 0", "row numbers from 1", "reference ids"]
 
-# KoNViD-1k's videos are published as ID.mp4 and as ID_original_centercrop_960x540_8s.mp4 (or
-# `_cut_`); both are the same video.
-_KONVID = re.compile(r"(\d+)_(?:original|cut)_centercrop_960x540_8s")
+# One video under two published names: KoNViD-1k's ID.mp4 is ID_original_centercrop_960x540_8s.mp4
+# (or `_cut_`), YouTube-UGC's NAME is NAME_crf_10_ss_00_t_20.0.mp4.
+_LONG_NAME = re.compile(r"(\d+)_(?:original|cut)_centercrop_960x540_8s|(.+)_crf_10_ss_00_t_20\.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Label:
 
 
 def key_of(name: str) -> str:
-    """`name` without folders and suffix, in lower case; KoNViD-1k's long names become ids.
+    """`name` without folders and suffix, in lower case; known long names become short ones.
 
     A suffix is a dot and up to four letters or digits with a letter among them, so that `a.mp4`
     loses one and `clip_0.5` does not; but `3339962845.0` is an id that was read as a number.
@@ -58,8 +58,8 @@ def key_of(name: str) -> str:
     is_suffix = dot and stem and len(suffix) <= 4 and suffix.isalnum() and not suffix.isdecimal()
     if is_suffix or (stem.isdecimal() and suffix == "0"):
         last = stem
-    konvid = _KONVID.fullmatch(last.lower())
-    return konvid[1] if konvid else last.lower()
+    long = _LONG_NAME.fullmatch(last.lower())
+    return (long[1] or long[2]) if long else last.lower()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

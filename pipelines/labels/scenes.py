@@ -22,9 +22,13 @@ class Scenes:
 _CVD2014 = re.compile(
     r"test0?[1-6]_(city|newspaper|talking_head|television|traffic)_d\d{2}", re.IGNORECASE
 )
-# LIVE-Qualcomm (Ghadiyaram et al. 2018): 0723_ManUnderTree_GS5_03_20150723_130016.yuv is month and
-# day, content, phone, number, date and time of day.
-_QUALCOMM = re.compile(r"\d{4}_(.+)_[^_]+_\d+_\d{8}_\d{6}", re.IGNORECASE)
+# LIVE-Qualcomm (Ghadiyaram et al. 2018): 0723_ManUnderTree_GS5_03_20150723_130016.yuv and
+# 0911panGarden_Note4_20150911_152420.yuv are month and day, content, phone and what the phone
+# called it.  Letters differ in case within one content; there are 54.
+_QUALCOMM = re.compile(
+    r"(\d{4}_?[a-z][a-z0-9]*)_(?:htc|lg|g2|oppo|notes?4|gs[56]|iphone|5s|nokia|lumia|1020).*",
+    re.IGNORECASE,
+)
 # KVQ (Lu et al. 2024): seven versions of one content follow each other; RQ-VQA's loader groups
 # them so.
 _KVQ = re.compile(r"(train|val|test)/(\d{4})\.mp4")
@@ -81,7 +85,8 @@ def _qualcomm(names: Sequence[str]) -> Scenes | None:
     contents = _all(names, _QUALCOMM)
     if contents is None:
         return None
-    return Scenes(tuple(contents), "LIVE-Qualcomm: the content in the name, whatever the phone")
+    scenes = tuple(content[:4] + content[4:].lstrip("_").lower() for content in contents)
+    return Scenes(scenes, "LIVE-Qualcomm: date and content in the name, whatever the phone")
 
 
 def _kvq(names: Sequence[str]) -> Scenes | None:

@@ -54,11 +54,10 @@ def sheets(path: Path, text: str) -> list[Sheet]:
     for delimiter, name in DELIMITERS.items():
         try:
             rows = _cells(path, text, delimiter)
+            if len(rows[0][1]) > 1:
+                found.append(_sheet(path, text, rows, f"text with {name} between cells"))
         except ManifestError as error:
             failed[delimiter] = error
-            continue
-        if len(rows[0][1]) > 1:
-            found.append(_sheet(path, text, rows, f"text with {name} between cells"))
     if not found and not failed and not any(delimiter in text for delimiter in DELIMITERS):
         rows = [
             (number, line.split())

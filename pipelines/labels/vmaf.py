@@ -53,6 +53,8 @@ def sheet(path: Path, text: str) -> Sheet:
     columns: dict[str, list[str]] = {"path": [str(row["path"]) for row in rows]}
     if rows and all("content_id" in row for row in rows):
         columns["content_id"] = [str(row["content_id"]) for row in rows]
+    if rows and all("train_or_test" in row for row in rows):
+        columns["train_or_test"] = [str(row["train_or_test"]) for row in rows]
     for score in scores:
         if score != "os":
             columns[_NAMES.get(score, score)] = [str(row.get(score, "")) for row in rows]
