@@ -80,8 +80,7 @@ def import_(
         write_manifest(output, made)
         _say_written(output, made)
         return
-    if not all(labels.named for labels in read):
-        raise ManifestError(f"{files[0]} names no videos, so none can be found in {videos}")
+    _refuse_unnamed(read, videos)
     found = reconcile(rows, videos, dataset)
     _report(found, len(rows), videos)
     if not found.videos:
@@ -120,6 +119,7 @@ def check(
             _some("near", [f"{name} and {other}" for name, other in near.items()])
     if videos is None:
         return
+    _refuse_unnamed(read, videos)
     rows = merged(read)
     found = reconcile(rows, videos, videos.name)
     _report(found, len(rows), videos)
@@ -141,6 +141,14 @@ def _read(file: Path, score: str | None, scene: str | None) -> "Labels":
         replace(row, scene=name) for row, name in zip(labels.rows, found.scenes, strict=True)
     )
     return replace(labels, rows=rows, scene_rule=found.rule)
+
+
+def _refuse_unnamed(read: "list[Labels]", videos: Path) -> None:
+    from store.errors import ManifestError
+
+    for labels in read:
+        if not labels.named:
+            raise ManifestError(f"{labels.path} names no videos, so none can be found in {videos}")
 
 
 def _describe(labels: "Labels") -> None:

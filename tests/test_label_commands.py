@@ -92,6 +92,8 @@ def test_import_without_any_file_or_name_writes_nothing(tmp_path):
         with pytest.raises(ManifestError, match=message):
             vqbank("labels", "import", file, "-o", tmp_path / "m.csv", "--videos", videos)
     assert not (tmp_path / "m.csv").exists()
+    with pytest.raises(ManifestError, match="names no videos"):
+        vqbank("labels", "check", unnamed, "--videos", videos)
 
 
 def test_a_file_without_names_is_imported_by_row_and_says_so(tmp_path):

@@ -188,6 +188,16 @@ def test_two_columns_are_a_name_and_a_score_in_either_order(tmp_path, text):
     assert rated(read(tmp_path, text)) == [("a.mp4", 3.5), ("b.mp4", 2.0)]
 
 
+def test_what_nobody_has_to_use_may_be_missing_and_the_score_may_not(tmp_path):
+    text = "vid,MOSFull,MOSChunk10,stdFull\na,3.5,NaN,0.5\nb,2.5,1.5,NA\n"
+    rows = read(tmp_path, text).rows
+
+    assert [(row.mos, row.std) for row in rows] == [(3.5, 0.5), (2.5, None)]
+    assert [dict(row.other_scores) for row in rows] == [{}, {"MOSChunk10": 1.5}]
+    with pytest.raises(ManifestError, match=r"x.txt:2, column 3 \(MOSChunk10\) is 'NaN'"):
+        read(tmp_path, text, score="MOSChunk10")
+
+
 # MATLAB
 
 
@@ -260,6 +270,7 @@ def test_an_index_that_orders_other_rows_is_not_used_and_says_so(tmp_path):
         "video_names": cells(["a", "b", "c"]),
         "scores": np.array([1, 2, 3]),
         "index": np.array([[5, 6, 7], [7, 5, 6]]),
+        "name": "a set",
     }
     scipy.io.savemat(tmp_path / "x.mat", content)
     labels = read_labels(tmp_path / "x.mat")

@@ -69,6 +69,13 @@ MAXWELL = frozenset(["o", "aall", "tall"])
 SCORE_OF_NO_NAME = "o"
 
 
+MISSING = ("", "nan", "na", "n/a")
+"""What stands for no number beside the score: in columns that nobody has to use.
+
+Where the score itself is one of these but the first, the file is refused.
+"""
+
+
 def interpret(sheet: Sheet, *, score: str | None = None) -> Labels:
     """The labels in a sheet.
 
@@ -97,6 +104,8 @@ def _with_header(sheet: Sheet, score: str | None) -> Labels:
         return [column for column, name in simple_names.items() if name in candidates]
 
     names = named(FILE_NAMES) or named(IDS)
+    longest = max((len(sheet.columns[column]) for column in names), default=0)
+    names = [column for column in names if len(sheet.columns[column]) == longest]
     if len(names) > 1:
         raise ManifestError(
             f"{sheet.head_place} fits two layouts: {' and '.join(map(repr, names))} may both name "
@@ -343,7 +352,7 @@ def _labels(
 ) -> Labels:
     notes = list(notes)
     split_columns = split_columns or {}
-    scores = sheet.numbers(score, may_be_empty=sheet.has_header)
+    scores = sheet.numbers(score, missing=("",) if sheet.has_header else ())
     _refuse_cut_cell(
         sheet,
         [name_column, score, *others, std, ratings, scene_column, part_column, *split_columns],
@@ -362,9 +371,9 @@ def _labels(
     missing = scores.count(None)
     if missing:
         notes.append(f"{missing} of {n} rows have no score")
-    side = {column: sheet.numbers(column, may_be_empty=True) for column in others}
-    deviations = sheet.numbers(std, may_be_empty=True) if std is not None else [None] * n
-    counts = sheet.numbers(ratings, may_be_empty=True) if ratings is not None else [None] * n
+    side = {column: sheet.numbers(column, missing=MISSING) for column in others}
+    deviations = sheet.numbers(std, missing=MISSING) if std is not None else [None] * n
+    counts = sheet.numbers(ratings, missing=MISSING) if ratings is not None else [None] * n
     for row, (deviation, count) in enumerate(zip(deviations, counts, strict=True)):
         if deviation is not None and deviation < 0:
             raise ManifestError(

@@ -1,7 +1,7 @@
 """Cells in named columns: what text, .mat and VMAF files have in common."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from store.errors import ManifestError
 
-_NUMBER = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,12 @@ class Sheet:
     def __len__(self) -> int:
         return max((len(cells) for cells in self.columns.values()), default=0)
 
-    def numbers(self, column: str, *, may_be_empty: bool = False) -> list[float | None]:
+    def numbers(self, column: str, *, missing: Collection[str] = ()) -> list[float | None]:
         """The column as numbers; a decimal comma is one where no cell has a point.
+
+        Args:
+            column: its name.
+            missing: cells, in lower case, that stand for no number and become None.
 
         Raises:
             ManifestError: with the place of the first cell that is no finite number.
@@ -56,7 +60,7 @@ class Sheet:
             )
         found: list[float | None] = []
         for row, cell in enumerate(cells):
-            if not cell and may_be_empty:
+            if cell.lower() in missing:
                 found.append(None)
             elif is_number(cell):
                 found.append(float(cell.replace(",", ".")))
