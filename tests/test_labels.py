@@ -424,6 +424,26 @@ def test_a_file_cut_off_anywhere_is_read_right_or_refused(tmp_path, text):
         assert_right_or_refused(write(tmp_path, text[:length]), whole)
 
 
+@pytest.mark.parametrize("version", ["5", "5 compressed", "7.3"])
+def test_a_mat_cut_off_anywhere_is_refused(tmp_path, version):
+    path = tmp_path / "whole.mat"
+    names = [f"clip_{number}.mp4" for number in range(40)]
+    scores = np.linspace(1, 5, 40)
+    if version == "7.3":
+        index = orders(np.random.default_rng(0), np.arange(1, 41))
+        save_73(path, names=names, scores=scores, index=index, ref_ids=np.arange(1, 41))
+    else:
+        content = {"scores": scores, "video_names": cells(names)}
+        scipy.io.savemat(path, content, do_compression="compressed" in version)
+    whole = path.read_bytes()
+
+    assert len(read_labels(path)) == 40
+    for length in [*range(0, len(whole), len(whole) // 60), *range(len(whole) - 9, len(whole))]:
+        found = attempt(write(tmp_path, whole[:length]))
+        assert isinstance(found, str), length
+        assert "x.txt" in found
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
@@ -583,6 +603,14 @@ def test_files_that_agree_are_joined_and_fill_each_other_in(tmp_path):
         ("set/b.mp4", 2.0, 0.5, 9, "test"),
         ("c", 1.0, None, 8, "train"),
     ]
+
+
+def test_a_name_that_may_be_one_of_two_is_not_joined(tmp_path):
+    one = read(tmp_path, "name,mos\n1.mp4,3\n2.mp4,4\n")
+    two = read_labels(write(tmp_path, "name,mos\na/1.mp4,3\nb/1.mp4,3\n", "two.csv"))
+
+    with pytest.raises(ManifestError, match=r"1.mp4 \(.*x.txt:2\) may be a/1.mp4 or b/1.mp4 of"):
+        merged([one, two])
 
 
 def test_files_that_disagree_are_refused_with_both_places(tmp_path):
