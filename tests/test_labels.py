@@ -198,6 +198,13 @@ def test_what_nobody_has_to_use_may_be_missing_and_the_score_may_not(tmp_path):
         read(tmp_path, text, score="MOSChunk10")
 
 
+def test_a_deviation_belongs_to_the_main_score_only(tmp_path):
+    text = "vid,MOSFull,MOSChunk10,stdFull\na,3.5,3.25,0.5\nb,2.5,1.5,0.25\n"
+
+    assert [row.std for row in read(tmp_path, text, score="MOSFull").rows] == [0.5, 0.25]
+    assert [row.std for row in read(tmp_path, text, score="MOSChunk10").rows] == [None, None]
+
+
 # MATLAB
 
 

@@ -67,13 +67,8 @@ IS_TEST: Mapping[str, Part] = {
 MAXWELL = frozenset(["o", "aall", "tall"])
 """MaxWell's csv: overall, aesthetic and technical scores, and no column of names."""
 SCORE_OF_NO_NAME = "o"
-
-
 MISSING = ("", "nan", "na", "n/a")
-"""What stands for no number beside the score: in columns that nobody has to use.
-
-Where the score itself is one of these but the first, the file is refused.
-"""
+"""No number, in columns that nobody has to use.  The score itself may be empty, and no more."""
 
 
 def interpret(sheet: Sheet, *, score: str | None = None) -> Labels:
@@ -129,7 +124,8 @@ def _with_header(sheet: Sheet, score: str | None) -> Labels:
     chosen = _score_column(sheet, score, main, side, n)
     parts, split_columns = _parts(sheet, columns, simple_names)
     scene_column = _first(columns, simple_names, SCENES, sheet)
-    std = _first(columns, simple_names, STD, sheet)
+    # A deviation is that of the main score.
+    std = None if chosen in side else _first(columns, simple_names, STD, sheet)
     ratings = _first(columns, simple_names, RATINGS, sheet)
     used = {*names, chosen, scene_column, std, ratings, *main, *side, *split_columns, parts.column}
     unused = [column for column in sheet.columns if column not in used]
