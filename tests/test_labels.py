@@ -797,3 +797,18 @@ def test_videos_keep_everything_that_a_label_says(tmp_path):
 
     assert (video.id, video.path, video.mos) == ("set/a.mp4", Path("a.mp4"), 3.0)
     assert (video.scene, video.part, video.std, video.n_ratings) == ("x", "test", 0.5, 9)
+
+
+@pytest.mark.parametrize(
+    ("last", "whole"),
+    [("3.25", True), ("3.2", False), ("3", False), ("3.12345678901", True), ("3.2e-1", False)],
+)
+def test_a_last_line_without_end_is_read_where_its_number_is_whole(tmp_path, last, whole):
+    path = tmp_path / "labels.csv"
+    path.write_text(f"name,mos\na.mp4,1.25\nb.mp4,2.50\nc.mp4,{last}")
+
+    if whole:
+        assert read_labels(path).rows[-1].mos == float(last)
+    else:
+        with pytest.raises(ManifestError, match="cut off"):
+            read_labels(path)

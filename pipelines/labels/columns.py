@@ -428,14 +428,26 @@ def _refuse_names(sheet: Sheet, column: str, names: Sequence[str]) -> None:
 
 
 def _refuse_cut_cell(sheet: Sheet, used: Sequence[str | None]) -> None:
-    """A file that ends within its last line may have lost the end of its last cell."""
+    """A file that ends within its last line may have lost the end of its last cell.
+
+    It has not where the cell has as many decimals as any other of its column, or ten.
+    """
     last = list(sheet.columns)[-1]
-    if sheet.unended and last in used:
-        cell = sheet.columns[last][-1]
+    if not sheet.unended or last not in used:
+        return
+    *others, cell = sheet.columns[last]
+    wanted = min(10, max((_decimals(other) for other in others), default=10))
+    exponents = any("e" in other.lower() for other in sheet.columns[last])
+    if exponents or not is_number(cell) or not 0 < wanted <= _decimals(cell):
         raise ManifestError(
             f"{sheet.cell_place(len(sheet) - 1, last)}: the file ends within its last line, so "
             f"{cell!r} may be cut off; if it is whole, end the line"
         )
+
+
+def _decimals(cell: str) -> int:
+    """Digits after the point or decimal comma."""
+    return len(cell.replace(",", ".").partition(".")[2])
 
 
 def _scenes(
