@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -263,9 +262,7 @@ def export(
 class _Imports(TyperGroup):
     """`import FILE BANK` stays a command beside `import KIND ...`."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command of a kind, or the one for what vqbank exports itself."""
         known = args[0] in self.commands
         return super().resolve_command(ctx, args if known else ["exported", *args])
