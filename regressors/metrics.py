@@ -209,7 +209,7 @@ def fit_mapping(mos: NDArray[np.float64], predicted: NDArray[np.float64]) -> Mos
     slack = 1e-6 * mos.std()  # curve_fit stops at relative steps of 1.5e-8
     worst = _rmse(mos, line(predicted)) + slack
     high, low, centre = mos.max(), mos.min(), predicted.mean()
-    usual = _fit_logistic(mos, predicted, [high, low, centre, 0.5], CALLS)
+    usual = usual_logistic(mos, predicted)
     if usual is not None and _rmse(mos, usual(predicted)) <= worst:
         return usual
     spread = predicted.std()
@@ -220,6 +220,15 @@ def fit_mapping(mos: NDArray[np.float64], predicted: NDArray[np.float64]) -> Mos
         return replace(line, how="straight line: the logistic did not converge")
     best = min(sound, key=lambda fit: _rmse(mos, fit(predicted)))
     return replace(best, how="logistic from another start: the usual one did not converge")
+
+
+def usual_logistic(mos: NDArray[np.float64], predicted: NDArray[np.float64]) -> MosMapping | None:
+    """Where the field's code ends, sound or stuck; None where it gives up.
+
+    From the start 0.5 for |b4| it gets stuck where predictions spread over much more, as on scores
+    up to 100.  `fit_mapping` then begins anew; this is for comparing with official numbers.
+    """
+    return _fit_logistic(mos, predicted, [mos.max(), mos.min(), predicted.mean(), 0.5], CALLS)
 
 
 def _fit_logistic(

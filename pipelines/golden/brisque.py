@@ -15,7 +15,7 @@ from sklearn.svm import SVR
 
 from pipelines.golden.fixture import Check, Fixture
 from pipelines.splits import named_splits
-from regressors.metrics import quality_metrics
+from regressors.metrics import quality_metrics, usual_logistic
 from store.errors import GoldenError
 from store.schema import Video
 
@@ -46,12 +46,29 @@ def play_brisque_protocol(fixture: Fixture) -> Iterator[Check]:
             model = make_pipeline(MinMaxScaler(), SVR(C=given["C"], gamma=given["gamma"]))
             model.fit(inputs[sides[0]], mos[sides[0]])
             for side, rows in enumerate(sides):
-                got = quality_metrics(mos[rows], model.predict(inputs[rows]))
-                metrics[row, 4 * side : 4 * side + 4] = got.srcc, got.krcc, got.plcc, got.rmse
+                metrics[row, 4 * side : 4 * side + 4] = _as_official(
+                    mos[rows], model.predict(inputs[rows])
+                )
         yield fixture.close(f"{name}_metrics", metrics, absolute=tolerance["metrics abs"])
         for what, statistic in (("median", np.median), ("std", np.std)):
             got_statistic = statistic(metrics, axis=0)
             yield fixture.close(f"{name}_{what}", got_statistic, absolute=tolerance["median abs"])
+
+
+def _as_official(
+    mos: NDArray[np.float64], predicted: NDArray[np.float64]
+) -> tuple[float, float, float, float]:
+    """SRCC, KRCC, PLCC and RMSE with the official fit, also where it got stuck.
+
+    On LIVE-VQC it does in many splits, where ours begins anew and finds the better curve.
+    """
+    got = quality_metrics(mos, predicted)
+    official = usual_logistic(mos, predicted)
+    if official is None:
+        raise GoldenError("the logistic did not end, where official code's did")
+    mapped = official(predicted)
+    rmse = float(np.sqrt(np.mean((mos - mapped) ** 2)))
+    return got.srcc, got.krcc, float(np.corrcoef(mos, mapped)[0, 1]), rmse
 
 
 def _inputs(path: Path) -> NDArray[np.float64]:
