@@ -71,17 +71,16 @@ class Trial:
             ManifestError: if a video has no score.
             MissingFeatureError: if a video lacks a feature.
         """
+        if recipe.labels is not None and recipe.videos is not None:
+            raise RecipeError("videos and labels both name the videos; give one of them")
+        source = recipe.labels or required(recipe, "videos", option="--videos or --labels")
         store = FeatureStore(required(recipe, "bank", option="--bank"))
         features = required(recipe, "features", option="--features")
         labels = None
-        if recipe.labels is None:
-            videos = read_videos(required(recipe, "videos", option="--videos or --labels"))
-        elif recipe.videos is not None:
-            raise RecipeError("videos and labels both name the videos; give one of them")
-        elif is_manifest(recipe.labels):
-            videos = read_videos(recipe.labels)
+        if recipe.labels is None or is_manifest(source):
+            videos = read_videos(source)
         else:
-            labels = read_labels(recipe.labels)
+            labels = read_labels(source)
             videos = banked_videos(labels, store, [store.resolve(f) for f in features.values()])
         table = store.table(videos, features)
         for name in features.values():
