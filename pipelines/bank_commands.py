@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from store.bank import FeatureStore
-    from store.schema import FeatureSpec
+    from store.incoming import Imported
+    from store.schema import FeatureSpec, Video
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -257,7 +259,38 @@ def export(
     typer.echo(f"{', '.join(spec.key for spec in specs)}: {target}")
 
 
-@app.command("import")
+class _Imports(TyperGroup):
+    """`import FILE BANK` stays a command beside `import KIND ...`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of a kind, or the one for what vqbank exports itself."""
+        known = args[0] in self.commands
+        return super().resolve_command(ctx, args if known else ["exported", *args])
+
+
+import_app = typer.Typer(
+    cls=_Imports,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Bank what `export` wrote (`import FILE BANK`), or caches that others published.",
+)
+app.add_typer(import_app, name="import")
+
+LabelFile = Annotated[
+    Path, typer.Option("--labels", help="Label file or manifest with a row for each video.")
+]
+IntoBank = Annotated[Path, typer.Option("--bank", help="Folder of the bank; made if need be.")]
+Name = Annotated[str, typer.Option("--name", help="The feature becomes `imported.NAME`.")]
+Note = Annotated[str, typer.Option("--note", help="Where the features come from; in their key.")]
+DataSet = Annotated[
+    str | None,
+    typer.Option("--dataset", help="First part of every id (default: the label file's name)."),
+]
+
+
+@import_app.command("exported")
 def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE.h5|FOLDER", help="What to take in.")],
     bank: Annotated[Path, typer.Argument(help="Folder of the bank; made if need be.")],
@@ -273,9 +306,13 @@ def import_(
     from store.bank import FeatureStore
     from store.errors import RecipeError
     from store.exchange import import_hdf5, import_npy
+    from store.published import refuse_pickle
 
     if not source.exists():
-        raise RecipeError(f"{source} is not there; give a .h5 file, or a folder of .npy files")
+        raise RecipeError(
+            f"{source} is not there; give a .h5 file, a folder of .npy files, or a kind of "
+            "published cache: feats-mat, numbered-npy, per-second-npy"
+        )
     if source.is_dir():
         given = source.name if name is None else name
         done = [
@@ -284,11 +321,111 @@ def import_(
     elif name is not None or note is not None:
         raise RecipeError("--name and --note are for trees of .npy files; an HDF5 file has its own")
     else:
+        refuse_pickle(source)
         done = import_hdf5(source, FeatureStore.create(bank))
+    _say_imported(done)
+
+
+@import_app.command()
+def feats_mat(
+    source: Annotated[Path, typer.Argument(metavar="FEATURES.mat", help="MATLAB 5 or 7.3.")],
+    labels: LabelFile,
+    bank: IntoBank,
+    name: Name,
+    dataset: DataSet = None,
+    variable: Annotated[
+        str | None, typer.Option("--variable", help="Of the file (default: the one that fits).")
+    ] = None,
+    note: Note = "",
+) -> None:
+    """Bank a matrix of features, one row per video in the order of a label file."""
+    from store.bank import FeatureStore
+    from store.published import import_feats_mat
+
+    videos = labelled_videos(labels, dataset)
+    ids = [video.id for video in videos]
+    store = FeatureStore.create(bank)
+    _say_imported(
+        [import_feats_mat(source, store, name=name, ids=ids, note=note, variable=variable)]
+    )
+
+
+@import_app.command()
+def numbered_npy(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of ROW_EXTRACTOR.npy files.")],
+    labels: LabelFile,
+    bank: IntoBank,
+    name: Name,
+    dataset: DataSet = None,
+    note: Note = "",
+) -> None:
+    """Bank the tree of VSFA, MDTVSFA or TCSVT-2022-BVQA: files numbered as a label file's rows."""
+    from store.bank import FeatureStore
+    from store.published import import_numbered_npy
+
+    videos = labelled_videos(labels, dataset)
+    done = import_numbered_npy(
+        source,
+        FeatureStore.create(bank),
+        name=name,
+        ids=[video.id for video in videos],
+        mos=[video.mos for video in videos],
+        note=note,
+    )
+    _say_imported(done)
+
+
+@import_app.command()
+def per_second_npy(
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Of VIDEO/feature_SECOND_KIND_feature.npy.")
+    ],
+    labels: LabelFile,
+    bank: IntoBank,
+    name: Name,
+    dataset: DataSet = None,
+    note: Note = "",
+) -> None:
+    """Bank the tree of SimpleVQA or RQ-VQA: a folder per video, a file per second."""
+    from pipelines.labels.match import match
+    from store.bank import FeatureStore
+    from store.published import import_per_second_npy
+
+    videos = labelled_videos(labels, dataset)
+    folders = sorted({path.parent.relative_to(source).as_posix() for path in source.rglob("*.npy")})
+    found = match(folders, [video.id for video in videos])
+    ids = {folders[row]: videos[video].id for row, video in found.pairs}
+    done = import_per_second_npy(source, FeatureStore.create(bank), name=name, ids=ids, note=note)
+    _say_imported(done)
+    for folder in [folders[row] for row in found.only_one][:SHOWN]:
+        typer.echo(f"  no label for {folder}; it keeps its name")
+    typer.echo(f"  {len(ids)} folders of {len(folders)} are labelled")
+
+
+def labelled_videos(source: Path, dataset: str | None) -> "list[Video]":
+    """The rows of a manifest, or of a label file of any layout, in its order.
+
+    Raises:
+        ManifestError: naming file, line and column.
+    """
+    from pipelines.labels import read_labels
+    from pipelines.labels.videos import videos_of
+    from pipelines.manifest import is_manifest, read_manifest
+
+    if is_manifest(source):
+        return read_manifest(source)
+    return videos_of(read_labels(source).rows, source.stem if dataset is None else dataset)
+
+
+def _say_imported(done: "list[Imported]") -> None:
     for imported in done:
         typer.echo(
             f"{imported.spec.key}: {imported.banked} videos banked, {imported.skipped} were there"
         )
+        for note in imported.notes[:SHOWN]:
+            typer.echo(f"  {note}")
+        if len(imported.notes) > SHOWN:
+            typer.echo(f"  ... and {len(imported.notes) - SHOWN} more")
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines import bank_commands
+from pipelines import bank_commands, label_commands
 from pipelines import weights as weight_commands
 from store.errors import VqbankError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipelines.evaluate import SplitResult, Trial
     from pipelines.extract import Extraction
     from pipelines.recipe import Recipe
+    from pipelines.results import Record
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +28,8 @@ app = typer.Typer(
 
 app.add_typer(bank_commands.app)
 app.add_typer(weight_commands.app, name="weights")
+app.add_typer(label_commands.labels_app, name="labels")
+app.add_typer(label_commands.split_app, name="split")
 
 RecipeFile = Annotated[
     Path | None, typer.Argument(metavar="[RECIPE]", help="YAML recipe; options override it.")
@@ -229,24 +232,129 @@ def evaluate(
     videos: Videos = None,
     bank: Bank = None,
     features: Features = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="Label file of any layout, in place of --videos."),
+    ] = None,
     head: Annotated[
         list[str] | None, typer.Option("--head", help="Name; may be given several times.")
+    ] = None,
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            "--splits", metavar="NAME", help="scene10, videval100, ...; a wrong one lists all."
+        ),
     ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="Folder for tables, pictures and a page.")
     ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="OUT.json", help="Record of the run; .jsonl appends."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")
+    ] = None,
 ) -> None:
     """Try heads on splits of a bank; prints medians over the test parts."""
     from pipelines.entries import with_keys
-    from pipelines.evaluate import Trial
+    from pipelines.evaluate import Trial, all_cores
+    from pipelines.recipe import Protocol
     from pipelines.report import result_table, write_report
+    from pipelines.results import record_of, write_record
 
-    chosen = with_keys(_recipe(recipe, videos=videos, bank=bank, features=features, heads=head))
+    chosen = with_keys(
+        _recipe(
+            recipe,
+            videos=videos,
+            labels=labels,
+            bank=bank,
+            features=features,
+            heads=head,
+            protocol=None if splits is None else Protocol(splits=splits),
+        )
+    )
     trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
-    results = _show_trial(trial)
+    results = _show_trial(trial, jobs=all_cores() if jobs is None else jobs)
     _console().print(result_table(trial, results))
+    if json_file is not None:
+        write_record(record_of(trial, results), json_file)
+        typer.echo(f"record: {json_file}")
     if report is not None:
         typer.echo(f"report: {write_report(trial, results, report)}")
+
+
+@app.command()
+def results(
+    files: Annotated[list[Path], typer.Argument(metavar="RUN.json...", help="Of `evaluate`.")],
+    format: Annotated[
+        str, typer.Option("--format", help="markdown, csv, latex, or ntire (a submission).")
+    ] = "markdown",
+    head: Annotated[
+        list[str] | None, typer.Option("--head", help="Only these; may be repeated.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File (default: the terminal).")
+    ] = None,
+) -> None:
+    """Make one table of runs: best bold, second underlined, with how each number was selected."""
+    from pipelines.results import FORMATS
+    from store.errors import UnknownNameError, unknown_name
+
+    if format not in FORMATS:
+        raise UnknownNameError(unknown_name("format", format, FORMATS))
+    text = FORMATS[format](_records(files, head))
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+        typer.echo(f"{format}: {output}")
+
+
+@app.command()
+def compare(
+    files: Annotated[list[Path], typer.Argument(metavar="RUN.json...", help="Of `evaluate`.")],
+    metric: Annotated[str, typer.Option("--metric", help="srcc, krcc, plcc, rmse, ...")] = "srcc",
+    head: Annotated[
+        list[str] | None, typer.Option("--head", help="Only these; may be repeated.")
+    ] = None,
+) -> None:
+    """Compare runs over the same splits with the first one, by paired tests."""
+    from rich.table import Table
+
+    from pipelines.compare import compare as compare_runs
+
+    found = compare_runs(_records(files, head), metric=metric)
+    table = Table(
+        title=f"{metric.upper()} against {found[0].reference}",
+        caption="p of Wilcoxon's test, and of the t-test corrected for overlapping training parts. "
+        "F-test: splits whose residuals vary less or more, 95 %.",
+    )
+    for column in ("run", "median gain", "better in", "Wilcoxon p", "corrected p", "F-test"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for one in found:
+        paired = one.paired
+        table.add_row(
+            one.other,
+            f"{paired.median_gain:+.4f}",
+            f"{paired.wins} of {paired.splits}",
+            f"{paired.wilcoxon_p:.2g}",
+            f"{paired.corrected_p:.2g}",
+            f"{one.less_variance} less, {one.more_variance} more",
+        )
+    _console().print(table)
+
+
+def _records(files: list[Path], heads: list[str] | None) -> "list[Record]":
+    from pipelines.results import read_records
+
+    records = [record for file in files for record in read_records(file)]
+    if not heads:
+        return records
+    return [
+        record.model_copy(update={"heads": [record.head(name) for name in heads]})
+        for record in records
+    ]
 
 
 @app.command()
@@ -322,7 +430,8 @@ def ls(bank: Annotated[str, typer.Argument(help="Folder or URL of the bank.")]) 
     store = FeatureStore.at(bank)
     table = Table("feature", "row", "dtype", "weights", "videos", title=bank)
     for spec in store.specs():
-        weights = str(spec.identity.get("weights", "none"))
+        provenance = spec.identity.get("provenance")  # "unknown" of what was imported
+        weights = str(provenance or spec.identity.get("weights", "none"))
         row = " x ".join(str(axis) for axis in spec.shape)
         cells = (spec.key, row, spec.stored_dtype, weights[:12])
         table.add_row(*cells, str(len(store.video_ids(spec))))
@@ -440,13 +549,13 @@ def _device(name: str) -> "torch.device":
     return device
 
 
-def _show_trial(trial: "Trial") -> "list[SplitResult]":
+def _show_trial(trial: "Trial", *, jobs: int = 1) -> "list[SplitResult]":
     """Run with a progress bar."""
     from rich.progress import track
 
     total = len(trial.splits) * len(trial.heads)
     console = _console(stderr=True)
-    return list(track(trial.run(), description="evaluate", total=total, console=console))
+    return list(track(trial.run(jobs=jobs), description="evaluate", total=total, console=console))
 
 
 def _console(*, stderr: bool = False) -> Any:

@@ -1,22 +1,33 @@
 """Try heads on splits of a table: fit on the training rows, predict the test rows, measure."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from pipelines.manifest import read_videos, scores
+from pipelines.labels import Labels, read_labels
+from pipelines.labels.match import match
+from pipelines.labels.videos import videos_of
+from pipelines.manifest import is_manifest, read_videos, scores
 from pipelines.recipe import Protocol, Recipe, required
-from pipelines.splits import Split, official_split, scene_splits
+from pipelines.splits import SCHEMES, Split, named_splits, scene_splits, scheme_of
 from regressors import Head, make_head
 from regressors.metrics import QualityMetrics, quality_metrics
 from store.bank import FeatureStore
-from store.errors import ManifestError
+from store.errors import ManifestError, MissingFeatureError, RecipeError
 from store.schema import FeatureSpec, Video
 from store.table import FeatureTable
+
+WORTH_WORKERS_SECONDS = 10.0
+"""What is left of a trial goes to worker processes if it takes longer: to start them takes some."""
+TABLE_BYTES = 2**30
+"""A table up to this size is read into memory once, for all splits."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,19 +59,29 @@ class Trial:
     heads: Mapping[str, Head]
     """Unfitted, by name."""
     protocol: Protocol
+    labels: Labels | None = None
+    """The label file, with the same rows, where the scores come from one."""
 
     @classmethod
     def of(cls, recipe: Recipe, *, title: str) -> "Trial":
         """Read what a recipe names.
 
         Raises:
-            RecipeError: if it names no videos, bank, features or heads.
+            RecipeError: if it names no videos, bank, features or heads, or videos and labels.
             ManifestError: if a video has no score.
             MissingFeatureError: if a video lacks a feature.
         """
-        videos = read_videos(required(recipe, "videos", option="--videos"))
+        if recipe.labels is not None and recipe.videos is not None:
+            raise RecipeError("videos and labels both name the videos; give one of them")
+        source = recipe.labels or required(recipe, "videos", option="--videos or --labels")
         store = FeatureStore(required(recipe, "bank", option="--bank"))
         features = required(recipe, "features", option="--features")
+        labels = None
+        if recipe.labels is None or is_manifest(source):
+            videos = read_videos(source)
+        else:
+            labels = read_labels(source)
+            videos = banked_videos(labels, store, [store.resolve(f) for f in features.values()])
         table = store.table(videos, features)
         for name in features.values():
             _refuse_one_file_in_two_scenes(store, store.resolve(name), videos)
@@ -72,14 +93,15 @@ class Trial:
             mos=np.array(scores(videos)),
             heads={name: make_head(name, **parameters) for name, parameters in heads.items()},
             protocol=recipe.protocol,
+            labels=labels,
         )
 
     @cached_property
     def splits(self) -> list[Split]:
         """Rows to fit and rows to test, as the protocol says."""
         protocol = self.protocol
-        if protocol.splits == "official":
-            return [official_split(self.table.videos)]
+        if protocol.splits != "scene":
+            return named_splits(protocol.splits, self.table.videos, labels=self.labels)
         return scene_splits(
             self.table.videos,
             count=protocol.count,
@@ -91,13 +113,31 @@ class Trial:
     @property
     def protocol_text(self) -> str:
         """How the splits are made, in a sentence."""
-        if self.protocol.splits == "official":
-            return "The data set's own training and test part."
         alone = sum(video.scene is None for video in self.table.videos)
         caution = f" {alone} videos have no scene and count as one each." if alone else ""
-        return (
-            f"{self.protocol.count} random splits, {self.protocol.test_fraction:.0%} of the scenes "
-            f"for testing (seed {self.protocol.seed}), no scene on two sides.{caution}"
+        if self.protocol.splits == "scene":
+            return (
+                f"{self.protocol.count} random splits, {self.protocol.test_fraction:.0%} of the "
+                f"scenes for testing (seed {self.protocol.seed}), no scene on two sides.{caution}"
+            )
+        if self.protocol.splits.endswith(".json"):
+            return f"The {len(self.splits)} splits of {Path(self.protocol.splits).name}."
+        scheme, _ = scheme_of(self.protocol.splits)
+        how = f"Splits {self.protocol.splits}: {SCHEMES[scheme].about}."
+        scenes = [video.scene for video in self.table.videos if video.scene is not None]
+        if len(set(scenes)) < len(scenes) and self.mixed_scenes:
+            how += (
+                f" Scenes stand on both sides in {self.mixed_scenes} of {len(self.splits)}: what "
+                "is tested was seen in training, in other versions."
+            )
+        return how
+
+    @cached_property
+    def mixed_scenes(self) -> int:
+        """In how many splits a scene stands in training and in test."""
+        scenes = np.array([video.scene or f"\0{video.id}" for video in self.table.videos])
+        return sum(
+            bool(set(scenes[split.train]) & set(scenes[split.test])) for split in self.splits
         )
 
     @property
@@ -105,15 +145,36 @@ class Trial:
         """Whether any feature comes from weights that nobody trained."""
         return any(spec.uses_random_weights for spec in self.table.specs.values())
 
-    def run(self) -> Iterator[SplitResult]:
-        """Every head on every split; heads are cloned, never fitted in place."""
-        for number, split in enumerate(self.splits):
-            train = self.table.subset(split.train)
-            test = self.table.subset(split.test)
-            for name, head in self.heads.items():
-                fitted = clone(head).fit(train, self.mos[split.train])
-                predicted = fitted.predict(test)
-                yield SplitResult(
+    def run(self, *, jobs: int = 1) -> Iterator[SplitResult]:
+        """Every head on every split; heads are cloned, never fitted in place.
+
+        Args:
+            jobs: processes.  They start only if, by the time of the first split, what is left
+                takes longer than starting them; results are the same.
+        """
+        table = self.table.in_memory(budget_bytes=TABLE_BYTES)
+        trial = replace(self, table=table, labels=None)
+        started = time.monotonic()
+        yield from trial.run_split(0, self.splits[0])
+        waiting = list(enumerate(self.splits))[1:]
+        if jobs == 1 or len(waiting) * (time.monotonic() - started) < WORTH_WORKERS_SECONDS:
+            for number, split in waiting:
+                yield from trial.run_split(number, split)
+            return
+        parallel = Parallel(n_jobs=min(jobs, len(waiting)), return_as="generator")
+        for results in parallel(delayed(trial.run_split)(*item) for item in waiting):
+            yield from results
+
+    def run_split(self, number: int, split: Split) -> list[SplitResult]:
+        """Every head on one split."""
+        train = self.table.subset(split.train)
+        test = self.table.subset(split.test)
+        results = []
+        for name, head in self.heads.items():
+            fitted = clone(head).fit(train, self.mos[split.train])
+            predicted = fitted.predict(test)
+            results.append(
+                SplitResult(
                     head=name,
                     split=number,
                     metrics=quality_metrics(self.mos[split.test], predicted),
@@ -122,6 +183,51 @@ class Trial:
                     mos=self.mos[split.test],
                     predicted=predicted,
                 )
+            )
+        return results
+
+
+def all_cores() -> int:
+    """How many processes this machine, or its batch system, has room for."""
+    return int(cpu_count())
+
+
+def banked_videos(labels: Labels, store: FeatureStore, specs: Sequence[FeatureSpec]) -> list[Video]:
+    """A video for each row of a label file, in its order, under the id that the bank has.
+
+    Names are paired by `pipelines.labels.match`: by their ends, without suffix and case.
+
+    Args:
+        labels: as read.
+        store: the bank.
+        specs: the features that every video must have.
+
+    Raises:
+        ManifestError: if a row fits several banked videos.
+        MissingFeatureError: if rows fit none.
+    """
+    banked = sorted(set.intersection(*(set(store.video_ids(spec)) for spec in specs)))
+    stated = videos_of(labels.rows, labels.path.stem)
+    exact = {video_id: place for place, video_id in enumerate(banked)}
+    if all(video.id in exact for video in stated):
+        return stated
+    found = match(labels.names, banked)
+    if found.unclear:
+        row, several = found.unclear[0]
+        raise ManifestError(
+            f"{labels.rows[row].place}: {labels.names[row]} may be {banked[several[0]]} or "
+            f"{banked[several[1]]} of {store.path}, like {len(found.unclear) - 1} more rows; give "
+            "a manifest with ids"
+        )
+    if found.only_one:
+        row = found.only_one[0]
+        names = ", ".join(spec.key for spec in specs)
+        raise MissingFeatureError(
+            f"{len(found.only_one)} of the {len(labels)} videos of {labels.path} have no {names} "
+            f"in {store.path}, the first is {labels.names[row]} ({labels.rows[row].place})"
+        )
+    id_of = {row: banked[place] for row, place in found.pairs}
+    return [replace(video, id=id_of[row]) for row, video in enumerate(stated)]
 
 
 def _refuse_one_file_in_two_scenes(

@@ -11,7 +11,7 @@ from typing import get_args
 from store.errors import ManifestError, unknown_name
 from store.schema import Part, Video
 
-COLUMNS = ("id", "path", "mos", "scene", "part")
+COLUMNS = ("id", "path", "mos", "scene", "part", "std", "n_ratings")
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv"]
 )
@@ -34,7 +34,8 @@ def read_manifest(manifest: Path) -> list[Video]:
     """The videos of a CSV file with a header line.
 
     Columns: `path` (relative to the manifest's folder), and optionally `id` (default: manifest
-    name / path), `mos`, `scene`, `part` (train, validation or test).
+    name / path), `mos`, `scene`, `part` (train, validation or test), `std` and `n_ratings` (of
+    the ratings behind `mos`).
 
     Raises:
         ManifestError: naming file and line.
@@ -55,6 +56,16 @@ def read_manifest(manifest: Path) -> list[Video]:
     if not videos:
         raise ManifestError(f"{manifest} names no videos")
     return [video for _, video in videos.values()]
+
+
+def is_manifest(source: Path) -> bool:
+    """Whether a file begins as our manifests do: a header with `path` and no foreign column."""
+    try:
+        with source.open(encoding="utf-8-sig") as file:
+            header = file.readline().strip().split(",")
+    except (OSError, UnicodeDecodeError):
+        return False  # reading it as what it may be says what is wrong
+    return "path" in header and set(header) <= set(COLUMNS)
 
 
 def _rows(manifest: Path, text: str) -> Iterator[tuple[int, Video]]:
@@ -91,22 +102,63 @@ def _video(manifest: Path, line: int, row: dict[str, str]) -> Video:
     return Video(
         id=row.get("id") or f"{manifest.stem}/{row['path']}",
         path=manifest.parent / row["path"],
-        mos=_score(where, row.get("mos", "")),
+        mos=_number(where, "mos", row.get("mos", "")),
         scene=row.get("scene") or None,
         part=part,  # type: ignore[arg-type]
+        std=_number(where, "std", row.get("std", ""), least=0),
+        n_ratings=_count(where, row.get("n_ratings", "")),
     )
 
 
-def _score(where: str, text: str) -> float | None:
+def _number(where: str, column: str, text: str, *, least: float = -math.inf) -> float | None:
     if not text:
         return None
     try:
-        score = float(text)
+        number = float(text)
     except ValueError:
-        raise ManifestError(f"{where}: mos {text!r} is not a number") from None
-    if not math.isfinite(score):
-        raise ManifestError(f"{where}: mos {text!r} is not a finite number")
-    return score
+        raise ManifestError(f"{where}: {column} {text!r} is not a number") from None
+    if not math.isfinite(number):
+        raise ManifestError(f"{where}: {column} {text!r} is not a finite number")
+    if number < least:
+        raise ManifestError(f"{where}: {column} {text!r} is below {least:g}")
+    return number
+
+
+def _count(where: str, text: str) -> int | None:
+    if text and not text.isdecimal():
+        raise ManifestError(f"{where}: n_ratings {text!r} is not a number of people")
+    return int(text) if text else None
+
+
+def write_manifest(manifest: Path, videos: Sequence[Video]) -> None:
+    """Write what `read_manifest` reads; paths are written relative to the manifest's folder.
+
+    A relative path is taken to be below that folder already.  `std` and `n_ratings` are columns
+    where any video has them.
+    """
+    columns = [
+        column
+        for column in COLUMNS
+        if column not in ("std", "n_ratings")
+        or any(getattr(video, column) is not None for video in videos)
+    ]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for video in videos:
+        writer.writerow(_cell(manifest, video, column) for column in columns)
+    manifest.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _cell(manifest: Path, video: Video, column: str) -> str:
+    value = getattr(video, column)
+    if value is None:
+        return ""
+    if column == "path":
+        if video.path.is_absolute():
+            value = os.path.relpath(video.path, manifest.absolute().parent)
+        return Path(value).as_posix()
+    return repr(value) if column == "mos" or column == "std" else str(value)
 
 
 def _folder_videos(folder: Path) -> list[Video]:

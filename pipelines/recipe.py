@@ -1,10 +1,10 @@
 """Recipes: a YAML file that names videos, bank, extractors, features, heads and protocol."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from store.errors import RecipeError, unknown_name
 
@@ -14,12 +14,21 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    splits: Literal["scene", "official"] = "scene"
-    """Random parts with no scene on two sides, or the parts that the manifest states."""
+    splits: str = "scene"
+    """Random parts with no scene on two sides; or a name of `pipelines.splits.SCHEMES`, such as
+    `official`, `videval100`; or a file that `vqbank split make` wrote.  All but `scene` take no
+    further keys."""
     count: int = Field(default=10, ge=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     min_test_scenes: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _say_once(self) -> "Protocol":
+        further = sorted(self.model_fields_set - {"splits"})
+        if self.splits != "scene" and further:
+            raise ValueError(f"splits {self.splits} take no {' and no '.join(further)}")
+        return self
 
 
 class Recipe(BaseModel):
@@ -29,6 +38,8 @@ class Recipe(BaseModel):
 
     videos: Path | None = None
     """Manifest (.csv), folder, or one video."""
+    labels: Path | None = None
+    """Instead of `videos`, where features are banked: a label file of any layout."""
     bank: Path | None = None
     decoder: str = "pyav"
     extractors: dict[str, dict[str, Any]] = {}
@@ -81,7 +92,7 @@ def read_recipe(path: Path) -> Recipe:
     return recipe.model_copy(
         update={
             key: folder / value
-            for key in ("videos", "bank")
+            for key in ("videos", "labels", "bank")
             if (value := getattr(recipe, key)) is not None
         }
     )

@@ -94,6 +94,12 @@ def unknown_weights(trial: Trial) -> list[str]:
     ]
 
 
+def unknown_provenance(trial: Trial) -> list[str]:
+    """Names of the features that were imported: nobody knows which code and weights made them."""
+    specs = trial.table.specs.values()
+    return [spec.name for spec in specs if spec.identity.get("provenance") == "unknown"]
+
+
 def _bare(name: str) -> str:
     return name.replace("-", "").replace("_", "").casefold()
 
@@ -114,6 +120,12 @@ def result_table(trial: Trial, results: Sequence[SplitResult]) -> Table:
     unknown = unknown_weights(trial)
     if unknown:
         caption += f"\nWhat the weights of {', '.join(unknown)} were trained on is not known."
+    imported = unknown_provenance(trial)
+    if imported:
+        caption += f"\nProvenance unknown, because imported: {', '.join(imported)}."
+    fits = [result.metrics.fit for result in results if result.metrics.fit]
+    for fit in dict.fromkeys(fits):
+        caption += f"\nPLCC and RMSE of {fits.count(fit)} of {len(results)} fits: {fit}."
     table = Table(title=title, caption=caption)
     table.add_column("head")
     for metric in METRICS:
@@ -147,6 +159,7 @@ def write_report(trial: Trial, results: Sequence[SplitResult], folder: Path) -> 
         mark=SEEN_MARK,
         seen=seen_by_weights(trial, _all_tested(results)),
         unknown=unknown_weights(trial),
+        imported=unknown_provenance(trial),
         seen_in=[seen_by_weights(trial, result.rows) for result in results],
         picture=base64.b64encode(picture).decode(),
     )
@@ -158,7 +171,10 @@ def write_report(trial: Trial, results: Sequence[SplitResult], folder: Path) -> 
 def _write_results(trial: Trial, results: Sequence[SplitResult], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        further = ["mapping", "test_videos", "selection", "random_weights", "seen_by_weights"]
+        further = [
+            "mapping", "fit", "test_videos", "selection", "random_weights", "provenance_unknown",
+            "seen_by_weights",
+        ]  # fmt: skip
         rows.writerow(["head", "split", *METRICS, *further])
         for result in results:
             numbers = [f"{getattr(result.metrics, metric):.6f}" for metric in METRICS]
@@ -168,9 +184,11 @@ def _write_results(trial: Trial, results: Sequence[SplitResult], path: Path) -> 
                     result.split,
                     *numbers,
                     result.metrics.mapping,
+                    result.metrics.fit,
                     len(result.rows),
                     result.selection,
                     trial.has_random_weights,
+                    "; ".join(unknown_provenance(trial)),
                     "; ".join(seen_by_weights(trial, result.rows)),
                 ]
             )

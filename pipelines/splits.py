@@ -1,25 +1,45 @@
-"""Which rows are fitted and which are tested."""
+"""Which rows are fitted and which are tested: our own splits, and those of papers by name."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold, train_test_split
 
+from pipelines.labels import Labels, Orders
 from regressors.training import hold_out_scenes, scenes_of
-from store.errors import HeadError, RecipeError
-from store.schema import Video
+from store.errors import HeadError, RecipeError, UnknownNameError, unknown_name
+from store.schema import Part, Video
+
+SPLITS_FORMAT = 1
+
+
+def _no_rows() -> NDArray[np.int64]:
+    return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Every row is on one side, all videos of a scene on the same; rows ascend.
+    """Every row is on one side; rows ascend.
 
-    Heads take the rows that choose epochs and hyper-parameters out of `train` themselves.
+    In splits by scene all videos of a scene are on the same side; splits that a paper made by row
+    are kept as published, and `audit` says what they mix.
     """
 
     train: NDArray[np.int64]
+    """What a head may see, `validation` included."""
     test: NDArray[np.int64]
+    validation: NDArray[np.int64] = field(default_factory=_no_rows)
+    """Rows of `train` that the protocol sets aside to choose epochs and hyper-parameters.
+
+    Empty: heads take such rows out of `train` themselves.
+    """
 
 
 def scene_splits(
@@ -73,7 +93,7 @@ def official_split(videos: Sequence[Video]) -> Split:
             raise RecipeError(
                 f"{video.id} has no part; fill the manifest's part column or split by scene"
             )
-    split = _split(np.array([video.part == "test" for video in videos], dtype=bool))
+    split = _of_parts([video.part for video in videos])
     if len(split.train) == 0 or len(split.test) == 0:
         raise RecipeError(
             f"the part column puts {len(split.train)} videos into train and validation and "
@@ -89,5 +109,292 @@ def official_split(videos: Sequence[Video]) -> Split:
     return split
 
 
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """Splits that have a name."""
+
+    count: int | None
+    """How many, unless the name says so; None: the videos or the file decide."""
+    make: Callable[[Sequence[Video], Labels | None, int], list[Split]]
+    about: str
+
+
+def named_splits(
+    name: str, videos: Sequence[Video], *, labels: Labels | None = None
+) -> list[Split]:
+    """The splits called `name`, such as `videval100` or `scene10`, or those of a `.json` file.
+
+    Args:
+        name: a key of `SCHEMES`, with how many of them where it takes a number; or the path of
+            what `vqbank split make` wrote.
+        videos: the rows.  Splits of papers go by their order, which is the label file's.
+        labels: the label file, for those that it states itself; rows as in `videos`.
+
+    Raises:
+        UnknownNameError: if there is no such scheme.
+        RecipeError: if the scheme is impossible for these videos.
+    """
+    if name.endswith(".json"):
+        return read_splits(Path(name), videos)
+    scheme, count = scheme_of(name)
+    if len(videos) < 2:
+        raise RecipeError(f"splits {name}: {len(videos)} videos cannot be split")
+    if labels is not None and len(labels) != len(videos):
+        raise RecipeError(
+            f"splits {name}: {labels.path} has {len(labels)} rows, and there are {len(videos)} "
+            "videos; splits of a label file need all of its rows in its order"
+        )
+    splits = SCHEMES[scheme].make(videos, labels, count)
+    for number, split in enumerate(splits):
+        if len(split.train) == 0 or len(split.test) == 0:
+            raise RecipeError(
+                f"splits {name}: number {number} has {len(split.train)} training and "
+                f"{len(split.test)} test rows of {len(videos)}; both need some"
+            )
+    return splits
+
+
+def scheme_of(name: str) -> tuple[str, int]:
+    """The scheme and the number of splits in `name`; 0 where the videos or a file decide.
+
+    Raises:
+        UnknownNameError: if there is no such scheme.
+        RecipeError: if it takes no number, or the number is 0.
+    """
+    match = re.fullmatch(r"([a-z-]+)(\d*)", name)
+    if match is None or match[1] not in SCHEMES:
+        raise UnknownNameError(unknown_name("splits", name, SCHEMES))
+    default = SCHEMES[match[1]].count
+    if default is None and match[2]:
+        raise RecipeError(f"splits {name}: {match[1]} takes no number")
+    count = int(match[2]) if match[2] else default or 0
+    if default is not None and count < 1:
+        raise RecipeError(f"splits {name}: the number of splits is at least 1")
+    return match[1], count
+
+
+def write_splits(path: Path, name: str, videos: Sequence[Video], splits: Sequence[Split]) -> None:
+    """Keep splits by video id, in JSON; `train` and `validation` have no row in common there."""
+    content = {
+        "vqbank_splits": SPLITS_FORMAT,
+        "name": name,
+        "videos": [video.id for video in videos],
+        "splits": [
+            {
+                "train": np.setdiff1d(split.train, split.validation).tolist(),
+                "validation": split.validation.tolist(),
+                "test": split.test.tolist(),
+            }
+            for split in splits
+        ],
+    }
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_splits(path: Path, videos: Sequence[Video]) -> list[Split]:
+    """What `write_splits` wrote, for these videos in whatever order.
+
+    Raises:
+        RecipeError: if the file is no such file, or names other videos.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("vqbank_splits") != SPLITS_FORMAT:
+        raise RecipeError(f"{path} was not written by `vqbank split make`, or by a newer one")
+    ids = content["videos"]
+    row_of = {video.id: row for row, video in enumerate(videos)}
+    strange = sorted(set(ids) ^ set(row_of))
+    if strange:
+        where = "the splits" if strange[0] not in row_of else "the videos"
+        raise RecipeError(
+            f"{path} splits {len(ids)} videos, here are {len(videos)}; {strange[0]!r} and "
+            f"{len(strange) - 1} more stand in {where} only"
+        )
+    here = np.array([row_of[video] for video in ids], np.int64)
+    splits = []
+    for number, sides in enumerate(content["splits"]):
+        rows = [*sides["train"], *sides["validation"], *sides["test"]]
+        if sorted(rows) != list(range(len(ids))):
+            raise RecipeError(f"{path}: split {number} does not hold every video once")
+        validation = here[sides["validation"]]
+        splits.append(
+            Split(
+                train=np.sort(np.concatenate([here[sides["train"]], validation])),
+                test=np.sort(here[sides["test"]]),
+                validation=np.sort(validation),
+            )
+        )
+    return splits
+
+
 def _split(test: NDArray[np.bool_]) -> Split:
     return Split(train=np.flatnonzero(~test), test=np.flatnonzero(test))
+
+
+def _of_parts(parts: Sequence[Part | None]) -> Split:
+    test = np.array([part == "test" for part in parts], dtype=bool)
+    validation = np.array([part == "validation" for part in parts], dtype=bool)
+    return Split(np.flatnonzero(~test), np.flatnonzero(test), np.flatnonzero(validation))
+
+
+def _in_order(order: Sequence[int] | NDArray[np.int64], train: int, validation: int = 0) -> Split:
+    """The first `train` rows of an order, the next `validation`, and the rest to test."""
+    rows = np.asarray(order, np.int64)
+    held = rows[train : train + validation]
+    return Split(
+        train=np.sort(rows[: train + validation]),
+        test=np.sort(rows[train + validation :]),
+        validation=np.sort(held),
+    )
+
+
+def _by_scene(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    return scene_splits(videos, count=count)
+
+
+def _threeway(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    splits = []
+    for number, split in enumerate(scene_splits(videos, count=count)):
+        train = [videos[row] for row in split.train]
+        try:
+            held = hold_out_scenes(train, fraction=0.25, rng=np.random.default_rng([0, number, 1]))
+        except HeadError as error:
+            raise RecipeError(f"no validation part: {error}") from error
+        splits.append(Split(split.train, split.test, split.train[held]))
+    return splits
+
+
+def _random(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    return scene_splits([Video(video.id, video.path) for video in videos], count=count)
+
+
+def _folds(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    scenes = scenes_of(videos)
+    if count < 2 or len(set(scenes)) < count:
+        raise RecipeError(
+            f"{count} folds need 2 folds or more and a scene for each; there are "
+            f"{len(set(scenes))} scenes"
+        )
+    folds = GroupKFold(count, shuffle=True, random_state=0)
+    found = folds.split(np.empty(len(videos)), groups=scenes)
+    return [Split(train.astype(np.int64), test.astype(np.int64)) for train, test in found]
+
+
+def _official(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    return [official_split(videos)]
+
+
+def _across(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    """Each data set in turn is tested by a head that saw the others; an id begins with it."""
+    sets = np.array([video.id.partition("/")[0] for video in videos])
+    names = sorted(set(sets))
+    if len(names) < 2:
+        raise RecipeError(f"leaving out a data set needs two; all ids begin with {names[0]}/")
+    return [_split(sets == name) for name in names]
+
+
+def _columns(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    if labels is None or not labels.split_columns:
+        where = "a label file" if labels is None else f"{labels.path}, which has none"
+        raise RecipeError(f"splits `columns` are columns of {where}; pyiqa's meta files have them")
+    return [_of_parts(parts) for parts in labels.split_columns.values()]
+
+
+def _videval(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    rows = np.arange(len(videos))
+    return [
+        Split(*(np.sort(side) for side in train_test_split(rows, test_size=0.2, random_state=seed)))
+        for seed in (math.ceil(8.8 * number) for number in range(1, count + 1))
+    ]
+
+
+def _fastvqa(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    splits = []
+    for number in range(count):
+        order = list(range(len(videos)))
+        random.Random(42 * (number + 1)).shuffle(order)
+        splits.append(_in_order(order, int(0.8 * len(videos))))
+    return splits
+
+
+def _minimalistic(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    n = len(videos)
+    return [
+        _in_order(_permutation(seed, n), int(n * 0.6), int(n * 0.8) - int(n * 0.6))
+        for seed in range(count)
+    ]
+
+
+def _rqvqa(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    alone = [video.id for video in videos if video.scene is None]
+    if alone:
+        raise RecipeError(
+            f"RQ-VQA splits contents, and {len(alone)} videos have no scene, the first is "
+            f"{alone[0]}; fill the manifest's scene column"
+        )
+    contents = {scene: number for number, scene in enumerate(dict.fromkeys(scenes_of(videos)))}
+    content = np.array([contents[scene] for scene in scenes_of(videos)])
+    m = len(contents)
+    return [
+        _split(~np.isin(content, _permutation((number + 1) * 10, m)[: int(m * 0.8)]))
+        for number in range(count)
+    ]
+
+
+def _vsfa(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    if labels is None or labels.orders is None:
+        where = (
+            "a .mat label file" if labels is None else f"{labels.path}, which has none to be used"
+        )
+        raise RecipeError(f"VSFA's splits are cut from the `index` of {where}")
+    orders: Orders = labels.orders
+    if count > len(orders.orders):
+        raise RecipeError(
+            f"{labels.path} has {len(orders.orders)} orders in `index`; {count} splits asked for"
+        )
+    m = orders.orders.shape[1]
+    # Floating point as VSFA.py has it: of 1200 groups, 721 are trained on and not 720.
+    train, rest = math.ceil((1 - 0.2 - 0.2) * m), math.ceil((1 - 0.2) * m)
+    splits = []
+    for order in orders.orders[:count]:
+        place = np.empty(m, np.int64)
+        place[order] = np.arange(m)
+        of_row = place[orders.groups]
+        test = of_row >= rest
+        validation = (of_row >= train) & ~test
+        splits.append(
+            Split(np.flatnonzero(~test), np.flatnonzero(test), np.flatnonzero(validation))
+        )
+    return splits
+
+
+def _permutation(seed: int, count: int) -> NDArray[np.int64]:
+    """What `np.random.seed(seed); np.random.permutation(count)` gives, seed for seed."""
+    return np.random.RandomState(seed).permutation(count).astype(np.int64)
+
+
+SCHEMES = {
+    "scene": Scheme(10, _by_scene, "80/20 by scene"),
+    "threeway": Scheme(10, _threeway, "60/20/20 by scene, the middle to choose epochs by"),
+    "kfold": Scheme(5, _folds, "as many folds, by scene; each is tested once"),
+    "random": Scheme(10, _random, "80/20 by video, scenes or not"),
+    "official": Scheme(None, _official, "the part column"),
+    "across": Scheme(None, _across, "leave one data set out; the id begins with its name"),
+    "columns": Scheme(None, _columns, "the split columns of a label file (pyiqa)"),
+    "vsfa": Scheme(10, _vsfa, "60/20/20 from a .mat file's index (VSFA, MDTVSFA)"),
+    "videval": Scheme(
+        100, _videval, "80/20 by video, random_state ceil(8.8 i), i from 1 (VIDEVAL)"
+    ),
+    "fastvqa": Scheme(
+        10, _fastvqa, "80/20 by video, random.seed(42 (k+1)) (FAST-VQA, DOVER, MaxVQA)"
+    ),
+    "minimalistic": Scheme(
+        10, _minimalistic, "60/20/20 by video, np.random.seed(k) (MinimalisticVQA)"
+    ),
+    "rqvqa": Scheme(10, _rqvqa, "80/20 by content, np.random.seed(10 (k+1)) (RQ-VQA)"),
+}
+"""What `named_splits` knows, by name without number."""

@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from regressors.base import Head, read_card
+from regressors.blend import Blend
+from regressors.boosting import Boosting
+from regressors.gaussian import Gaussian
 from regressors.mlp import Mlp
 from regressors.ridge import Ridge
 from regressors.svr import Svr
@@ -11,7 +14,14 @@ from store.errors import UnknownNameError, unknown_name
 
 __all__ = ["HEADS", "Head", "load_head", "make_head"]
 
-HEADS: dict[str, type[Head]] = {"ridge": Ridge, "svr": Svr, "mlp": Mlp}
+HEADS: dict[str, type[Head]] = {
+    "ridge": Ridge,
+    "svr": Svr,
+    "gaussian": Gaussian,
+    "boosting": Boosting,
+    "blend": Blend,
+    "mlp": Mlp,
+}
 
 
 def make_head(name: str, **parameters: Any) -> Head:

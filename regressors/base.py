@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from regressors.pooling import pooled, pooled_width
@@ -307,11 +306,13 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 
 class PooledHead(Head):
-    """StandardScaler and one scikit-learn regressor on pooled features."""
+    """A scikit-learn pipeline on pooled features."""
 
     suffix: ClassVar[str] = ".skops"
-    regressor: ClassVar[type]
-    """The last step's class; with StandardScaler, all that a saved head may hold."""
+    steps: ClassVar[tuple[type, ...]]
+    """Classes of the pipeline's steps; a saved head may hold no others."""
+    parts: ClassVar[tuple[type, ...]] = ()
+    """Further classes inside the steps that skops does not trust by itself."""
 
     model_: Pipeline
 
@@ -327,18 +328,30 @@ class PooledHead(Head):
         import skops.io
         from skops.io.exceptions import UntrustedTypesFoundException
 
+        trusted = [f"{part.__module__}.{part.__qualname__}" for part in self.parts]
         try:
-            # No type beyond skops's own scikit-learn and NumPy ones is trusted.
-            model = skops.io.loads(content, trusted=[])
+            # No type is trusted beyond skops's own scikit-learn and NumPy ones, and `parts`.
+            model = skops.io.loads(content, trusted=trusted)
         except UntrustedTypesFoundException as error:
             raise HeadError(f"{path} is refused: {error}") from error
         except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
             raise HeadError(f"{path} is not a skops file, or damaged: {error}") from error
-        allowed = [StandardScaler, self.regressor]
-        if type(model) is not Pipeline or [type(step) for _, step in model.steps] != allowed:
-            names = " and ".join(step.__name__ for step in allowed)
+        if type(model) is not Pipeline or [type(step) for _, step in model.steps] != [*self.steps]:
+            names = " and ".join(step.__name__ for step in self.steps)
             raise HeadError(f"{path} is refused: it holds something other than {names}")
         width = pooled_width(self.specs_.values())
         if getattr(model, "n_features_in_", None) != width:
             raise HeadError(f"{path} was not fitted on the {width} inputs that {CARD} describes")
+        self._check_model(model, path)
         self.model_ = model
+
+    def _check_model(self, model: Pipeline, path: Path) -> None:
+        """Look into a restored pipeline of the right steps and width.
+
+        Args:
+            model: what the file holds.
+            path: of the file, for messages.
+
+        Raises:
+            HeadError: if predicting with it would be unsafe.
+        """

@@ -1,8 +1,10 @@
 """Losses that compare a batch of predictions with its scores: scale and offset stay free."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, relu
+from torch.nn.functional import cosine_similarity, l1_loss, relu
 
 from store.errors import HeadError
 
@@ -38,7 +40,7 @@ def rank_loss(predicted: Tensor, mos: Tensor) -> Tensor:
         HeadError: for a batch of fewer than two.
     """
     _check(predicted, mos)
-    wrong = relu((predicted[:, None] - predicted) * torch.sign(mos - mos[:, None]))  # [b, b]
+    wrong = _wrong_by(predicted, mos)
     pairs = len(predicted) * (len(predicted) - 1)
     return wrong.sum() / pairs / (1 + wrong.max())
 
@@ -78,6 +80,84 @@ def margin_rank_loss(predicted: Tensor, mos: Tensor) -> Tensor:
     true = mos[:, None] - mos  # [b, b]
     given = predicted[:, None] - predicted
     return relu(true.abs() - torch.where(true >= 0, given, -given)).mean()
+
+
+def plcc_rank_loss(predicted: Tensor, mos: Tensor) -> Tensor:
+    """`plcc_loss` + 0.3 `rank_loss`: what FAST-VQA, DOVER and MaxVQA train with.
+
+    Args:
+        predicted: [b], any scale.
+        mos: [b].
+
+    Raises:
+        HeadError: for a batch of fewer than two.
+    """
+    return plcc_loss(predicted, mos) + 0.3 * rank_loss(predicted, mos)
+
+
+def l1_rank_loss(predicted: Tensor, mos: Tensor) -> Tensor:
+    """Mean absolute error + `margin_rank_loss`: A2INet, and SimpleVQA's L1RankLoss.
+
+    Args:
+        predicted: [b], in the unit of the scores.
+        mos: [b].
+
+    Raises:
+        HeadError: for a batch of fewer than two.
+    """
+    _check(predicted, mos)
+    return l1_loss(predicted, mos) + margin_rank_loss(predicted, mos)
+
+
+def monotonicity_loss(predicted: Tensor, mos: Tensor) -> Tensor:
+    """Mean over ordered pairs of how far a pair stands in the wrong order: 0 is best.
+
+    The monotonicity-induced loss of MDTVSFA (Li et al., IJCV 2021), `loss_m` in its code, over the
+    b (b - 1) pairs; FAST-VQA's `rank_loss` divides it by 1 + its maximum.
+
+    Args:
+        predicted: [b].
+        mos: [b].
+
+    Raises:
+        HeadError: for a batch of fewer than two.
+    """
+    _check(predicted, mos)
+    wrong = _wrong_by(predicted, mos)
+    return wrong.sum() / (len(predicted) * (len(predicted) - 1))
+
+
+def mixed_loss(predicted: Tensor, mos: Tensor) -> Tensor:
+    """`linearity_loss` + `monotonicity_loss` + mean absolute error: MDTVSFA's `mixed`.
+
+    There the three see three scores of a video, and the error is divided by the range of the MOS;
+    here one score is all three, and scores come in a unit where the range is about 1.
+
+    Args:
+        predicted: [b], in the unit of the scores.
+        mos: [b].
+
+    Raises:
+        HeadError: for a batch of fewer than two.
+    """
+    ranks = monotonicity_loss(predicted, mos)
+    return linearity_loss(predicted, mos) + ranks + l1_loss(predicted, mos)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "plcc": plcc_loss,
+    "plcc+rank": plcc_rank_loss,
+    "rqvqa": plcc_loss,
+    "l1+rank": l1_rank_loss,
+    "mixed": mixed_loss,
+}
+"""By the names that users know: FAST-VQA's two, RQ-VQA's (the same PLCC loss), that of A2INet and
+SimpleVQA, MDTVSFA's.  Each takes predictions [b] and scores [b]."""
+
+
+def _wrong_by(predicted: Tensor, mos: Tensor) -> Tensor:
+    """[b, b]: by how much a pair is predicted in the wrong order, 0 where it is right."""
+    return relu((predicted[:, None] - predicted) * torch.sign(mos - mos[:, None]))
 
 
 def _check(predicted: Tensor, mos: Tensor) -> None:

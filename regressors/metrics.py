@@ -1,7 +1,9 @@
 """How well predictions agree with mean opinion scores."""
 
+import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +19,11 @@ ROUNDING = 1e-12
 STEEPEST = 1e-12
 """Smallest |b4|, so that a step of the fit through b4 = 0 divides by something."""
 CALLS = 20_000
-"""Function calls until the fit is given up; official code allows 1e8, good fits need hundreds."""
+"""Function calls until a fit is given up; official code allows 1e8, good fits need hundreds."""
+CALLS_AGAIN = 2_000
+"""The same for a fit that begins anew."""
+EXTREMES = 0.2
+"""Share of the videos at either end of the MOS in the extreme set of RAM-VQA (its figure 5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,8 @@ class MosMapping:
     kind: Literal["logistic", "linear", "none"]
     parameters: tuple[float, ...]
     """logistic: b1, b2, b3, b4.  linear: slope, intercept.  none: nothing."""
+    how: str = ""
+    """How the fit came about, where it is not the usual one: for tables and records."""
 
     def __call__(self, predicted: NDArray[np.float64]) -> NDArray[np.float64]:
         """The predictions in MOS units, same shape."""
@@ -58,6 +66,10 @@ class QualityMetrics:
     """Pearson's correlation without any mapping, as VSFA and the NTIRE challenge report."""
     n: int
     mapping: Literal["logistic", "linear", "none"]
+    fit: str = ""
+    """Empty where the logistic converged from the usual start; else what was used, and why."""
+    plcc_extremes: float = math.nan
+    """`plcc` of the extreme set, see `extreme_rows`."""
 
 
 def quality_metrics(mos: NDArray[np.float64], predicted: NDArray[np.float64]) -> QualityMetrics:
@@ -72,7 +84,8 @@ def quality_metrics(mos: NDArray[np.float64], predicted: NDArray[np.float64]) ->
     rmse = _rmse(mos, mapped)
     if mapping.kind == "none":
         nan = float("nan")
-        return QualityMetrics(nan, nan, nan, rmse, nan, len(mos), "none")
+        return QualityMetrics(nan, nan, nan, rmse, nan, len(mos), "none", mapping.how)
+    extremes = extreme_rows(mos)
     return QualityMetrics(
         srcc=srcc(mos, predicted),
         krcc=float(kendalltau(mos, predicted).statistic),
@@ -81,7 +94,25 @@ def quality_metrics(mos: NDArray[np.float64], predicted: NDArray[np.float64]) ->
         plcc_raw=_pearson(mos, predicted),
         n=len(mos),
         mapping=mapping.kind,
+        fit=mapping.how,
+        plcc_extremes=_defined_pearson(mos[extremes], mapped[extremes]),
     )
+
+
+def extreme_rows(mos: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The rows of the worst and the best fifth of the videos: the extreme set of RAM-VQA.
+
+    The mapping is that of all videos; only the correlation is taken over these rows.
+
+    Args:
+        mos: [n].
+
+    Returns:
+        At least one row from either end; ascending.
+    """
+    count = max(1, round(EXTREMES * len(mos)))
+    order = np.argsort(mos, kind="stable")
+    return np.unique(np.concatenate([order[:count], order[-count:]]))
 
 
 def srcc(mos: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
@@ -118,6 +149,39 @@ def pair_accuracy(predicted: NDArray[np.float64], pairs: NDArray[np.int64]) -> f
     return float(np.mean(np.where(predicted[one] >= predicted[two], 1, 2) == better))
 
 
+def ntire_score(
+    mos: NDArray[np.float64],
+    predicted: NDArray[np.float64],
+    *,
+    nonsource: NDArray[np.int64],
+    source: NDArray[np.int64],
+) -> dict[str, float]:
+    """The score of the NTIRE 2024 challenge on short-form videos, and what it is made of.
+
+    Args:
+        mos: [n].
+        predicted: [n].
+        nonsource: [m, 3], see `pair_accuracy`: pairs of different contents, for Rank1.
+        source: [m, 3]: pairs of one content, for Rank2.
+
+    Returns:
+        `score` = 0.45 srcc + 0.45 plcc + 0.05 rank1 + 0.05 rank2, and these four; plcc is raw.
+
+    Raises:
+        HeadError: if the series or the pairs are none.
+    """
+    metrics = quality_metrics(mos, predicted)
+    rank1, rank2 = pair_accuracy(predicted, nonsource), pair_accuracy(predicted, source)
+    score = 0.45 * (metrics.srcc + metrics.plcc_raw) + 0.05 * (rank1 + rank2)
+    return {
+        "score": score,
+        "srcc": metrics.srcc,
+        "plcc": metrics.plcc_raw,
+        "rank1": rank1,
+        "rank2": rank2,
+    }
+
+
 def is_constant(values: NDArray[np.float64]) -> bool:
     """Whether `values` differ by no more than float64 rounding."""
     return bool(np.std(values) <= ROUNDING * np.abs(values).max())
@@ -129,28 +193,56 @@ def fit_mapping(mos: NDArray[np.float64], predicted: NDArray[np.float64]) -> Mos
     The 4-parameter logistic b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|)) with the start values of
     BVQA_Benchmark, VIDEVAL and RQ-VQA: largest MOS, smallest MOS, mean prediction, 0.5.
 
-    A straight line where the logistic did not converge, which is seen by the fit giving up or by a
-    squared error above the line's: lines are a limit of logistics, so the best logistic is no
-    worse.  A line also for fewer than 5 videos, which four parameters would fit whatever was
-    predicted.  No mapping where either side is constant.
+    That start is a step where predictions spread over much more than 0.5, and then the fit cannot
+    move.  So where it does not converge, which is seen by the fit giving up or by a squared error
+    above that of the straight line (lines are a limit of logistics, so the best logistic is no
+    worse), the fit begins anew with the predictions' own deviation for 0.5, rising and falling, and
+    the better of the two is taken.  A straight line where none converged; `how` says so.  A line
+    also for fewer than 5 videos, which four parameters would fit whatever was predicted.  No
+    mapping where either side is constant.
     """
     if is_constant(mos) or is_constant(predicted):
-        return MosMapping("none", ())
-    line = MosMapping("linear", fit_line(mos, predicted))
+        return MosMapping("none", (), "predictions or scores are constant")
+    line = MosMapping("linear", fit_line(mos, predicted), "straight line: fewer than 5 videos")
     if len(mos) < 5:
         return line
-    start = [mos.max(), mos.min(), predicted.mean(), 0.5]
+    slack = 1e-6 * mos.std()  # curve_fit stops at relative steps of 1.5e-8
+    worst = _rmse(mos, line(predicted)) + slack
+    high, low, centre = mos.max(), mos.min(), predicted.mean()
+    usual = usual_logistic(mos, predicted)
+    if usual is not None and _rmse(mos, usual(predicted)) <= worst:
+        return usual
+    spread = predicted.std()
+    starts = ([high, low, centre, spread], [low, high, centre, spread])
+    others = [_fit_logistic(mos, predicted, start, CALLS_AGAIN) for start in starts]
+    sound = [fit for fit in others if fit is not None and _rmse(mos, fit(predicted)) <= worst]
+    if not sound:
+        return replace(line, how="straight line: the logistic did not converge")
+    best = min(sound, key=lambda fit: _rmse(mos, fit(predicted)))
+    return replace(best, how="logistic from another start: the usual one did not converge")
+
+
+def usual_logistic(mos: NDArray[np.float64], predicted: NDArray[np.float64]) -> MosMapping | None:
+    """Where the field's code ends, sound or stuck; None where it gives up.
+
+    From the start 0.5 for |b4| it gets stuck where predictions spread over much more, as on scores
+    up to 100.  `fit_mapping` then begins anew; this is for comparing with official numbers.
+    """
+    return _fit_logistic(mos, predicted, [mos.max(), mos.min(), predicted.mean(), 0.5], CALLS)
+
+
+def _fit_logistic(
+    mos: NDArray[np.float64], predicted: NDArray[np.float64], start: Sequence[float], calls: int
+) -> MosMapping | None:
+    """None where the fit gives up."""
     try:
         with warnings.catch_warnings():
             # The covariance of the parameters, which may be singular, is not used.
             warnings.simplefilter("ignore", OptimizeWarning)
-            fitted, _ = curve_fit(_logistic, predicted, mos, p0=start, maxfev=CALLS)
-    except RuntimeError:  # scipy's word for CALLS being used up
-        return line
-    logistic = MosMapping("logistic", tuple(float(b) for b in fitted))
-    logistic_error, line_error = (_rmse(mos, fit(predicted)) for fit in (logistic, line))
-    slack = 1e-6 * mos.std()  # curve_fit stops at relative steps of 1.5e-8
-    return logistic if logistic_error <= line_error + slack else line
+            fitted, _ = curve_fit(_logistic, predicted, mos, p0=start, maxfev=calls)
+    except RuntimeError:  # scipy's word for `calls` being used up
+        return None
+    return MosMapping("logistic", tuple(float(b) for b in fitted))
 
 
 def fit_line(mos: NDArray[np.float64], predicted: NDArray[np.float64]) -> tuple[float, float]:
@@ -172,6 +264,11 @@ def _rmse(mos: NDArray[np.float64], mapped: NDArray[np.float64]) -> float:
 
 def _pearson(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(np.corrcoef(a, b)[0, 1])
+
+
+def _defined_pearson(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """NaN where either side is constant."""
+    return math.nan if is_constant(a) or is_constant(b) else _pearson(a, b)
 
 
 def _pair(

@@ -25,7 +25,7 @@ class Ridge(PooledHead):
 
     name: ClassVar[str] = "ridge"
     min_videos: ClassVar[int] = 3
-    regressor: ClassVar[type] = linear_model.Ridge
+    steps: ClassVar[tuple[type, ...]] = (StandardScaler, linear_model.Ridge)
 
     def __init__(
         self,

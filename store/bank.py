@@ -103,12 +103,18 @@ class FeatureStore:
     def resolve(self, name: str) -> FeatureSpec:
         """The feature of a name `extractor.output` or a key `extractor.output@hash`.
 
+        What was imported also goes by its own name, without `imported.`.
+
         Raises:
             AmbiguousFeatureError: if several keys share the name.
             MissingFeatureError: if the bank has no such feature.
         """
         specs = self.specs()
-        found = [spec for spec in specs if name in (spec.key, spec.name)]
+        found = [
+            spec
+            for spec in specs
+            if name in (spec.key, spec.name, spec.name.removeprefix("imported."))
+        ]
         if len(found) == 1:
             return found[0]
         if found:

@@ -10,12 +10,10 @@ import os
 import re
 import secrets
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,15 +26,23 @@ from numpy.typing import NDArray
 from store.bank import FeatureStore
 from store.catalogue import FILE as CATALOGUE_FILE
 from store.errors import BankError, DamagedShardError, InvalidFeatureError, VqbankError
+from store.incoming import (
+    NPY_DTYPES,
+    Imported,
+    Incoming,
+    bank_videos,
+    checksums_of,
+    lacking_videos,
+    npy_feature,
+    npy_rows,
+)
 from store.schema import (
     Feature,
     FeatureSpec,
     Fingerprint,
-    StoredDtype,
     canonical_json,
     from_stored,
     storage_dtype,
-    to_stored,
 )
 from store.shard import (
     FORMAT_VERSION,
@@ -55,38 +61,13 @@ NPY_FORMAT = "vqbank-npy"
 EXCHANGE_VERSION = 1
 HDF5_VERSIONS = ("v108", "v110")
 """Read by HDF5 1.10 and later; before 1.8 a spec of more than 64 KiB fits no attribute."""
-SHARD_BYTES = 256 * 2**20
-"""An import commits whenever it holds this much."""
 BLOCK_BYTES = 2**20
 NAME_CHARACTERS = 200
 """Of a quoted id in a file name; file systems take 255 bytes, `.npy` and a number are added."""
-NPY_DTYPES: Mapping[str, StoredDtype] = {
-    "float16": "float16",
-    "float32": "float32",
-    "float64": "float32",
-    "uint8": "uint8",
-    "int8": "int16",
-    "int16": "int16",
-    "uint16": "int32",
-    "int32": "int32",
-    "int64": "int32",
-}
-"""How arrays of a foreign tree are stored; integers that do not fit are refused."""
 NON_COMMERCIAL = re.compile(
     r"\bNC\b|non-?\s?commercial|research[\s-]+(only|use|purpose)|academic|S-Lab", re.IGNORECASE
 )
 """Creative Commons' NC, usual wordings, and the S-Lab licence (its clause 4)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """What an import did to one feature of the bank."""
-
-    spec: FeatureSpec
-    banked: int
-    """Videos that were committed."""
-    skipped: int
-    """Videos that were banked before, with equal bytes."""
 
 
 def export_hdf5(store: FeatureStore, specs: Iterable[FeatureSpec], path: Path) -> None:
@@ -153,11 +134,13 @@ def import_hdf5(path: Path, store: FeatureStore) -> list[Imported]:
         store.refresh()
         groups = _groups(path, file)
         unbanked = {
-            spec: _unbanked(store, spec, _group_videos(path, group, spec), source=path)
+            spec: lacking_videos(store, spec, _group_videos(path, group, spec), source=path)
             for spec, group in groups.items()
         }
         return [
-            _bank(store, spec, *unbanked[spec], source=path, original=_provenance(path, group))
+            bank_videos(
+                store, spec, *unbanked[spec], source=path, original=_provenance(path, group)
+            )
             for spec, group in groups.items()
         ]
 
@@ -236,8 +219,8 @@ def import_npy(folder: Path, store: FeatureStore, *, name: str, provenance_note:
     else:
         spec, videos = _foreign_videos(folder, name, provenance_note)
         original = []
-    unbanked = _unbanked(store, spec, videos, source=folder)
-    return _bank(store, spec, *unbanked, source=folder, original=original)
+    unbanked = lacking_videos(store, spec, videos, source=folder)
+    return bank_videos(store, spec, *unbanked, source=folder, original=original)
 
 
 def pack(store: FeatureStore, specs: Iterable[FeatureSpec], folder: Path, *, title: str) -> None:
@@ -355,76 +338,6 @@ def _check_header(source: Path, found: Mapping[str, Any], expected: str) -> None
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Incoming:
-    """One video of an import; its rows are read when they are asked for."""
-
-    id: str
-    fingerprint: Fingerprint
-    probe: Mapping[str, Any]
-    checksums: Callable[[], tuple[int, ...]]
-    """Of each of `array_names`."""
-    feature: Callable[[], Feature]
-
-
-def _unbanked(
-    store: FeatureStore, spec: FeatureSpec, videos: Sequence[_Incoming], *, source: Path
-) -> tuple[list[_Incoming], int]:
-    """The videos that the bank lacks, and how many it has; other bytes are refused."""
-    ids = [video.id for video in videos]
-    twice = [video_id for video_id, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise BankError(f"{source}: {spec.key} has video {twice[0]!r} twice")
-    lacking = []
-    differing = []
-    for video, found in zip(videos, store.find(spec, ids), strict=True):
-        if found is None:
-            lacking.append(video)
-        elif found[0].video(found[1]).crc32c != video.checksums():
-            differing.append(video.id)
-    if differing:
-        raise BankError(
-            f"{source}: {len(differing)} videos are banked in {store.path} with other bytes under "
-            f"the same key {spec.key}: {', '.join(differing[:3])}"
-            f"{', ...' if len(differing) > 3 else ''}; nothing was imported"
-        )
-    return lacking, len(videos) - len(lacking)
-
-
-def _bank(
-    store: FeatureStore,
-    spec: FeatureSpec,
-    videos: Sequence[_Incoming],
-    skipped: int,
-    *,
-    source: Path,
-    original: Sequence[Any],
-) -> Imported:
-    """Commit shards of about SHARD_BYTES."""
-    provenance = {
-        "software": {"vqbank": version("vqbank")},
-        "imported_from": source.name,
-        "original": list(original),
-    }
-    waiting = iter(videos)
-    banked = 0
-    while banked < len(videos):
-        writer = store.writer(spec, provenance=provenance)
-        try:
-            for video in waiting:
-                feature = video.feature()
-                writer.add(video.id, feature, fingerprint=video.fingerprint, probe=video.probe)
-                if writer.payload_bytes >= SHARD_BYTES:
-                    break
-        except BaseException:
-            writer.abandon()
-            raise
-        writer.commit()
-        banked += len(writer.videos)
-    store.refresh()
-    return Imported(spec, banked, skipped)
-
-
 def _checked_feature(
     source: Path, spec: FeatureSpec, record: VideoRecord, arrays: Mapping[str, NDArray[Any]]
 ) -> Feature:
@@ -514,7 +427,7 @@ def _groups(path: Path, file: Any) -> dict[FeatureSpec, Any]:
         return groups
 
 
-def _group_videos(path: Path, group: Any, spec: FeatureSpec) -> list[_Incoming]:
+def _group_videos(path: Path, group: Any, spec: FeatureSpec) -> list[Incoming]:
     """Every video of a group; shapes, dtypes and row ranges are checked, rows are not read."""
     with _as_bank_error(path):
         index = group["index"][:]
@@ -536,8 +449,8 @@ def _group_videos(path: Path, group: Any, spec: FeatureSpec) -> list[_Incoming]:
         ]
 
 
-def _group_video(path: Path, group: Any, spec: FeatureSpec, record: VideoRecord) -> _Incoming:
-    return _Incoming(
+def _group_video(path: Path, group: Any, spec: FeatureSpec, record: VideoRecord) -> Incoming:
+    return Incoming(
         record.id,
         record.fingerprint,
         record.probe,
@@ -604,19 +517,19 @@ def _npy_index(folder: Path) -> dict[str, Any] | None:
 
 def _indexed_videos(
     folder: Path, index: Mapping[str, Any]
-) -> tuple[FeatureSpec, list[_Incoming], list[Any]]:
+) -> tuple[FeatureSpec, list[Incoming], list[Any]]:
     with _as_bank_error(folder / "index.json"):
         spec = FeatureSpec.from_json(json.dumps(index["spec"]))
         videos = [_indexed_video(folder, spec, video) for video in index["videos"]]
         return spec, videos, index["provenance"]
 
 
-def _indexed_video(folder: Path, spec: FeatureSpec, video: Mapping[str, Any]) -> _Incoming:
+def _indexed_video(folder: Path, spec: FeatureSpec, video: Mapping[str, Any]) -> Incoming:
     file = video["file"]
     if not _FILE_NAME.fullmatch(file):
         raise BankError(f"{folder / 'index.json'} names {file!r}, which vqbank would not")
     record = _record(video["id"], (0, video["rows"]), video["crc32c"], video)
-    return _Incoming(
+    return Incoming(
         record.id,
         record.fingerprint,
         record.probe,
@@ -642,13 +555,13 @@ def _indexed_feature(folder: Path, file: str, spec: FeatureSpec, record: VideoRe
 
 def _foreign_videos(
     folder: Path, name: str, provenance_note: str
-) -> tuple[FeatureSpec, list[_Incoming]]:
+) -> tuple[FeatureSpec, list[Incoming]]:
     paths = sorted(folder.rglob("*.npy"))
     if not paths:
         raise BankError(f"{folder} has no .npy files")
-    first = _foreign_rows(paths[0])
+    first = npy_rows(paths[0])
     for path in paths[1:]:
-        rows = _foreign_rows(path)
+        rows = npy_rows(path)
         if (rows.dtype.name, rows.shape[1:]) != (first.dtype.name, first.shape[1:]):
             raise InvalidFeatureError(
                 f"{paths[0]} has {first.dtype.name} rows of shape {first.shape[1:]}, {path} has "
@@ -669,49 +582,19 @@ def _foreign_videos(
     return spec, [_foreign_video(folder, path, spec) for path in paths]
 
 
-def _foreign_video(folder: Path, path: Path, spec: FeatureSpec) -> _Incoming:
+def _foreign_video(folder: Path, path: Path, spec: FeatureSpec) -> Incoming:
     video_id = path.relative_to(folder).as_posix().removesuffix(".npy")
     try:
         video_id.encode()
     except UnicodeEncodeError as error:
         raise InvalidFeatureError(f"{str(path)!r}: its name is not UTF-8; rename it") from error
-    return _Incoming(
+    return Incoming(
         video_id,
         Fingerprint.of(path),
         {"times": "row numbers"},
-        checksums=partial(_foreign_checksums, path, spec),
-        feature=partial(_foreign_feature, path),
+        checksums=partial(checksums_of, spec, partial(npy_feature, path)),
+        feature=partial(npy_feature, path),
     )
-
-
-def _foreign_rows(path: Path) -> NDArray[Any]:
-    """[t, ...], memory-mapped; what has fewer than two axes is one row."""
-    try:
-        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, EOFError, ValueError) as error:
-        raise InvalidFeatureError(
-            f"{path} cannot be read as a plain .npy array: {error}"
-        ) from error
-    if array.dtype.name not in NPY_DTYPES:
-        raise InvalidFeatureError(
-            f"{path} holds {array.dtype}; offered are {', '.join(NPY_DTYPES)}"
-        )
-    return array[None] if array.ndim < 2 else array
-
-
-def _foreign_feature(path: Path) -> Feature:
-    rows = _foreign_rows(path)
-    numbers = np.arange(len(rows))
-    try:
-        return Feature(rows, numbers.astype("f8"), numbers)
-    except InvalidFeatureError as error:
-        raise InvalidFeatureError(f"{path}: {error}") from error
-
-
-def _foreign_checksums(path: Path, spec: FeatureSpec) -> tuple[int, ...]:
-    feature = _foreign_feature(path)
-    values = to_stored(feature.values, spec.stored_dtype)
-    return (crc32c(values), crc32c(feature.pts_seconds), crc32c(feature.frame_index))
 
 
 # A folder to publish.

@@ -39,6 +39,10 @@ class Video:
     """Videos of one scene never stand on two sides of a split."""
     part: Part | None = None
     """The official part of the data set, where it has one."""
+    std: float | None = None
+    """Standard deviation of the ratings behind `mos`."""
+    n_ratings: int | None = None
+    """How many people rated."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,8 @@ def test_the_commands_stand_beside_those_of_the_command_line():
     _, output = vqbank("--help")
 
     assert re.findall(r"^  (\w+) ", output.split("Commands:")[1], re.MULTILINE) == [
-        "ls", "diff", "verify", "compact", "merge", "prune", "selection", "export", "import",
-        "pack",
+        "ls", "diff", "verify", "compact", "merge", "prune", "selection", "export", "pack",
+        "import",
     ]  # fmt: skip
 
 

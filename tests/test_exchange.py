@@ -280,7 +280,7 @@ def test_an_import_commits_by_size_and_goes_on_after_a_failure(tmp_path, monkeyp
         rows = file[spec().key]["values"]
         rows[-1] = rows[-1] + 1
     other = FeatureStore.create(tmp_path / "other")
-    monkeypatch.setattr("store.exchange.SHARD_BYTES", 1)
+    monkeypatch.setattr("store.incoming.SHARD_BYTES", 1)
 
     with pytest.raises(BankError, match=r"damaged\.h5: v5: values of .* has changed"):
         import_hdf5(tmp_path / "damaged.h5", other)

@@ -1,5 +1,6 @@
 """Golden fixtures: what official code computes, and that a difference is seen."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -34,8 +35,23 @@ def test_light_fixtures_are_what_official_code_computes(name):
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("*.npz")))
-def test_every_fixture_is_what_official_code_computes(name):
+def test_every_fixture_is_what_official_code_computes(name, request):
+    if name.startswith("brisque_protocol."):
+        request.getfixturevalue("shared_data")  # its features lie there
     assert_passes(name)
+
+
+def test_data_of_a_fixture_are_found_by_name_and_hash_and_else_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("VQBANK_TEST_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "deep" / "x.csv").write_bytes(b"1")
+    fixture = Fixture("net", "a", {}, {}, tmp_path / "golden")
+    right = hashlib.sha256(b"1").hexdigest()
+
+    assert fixture.data("data/x.csv", right) == tmp_path / "data" / "deep" / "x.csv"
+    with pytest.raises(GoldenError, match=r"net\.a needs data/x\.csv .* VQBANK_TEST_DATA"):
+        fixture.data("data/x.csv", "0" * 64)
 
 
 def test_every_player_has_its_fixture_here():

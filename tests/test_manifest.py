@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.manifest import read_manifest, read_videos, scores
+from pipelines.manifest import is_manifest, read_manifest, read_videos, scores, write_manifest
 from store.errors import ManifestError
+from store.schema import Video
 
 
 def manifest(tmp_path, text, encoding="utf-8"):
@@ -55,6 +56,8 @@ def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, ending, encoding
         ("path;mos\na.mp4;1\n", r"set.csv:1: unknown column 'path;mos'"),
         ("path,mos\n,1\n", r"set.csv:2: path is empty"),
         ("path,part\na.mp4,trian\n", r"set.csv:2: unknown part 'trian'. Did you mean 'train'"),
+        ("path,std\na.mp4,-1\n", r"set.csv:2: std '-1' is below 0"),
+        ("path,n_ratings\na.mp4,1.5\n", r"set.csv:2: n_ratings '1.5' is not a number of people"),
         ("path,mos\n", r"set.csv names no videos"),
         ("", r"set.csv:1: no column 'path'"),
         ('path,mos\n"a.mp4,1\n', r"set.csv:\d: unexpected end of data"),
@@ -108,3 +111,33 @@ def test_scores_are_all_there_or_missing_ones_are_named(tmp_path):
 
     with pytest.raises(ManifestError, match=r"1 of 2 videos have no mos: set/b.mp4"):
         scores(videos)
+
+
+def test_a_written_manifest_is_read_back(tmp_path):
+    videos = [
+        Video("set/a, b.mp4", tmp_path / "clips/a, b.mp4", 1 / 3, "s", "test", 0.5, 31),
+        Video("set/ü.mp4", tmp_path.parent / "ü.mp4"),
+    ]
+    path = tmp_path / "set.csv"
+    write_manifest(path, videos)
+
+    read = read_manifest(path)
+
+    assert read[0] == videos[0]
+    assert (read[1].id, read[1].path.resolve()) == (videos[1].id, videos[1].path)
+    assert (
+        path.read_text(encoding="utf-8").splitlines()[0] == "id,path,mos,scene,part,std,n_ratings"
+    )
+
+
+def test_columns_of_ratings_are_written_only_where_there_are_any(tmp_path):
+    write_manifest(tmp_path / "set.csv", [Video("set/a", Path("a"), 3.0)])
+
+    assert (tmp_path / "set.csv").read_text() == "id,path,mos,scene,part\nset/a,a,3.0,,\n"
+
+
+def test_a_manifest_is_known_by_its_header(tmp_path):
+    assert is_manifest(manifest(tmp_path, "mos,path\n1,a\n"))
+    assert not is_manifest(manifest(tmp_path, "filename,score\na,1\n"))
+    assert not is_manifest(manifest(tmp_path, "path,mos,width\na,1,2\n"))
+    assert not is_manifest(tmp_path / "none.csv")

@@ -6,8 +6,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regressors.losses import linearity_loss, margin_rank_loss, plcc_loss, rank_loss
-from regressors.metrics import MosMapping, pair_accuracy, quality_metrics, srcc
+from regressors.losses import (
+    LOSSES,
+    linearity_loss,
+    margin_rank_loss,
+    mixed_loss,
+    monotonicity_loss,
+    plcc_loss,
+    rank_loss,
+)
+from regressors.metrics import (
+    MosMapping,
+    extreme_rows,
+    ntire_score,
+    pair_accuracy,
+    quality_metrics,
+    srcc,
+)
+from regressors.significance import better_by_variance, confidence_of_median, paired_test
 from store.errors import HeadError
 
 
@@ -72,13 +88,42 @@ def test_the_scale_of_predictions_never_makes_the_mapping_worse_than_a_line(mos,
         assert got.rmse <= line_rmse + 2e-6 * mos.std()
 
 
-def test_a_step_that_the_fit_cannot_leave_falls_back_to_a_line():
+def test_a_step_that_the_fit_cannot_leave_is_begun_anew_and_says_so():
     mos = np.linspace(1, 5, 50)
 
+    usual = quality_metrics(mos, mos)
     got = quality_metrics(mos, 1e6 * mos)  # |b4| = 0.5 starts as a step with no slope anywhere
 
-    assert got.mapping == "linear"
-    assert got.plcc == pytest.approx(1)
+    assert usual.fit == ""
+    assert got.fit == "logistic from another start: the usual one did not converge"
+    assert got.plcc == pytest.approx(usual.plcc, abs=1e-4)
+
+
+def test_a_fit_that_converges_from_nowhere_is_a_line_and_says_so(monkeypatch):
+    def gives_up(*args, **options):
+        raise RuntimeError
+
+    monkeypatch.setattr("regressors.metrics.curve_fit", gives_up)
+    mos = np.linspace(1, 5, 50)
+
+    got = quality_metrics(mos, mos + np.sin(mos))
+
+    assert (got.mapping, got.fit) == ("linear", "straight line: the logistic did not converge")
+
+
+def test_the_extreme_set_is_the_worst_and_the_best_fifth():
+    assert extreme_rows(np.array([3.0, 1, 4, 2, 5, 9, 8, 7, 6, 0])).tolist() == [1, 5, 6, 9]
+    assert extreme_rows(np.array([2.0, 1])).tolist() == [0, 1]
+
+
+def test_noise_in_the_middle_costs_the_extreme_set_nothing():
+    mos = np.arange(100.0)
+    middle = (mos >= 20) & (mos < 80)
+    predicted = np.where(middle, np.random.default_rng(0).permutation(mos), mos)
+
+    got = quality_metrics(mos, predicted)
+
+    assert got.plcc_extremes > 0.99 > got.plcc + 0.1
 
 
 @pytest.mark.parametrize("value", [0.0, 3.1])
@@ -124,10 +169,10 @@ def test_metrics_refuse_what_is_no_pair_of_series(mos, predicted, message):
         quality_metrics(np.array(mos), np.array(predicted))
 
 
-LOSSES = [plcc_loss, rank_loss, linearity_loss, margin_rank_loss]
+EVERY_LOSS = {plcc_loss, rank_loss, linearity_loss, margin_rank_loss, *LOSSES.values()}
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", sorted(EVERY_LOSS, key=lambda loss: loss.__name__))
 @pytest.mark.parametrize("n", [0, 1])
 def test_losses_refuse_a_batch_without_pairs(loss, n):
     with pytest.raises(HeadError, match="at least 2"):
@@ -140,7 +185,7 @@ def test_losses_refuse_columns_which_would_broadcast():
 
 
 def test_losses_of_constant_predictions_are_finite_with_finite_gradients():
-    for loss in LOSSES:
+    for loss in EVERY_LOSS:
         predicted = torch.full((5,), 0.25, requires_grad=True)
         value = loss(predicted, torch.arange(5.0))
         value.backward()
@@ -188,3 +233,85 @@ def test_a_pair_of_what_does_not_exist_is_refused(pair):
 def test_no_pairs_have_no_accuracy():
     with pytest.raises(HeadError, match="at least one row"):
         pair_accuracy(np.zeros(3), np.zeros((0, 3), int))
+
+
+def test_a_challenge_score_is_what_its_parts_weigh():
+    mos = np.arange(8.0)
+    pairs = np.array([[0, 1, 2], [1, 0, 1]])
+
+    got = ntire_score(mos, mos, nonsource=pairs, source=np.array([[0, 1, 1], [1, 0, 1]]))
+
+    assert got["rank1"] == 1
+    assert got["rank2"] == 0.5
+    assert got["score"] == pytest.approx(0.9 + 0.05 * 1.5)
+
+
+def test_mdtvsfas_losses_by_hand():
+    mos, predicted = torch.tensor([0.0, 1, 2]), torch.tensor([0.5, 0, 1])
+
+    # One pair of three stands in the wrong order, by a half; counted from both sides.
+    assert monotonicity_loss(predicted, mos).item() == pytest.approx(2 * 0.5 / 6)
+    r = 0.5  # covariance 0.5 against deviations of 1 and 0.5, by hand
+    expected = (1 - r) / 2 + 1 / 6 + (0.5 + 1 + 1) / 3
+    assert mixed_loss(predicted, mos).item() == pytest.approx(expected)
+
+
+# Two runs over the same splits.
+
+
+def test_a_small_steady_gain_is_significant_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    reference = 0.78 + 0.02 * rng.normal(size=100)
+
+    steady = paired_test(
+        reference, reference + 0.01 + 0.002 * rng.normal(size=100), test_share=0.25
+    )
+    noise = paired_test(reference, reference + 0.01 * rng.normal(size=100), test_share=0.25)
+
+    assert steady.median_gain == pytest.approx(0.01, abs=1e-3)
+    assert steady.wilcoxon_p < 1e-10
+    assert steady.corrected_p < 1e-10
+    assert steady.wins == 100
+    assert noise.wilcoxon_p > 0.05 < noise.corrected_p
+
+
+def test_overlap_of_training_parts_makes_a_gain_less_sure():
+    gains = 0.01 + 0.03 * np.random.default_rng(1).normal(size=50)
+
+    got = paired_test(np.zeros(50), gains, test_share=0.25)
+
+    assert got.wilcoxon_p < 0.05 < got.corrected_p
+
+
+def test_equal_runs_differ_by_nothing():
+    got = paired_test(np.ones(5), np.ones(5), test_share=0.25)
+
+    assert (got.median_gain, got.wilcoxon_p, got.corrected_p) == (0, 1, 1)
+
+
+def test_splits_without_a_correlation_are_left_out_and_two_are_needed():
+    reference = np.array([0.5, np.nan, 0.6, 0.7])
+
+    assert paired_test(reference, reference + 0.1, test_share=0.25).splits == 3
+    with pytest.raises(HeadError, match="only 1 splits"):
+        paired_test(reference[:2], reference[:2], test_share=0.25)
+    with pytest.raises(HeadError, match="the same splits"):
+        paired_test(reference, reference[:2], test_share=0.25)
+
+
+def test_residuals_that_vary_less_are_found_by_the_f_test():
+    # 240 videos: a ratio of variances above 1.24 is significant.
+    got = better_by_variance(np.array([1.2, 1.05, 1.0]), np.array([1.0, 1.0, 1.2]), np.full(3, 240))
+
+    assert got == (1, 1)
+
+
+def test_the_interval_of_the_median_holds_it_and_shrinks_with_splits():
+    values = np.random.default_rng(0).normal(0.78, 0.02, size=100)
+
+    low, high = confidence_of_median(values)
+    few = confidence_of_median(values[:10])
+
+    assert low < np.median(values) < high
+    assert high - low < few[1] - few[0]
+    assert np.isnan(confidence_of_median(np.array([np.nan]))).all()

@@ -33,7 +33,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path):
             "protocol: {count: 0}",
             r"protocol.count: Input should be greater than or equal to 1, got 0",
         ),
-        ("protocol: {splits: random}", r"protocol.splits: Input should be 'scene' or 'official'"),
+        ("protocol: {splits: videval10, count: 5}", "splits videval10 take no count"),
         ("bank: a\nbank: b", r"key 'bank' stands there twice"),
         ("protocol: {seed: -1}", r"protocol.seed: Input should be greater than or equal to 0"),
         ("- a\n- b", r"is not a YAML mapping"),

@@ -26,7 +26,14 @@ from store.errors import HeadError, UnknownNameError
 from store.schema import Video
 from store.table import FeatureTable
 
-QUICK = {"ridge": {}, "svr": {"folds": 3}, "mlp": {"epochs": 30, "width": 16}}
+QUICK = {
+    "ridge": {},
+    "svr": {},
+    "gaussian": {},
+    "boosting": {"most_trees": 60},
+    "blend": {"folds": 3},
+    "mlp": {"epochs": 30, "width": 16},
+}
 """Parameters for tests of everything but how well a head learns."""
 
 
@@ -155,7 +162,10 @@ def test_predictions_do_not_depend_on_company(fitted):
 def test_every_head_says_how_it_was_selected(fitted):
     rule = {
         "ridge": "5-fold cross-validation over training scenes",
-        "svr": "3-fold cross-validation over training scenes",
+        "svr": "the best of 10 random points of 100 by squared error in 3-fold cross-validation",
+        "gaussian": "by marginal likelihood of 60 training videos",
+        "boosting": "trees of at most 60 by squared error in 3-fold cross-validation",
+        "blend": "weights by out-of-fold predictions over 3 training folds",
         "mlp": "of 30 by SRCC on 12 of 60 training videos, 20% of the training scenes",
     }
 
@@ -336,22 +346,106 @@ def test_a_model_of_a_foreign_type_is_refused(tmp_path):
         load_head(folder)
 
 
-@pytest.mark.parametrize("model", [StandardScaler(), make_pipeline(MinMaxScaler(), SVR())])
+@pytest.mark.parametrize("model", [MinMaxScaler(), make_pipeline(StandardScaler(), SVR())])
 def test_a_model_of_other_steps_is_refused(tmp_path, model):
     folder = saved(tmp_path, "svr")
     forge_model(folder, skops.io.dumps(model))
 
-    with pytest.raises(HeadError, match="something other than StandardScaler and SVR"):
+    with pytest.raises(HeadError, match="something other than MinMaxScaler and SVR"):
         load_head(folder)
 
 
 def test_a_model_of_another_width_is_refused(tmp_path):
     folder = saved(tmp_path, "svr")
-    model = make_pipeline(StandardScaler(), SVR()).fit(np.eye(3), np.arange(3.0))
+    model = make_pipeline(MinMaxScaler(), SVR()).fit(np.eye(3), np.arange(3.0))
     forge_model(folder, skops.io.dumps(model))
 
     with pytest.raises(HeadError, match="was not fitted on the 20 inputs"):
         load_head(folder)
+
+
+def forged(name, change):
+    """The bytes of a fitted head's model after `change` of it."""
+    model = make_head(name, **QUICK[name]).fit(*synthetic(60)).model_
+    change(model)
+    return skops.io.dumps(model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("left", 0), ("right", 10_000), ("feature_idx", 500), ("is_categorical", 1)],
+)
+def test_trees_that_point_out_of_themselves_are_refused(tmp_path, field, value):
+    def change(model):
+        tree = model[-1]._predictors[3][0]
+        tree.nodes[field][np.argmin(tree.nodes["is_leaf"])] = value
+
+    folder = saved(tmp_path, "boosting")
+    forge_model(folder, forged("boosting", change))
+
+    with pytest.raises(HeadError, match="nodes of tree 3 are no tree"):
+        load_head(folder)
+
+
+def test_a_blend_of_other_members_is_refused(tmp_path):
+    def change(model):
+        stack = model[-1]
+        stack.estimators_[0] = make_pipeline(StandardScaler(), SVR()).fit(
+            np.eye(20), np.arange(20.0)
+        )
+        stack.named_estimators_["svr"] = stack.estimators_[0]
+
+    folder = saved(tmp_path, "blend")
+    forge_model(folder, forged("blend", change))
+
+    with pytest.raises(HeadError, match="something other than its members"):
+        load_head(folder)
+
+
+def test_a_blend_may_have_any_two_members_and_weighs_none_below_zero():
+    table, mos = synthetic(60)
+
+    blend = make_head("blend", members=["ridge", "boosting"], folds=3).fit(table, mos)
+
+    weights = blend.model_[-1].final_estimator_.coef_
+    assert (weights >= 0).all()
+    assert weights[0] > 0.8  # the target is linear
+    with pytest.raises(HeadError, match="each once"):
+        make_head("blend", members=["ridge", "ridge"]).fit(table, mos)
+
+
+def test_a_gaussian_process_of_too_many_videos_is_refused(monkeypatch):
+    monkeypatch.setattr("regressors.gaussian.MOST_VIDEOS", 50)
+
+    with pytest.raises(HeadError, match="60 are too many, 50 the most; use svr or ridge"):
+        make_head("gaussian").fit(*synthetic(60))
+
+
+def test_one_long_tailed_input_does_not_hide_the_others_from_a_gaussian_process():
+    table, mos = synthetic(120)
+    tail = np.exp(4 * np.random.default_rng(5).normal(size=(120, 1, 1))).astype(np.float32)
+    series = {role: [table.series(role, row) for row in range(120)] for role in table.roles}
+    tailed = FeatureTable.from_arrays(table.videos, {**series, "tail": list(tail)})
+    train, test = np.arange(90), np.arange(90, 120)
+
+    predicted = (
+        make_head("gaussian").fit(tailed.subset(train), mos[train]).predict(tailed.subset(test))
+    )
+
+    assert np.corrcoef(predicted, mos[test])[0, 1] > 0.8
+
+
+def test_the_same_training_part_draws_the_same_points_in_any_order():
+    table, mos = synthetic(60)
+    order = np.random.default_rng(0).permutation(60)
+
+    one = make_head("svr").fit(table, mos)
+    other = make_head("svr").fit(table.subset(order), mos[order])
+    half = make_head("svr")._points(table.videos[:30])
+
+    assert one.selection_ == other.selection_
+    assert half != make_head("svr")._points(table.videos)
+    assert len(set(half)) == 10
 
 
 class Trap:

@@ -1,3 +1,5 @@
+import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.splits import official_split, scene_splits
-from store.errors import RecipeError
+from pipelines.labels import Label, Labels, Orders
+from pipelines.splits import (
+    SCHEMES,
+    named_splits,
+    official_split,
+    read_splits,
+    scene_splits,
+    write_splits,
+)
+from store.errors import RecipeError, UnknownNameError
 from store.schema import Video
 
 
@@ -123,3 +133,206 @@ def test_the_official_split_trains_on_train_and_validation():
 def test_an_unusable_part_column_is_refused(videos, message):
     with pytest.raises(RecipeError, match=message):
         official_split(videos)
+
+
+# Splits with a name
+
+
+def plain(count):
+    return in_scenes([None] * count)
+
+
+def a_label_file(count, **more):
+    rows = tuple(Label(f"{row}.mp4", 3.0, f"x.txt:{row + 1}") for row in range(count))
+    return Labels(Path("x.mat"), "a layout", rows, "mos", **more)
+
+
+@pytest.mark.parametrize(("letter", "name", "count"), [("a", "KONVID_1K", 1200)])
+def test_videvals_splits_are_those_of_its_code(shared_data, letter, name, count):
+    path = shared_data / "golden" / f"brisque_protocol.{letter}.npz"
+    if not path.exists():
+        pytest.skip("no golden fixture")
+    with np.load(path) as fixture:
+        expected = fixture[f"{name}_test_index"]
+    splits = named_splits("videval100", plain(count))
+
+    assert len(splits) == 100
+    for split, test in zip(splits[:99], expected, strict=True):  # its loop stops at 99
+        assert np.array_equal(split.test, np.sort(test))
+
+
+def test_videvals_splits_do_not_change():
+    splits = named_splits("videval2", plain(10))
+
+    assert [split.test.tolist() for split in splits] == [[4, 8], [7, 9]]
+
+
+def test_fastvqas_splits_shuffle_the_label_files_rows():
+    splits = named_splits("fastvqa10", plain(234))
+    random.seed(42 * 3)  # as its train_test_split does for the third
+    infos = [{"row": row} for row in range(234)]
+    random.shuffle(infos)
+
+    assert len(splits) == 10
+    assert splits[2].train.tolist() == sorted(info["row"] for info in infos[:187])
+    assert len(splits[2].validation) == 0
+
+
+def test_rqvqas_splits_are_of_contents_with_its_seeds():
+    videos = in_scenes([f"{row // 7}" for row in range(418 * 7)])
+    splits = named_splits("rqvqa", videos)
+    # What RQ-VQA's loader draws first for seeds 10 and 20.
+    known = [(362, 154, 47, 100, 187, 114), (315, 174, 13, 121, 129, 268)]
+
+    assert len(splits) == 10
+    for split, contents in zip(splits, known, strict=False):
+        assert len(split.train) == 334 * 7
+        assert {content * 7 + version for content in contents for version in range(7)} <= set(
+            split.train.tolist()
+        )
+
+
+def test_minimalisticvqas_splits_set_a_fifth_aside():
+    n = 235
+    split = named_splits("minimalistic", plain(n))[4]
+    np.random.seed(4)  # noqa: NPY002  as its loader does
+    order = np.random.permutation(n)  # noqa: NPY002
+
+    assert set(split.validation) == set(order[141:188])
+    assert set(split.test) == set(order[188:])
+    assert set(split.train) == set(order[:188])
+
+
+def test_vsfas_splits_are_cut_from_the_index_of_the_file():
+    rng = np.random.default_rng(0)
+    groups = np.arange(1200) // 2
+    orders = np.stack([rng.permutation(600) for _ in range(3)])
+    labels = a_label_file(1200, orders=Orders(groups, orders, "reference ids"))
+    splits = named_splits("vsfa3", plain(1200), labels=labels)
+
+    for split, order in zip(splits, orders, strict=True):
+        # VSFA.py: floating point makes it 361 groups of 600, not 360.
+        assert np.ceil((1 - 0.2 - 0.2) * 600) == 361
+        assert set(groups[split.test]) == set(order[480:])
+        assert set(groups[split.validation]) == set(order[361:480])
+        assert len(split.train) == 960
+    with pytest.raises(RecipeError, match="has 3 orders in `index`; 4 splits asked for"):
+        named_splits("vsfa4", plain(1200), labels=labels)
+
+
+def test_split_columns_of_a_label_file_are_splits():
+    labels = a_label_file(3, split_columns={"split01": ("train", "validation", "test")})
+    (split,) = named_splits("columns", plain(3), labels=labels)
+
+    assert (split.train.tolist(), split.validation.tolist(), split.test.tolist()) == (
+        [0, 1], [1], [2],
+    )  # fmt: skip
+
+
+def test_folds_test_every_row_once_and_part_no_scene():
+    scenes = [str(row // 3) for row in range(60)]
+    splits = named_splits("kfold4", in_scenes(scenes))
+
+    assert sorted(np.concatenate([split.test for split in splits])) == list(range(60))
+    for split in splits:
+        assert not {scenes[row] for row in split.train} & {scenes[row] for row in split.test}
+
+
+def test_three_ways_part_no_scene():
+    scenes = [str(row // 3) for row in range(60)]
+
+    for split in named_splits("threeway", in_scenes(scenes)):
+        held = set(split.validation.tolist())
+        fit = set(split.train.tolist()) - held
+        sides = [{scenes[row] for row in side} for side in (fit, held, split.test)]
+        assert held <= set(split.train.tolist())
+        assert [len(side) for side in sides] == [12, 4, 4]
+        assert len(set().union(*sides)) == 20
+
+
+def test_each_data_set_is_left_out_once():
+    videos = [Video(f"{name}/{row}", Path("x")) for row in range(4) for name in ("b", "a")]
+    splits = named_splits("across", videos)
+
+    assert [ids(videos, split.test) for split in splits] == [
+        {f"{name}/{row}" for row in range(4)} for name in "ab"
+    ]
+
+
+def test_random_splits_ignore_scenes_and_scene_splits_do_not():
+    videos = in_scenes(["a"] * 10 + ["b"] * 10)
+
+    assert len(named_splits("random3", videos)) == 3
+    assert all(
+        {videos[row].scene for row in split.test} == {"a", "b"}
+        for split in named_splits("random3", videos)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEMES) - {"across", "columns", "official", "vsfa"}))
+@pytest.mark.parametrize("scenes", [20, 23])
+def test_every_scheme_puts_every_row_on_one_side(name, scenes):
+    videos = in_scenes([str(row % scenes) for row in range(3 * scenes)])
+
+    for split in named_splits(name, videos):
+        assert sorted([*split.train, *split.test]) == list(range(len(videos)))
+        assert set(split.validation.tolist()) <= set(split.train.tolist())
+        assert all((np.diff(side) > 0).all() for side in (split.train, split.test))
+
+
+@pytest.mark.parametrize(
+    ("name", "videos", "message"),
+    [
+        ("official3", plain(9), "official takes no number"),
+        ("scene0", plain(9), "at least 1"),
+        ("random", plain(1), "1 videos cannot be split"),
+        ("rqvqa", plain(9), "9 videos have no scene, the first is set/0.mp4"),
+        ("vsfa", plain(9), "are cut from the `index` of a .mat label file"),
+        ("columns", plain(9), "are columns of a label file"),
+        ("across", plain(9), "all ids begin with set/"),
+        ("kfold1", plain(9), "2 folds or more"),
+        ("kfold10", plain(9), "there are 9 scenes"),
+    ],
+)
+def test_a_scheme_that_these_videos_do_not_allow_is_refused(name, videos, message):
+    with pytest.raises(RecipeError, match=message):
+        named_splits(name, videos)
+
+
+def test_an_unknown_scheme_lists_the_known_and_other_rows_are_refused():
+    with pytest.raises(UnknownNameError, match="Did you mean 'rqvqa'"):
+        named_splits("rqvqb", plain(9))
+    with pytest.raises(RecipeError, match="has 8 rows, and there are 9 videos"):
+        named_splits("scene", plain(9), labels=a_label_file(8))
+
+
+@given(st.permutations(range(12)))
+def test_written_splits_are_read_back_by_id_in_any_order(tmp_path_factory, order):
+    path = tmp_path_factory.getbasetemp() / "splits.json"
+    videos = plain(12)
+    shuffled = [videos[row] for row in order]
+    splits = named_splits("minimalistic4", videos)
+    write_splits(path, "minimalistic4", videos, splits)
+
+    for one, other in zip(splits, named_splits(str(path), shuffled), strict=True):
+        for side in ("train", "validation", "test"):
+            assert ids(videos, getattr(one, side)) == ids(shuffled, getattr(other, side))
+
+
+def test_splits_of_other_videos_or_of_another_format_are_refused(tmp_path):
+    path = tmp_path / "splits.json"
+    write_splits(path, "random", plain(9), named_splits("random2", plain(9)))
+    content = json.loads(path.read_text())
+
+    with pytest.raises(RecipeError, match=r"splits 9 videos, here are 8; .set/8\.mp4. and 0 more"):
+        read_splits(path, plain(8))
+    content["splits"][1]["test"].pop()
+    path.write_text(json.dumps(content))
+    with pytest.raises(RecipeError, match="split 1 does not hold every video once"):
+        read_splits(path, plain(9))
+    for text, message in (("[1]", "was not written by"), ("{", "is not JSON")):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=message):
+            read_splits(path, plain(9))
+    with pytest.raises(RecipeError, match="cannot be read"):
+        read_splits(tmp_path / "none.json", plain(9))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines.golden.brisque import play_brisque_protocol
 from pipelines.golden.clip import play_clip_b32_tokens, play_liqe_495
 from pipelines.golden.fastvqa import play_fastvqa_b, play_fastvqa_sampling, play_fragments
 from pipelines.golden.fixture import Check, Fixture, Player, name_and_letter, outputs
@@ -29,6 +30,7 @@ from pipelines.golden.vificlip import play_vificlip
 from store.errors import VqbankError
 
 PLAYERS: dict[str, Player] = {
+    "brisque_protocol": play_brisque_protocol,
     "clip_b32_tokens": play_clip_b32_tokens,
     "fastvqa_b": play_fastvqa_b,
     "fastvqa_sampling": play_fastvqa_sampling,

@@ -5,8 +5,10 @@ Weights are never shipped: the entries of the official state dict are filled fro
 shapes, and inputs are drawn from their names, by the rules below.
 """
 
+import hashlib
 import json
 import math
+import os
 import tempfile
 import zipfile
 import zlib
@@ -61,6 +63,8 @@ class Fixture:
     """NAME.json."""
     expected: Mapping[str, NDArray[Any]]
     """NAME.LETTER.npz."""
+    folder: Path = Path()
+    """Where the fixture lies."""
 
     @classmethod
     def read(cls, output: Path) -> "Fixture":
@@ -82,13 +86,32 @@ class Fixture:
                 expected = dict(arrays)
         except _UNREADABLE as error:
             raise GoldenError(f"{output} cannot be read: {error}") from error
-        return cls(name, letter, recipe, expected)
+        return cls(name, letter, recipe, expected, output.parent)
 
     @property
     def input(self) -> Any:
         """The recipe's input for this letter, where the recipe tells letters apart."""
         described = self.recipe["input"]
         return described.get(self.letter, described) if isinstance(described, dict) else described
+
+    def data(self, name: str, sha256: str) -> Path:
+        """A published file that the recipe names: too large, or not ours, to lie with the fixture.
+
+        It is looked for by its name and hash beside the fixture, in `data` beside its folder, in
+        the folder that VQBANK_TEST_DATA names, and in `../shared`.
+
+        Raises:
+            GoldenError: if it is not there.
+        """
+        given = os.environ.get("VQBANK_TEST_DATA", "../shared")
+        for root in (self.folder, self.folder.parent / "data", Path(given), Path("../shared")):
+            for path in sorted(root.rglob(Path(name).name)) if root.is_dir() else ():
+                if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+                    return path
+        raise GoldenError(
+            f"{self.name}.{self.letter} needs {name} (sha256 {sha256[:12]}...), which is not here; "
+            "name the folder that has it by VQBANK_TEST_DATA"
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """The official state dict, filled; entries that the rule leaves alone are not there."""

@@ -10,7 +10,7 @@ from torch.nn.functional import l1_loss
 
 from pipelines.golden.fixture import Check, Fixture, array
 from regressors.losses import linearity_loss, margin_rank_loss, plcc_loss, rank_loss
-from regressors.metrics import MosMapping, fit_mapping, pair_accuracy, quality_metrics
+from regressors.metrics import MosMapping, fit_mapping, ntire_score, quality_metrics
 from store.errors import GoldenError
 
 
@@ -119,11 +119,7 @@ def _rqvqa(fixture: Fixture, n: int) -> tuple[NDArray[np.float32], NDArray[np.fl
 def _ntire(fixture: Fixture) -> Check:
     example = {name: fixture.expected[f"ntire_example.{name}"] for name in ("gt", "pr")}
     predicted = example["pr"].astype(np.float64)
-    metrics = quality_metrics(example["gt"].astype(np.float64), predicted)
-    rank1, rank2 = (
-        pair_accuracy(predicted, fixture.expected[f"ntire_example.{kind}"])
-        for kind in ("nonsource", "source")
-    )
-    score = 0.45 * (metrics.srcc + metrics.plcc_raw) + 0.05 * (rank1 + rank2)
-    got = np.array([score, metrics.srcc, metrics.plcc_raw, rank1, rank2])
+    pairs = {kind: fixture.expected[f"ntire_example.{kind}"] for kind in ("nonsource", "source")}
+    score = ntire_score(example["gt"].astype(np.float64), predicted, **pairs)
+    got = np.array([score[what] for what in ("score", "srcc", "plcc", "rank1", "rank2")])
     return fixture.close("ntire", got, absolute=1e-6)

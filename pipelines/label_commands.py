@@ -1,0 +1,312 @@
+"""The commands for label files and splits.  Libraries are imported inside them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.labels import Label, Labels
+    from pipelines.labels.videos import Reconciled
+    from store.schema import Video
+
+labels_app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Read label files of data sets, whatever their layout.",
+)
+split_app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make splits, and find what they mix.",
+)
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Label files; several are joined.")
+]
+Score = Annotated[
+    str | None, typer.Option("--score", metavar="COLUMN", help="Which column is the MOS.")
+]
+Scene = Annotated[
+    str | None,
+    typer.Option(
+        "--scene", metavar="PATTERN", help="Regular expression; its first group is the scene."
+    ),
+]
+Folder = Annotated[
+    Path | None, typer.Option("--videos", metavar="FOLDER", help="Where the video files are.")
+]
+Splits = Annotated[
+    str,
+    typer.Option(
+        "--splits", metavar="NAME", help="scene10, videval100, ...; a wrong one lists all."
+    ),
+]
+Source = Annotated[Path, typer.Argument(metavar="VIDEOS", help="Manifest or label file.")]
+SHOWN = 10
+"""Lines of a list that are printed."""
+
+
+@labels_app.command("import")
+def import_(
+    files: Files,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="MANIFEST.csv", help="What to write.")
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Of the data set, in every id (default: the manifest's)."),
+    ] = None,
+    videos: Folder = None,
+    score: Score = None,
+    scene: Scene = None,
+) -> None:
+    """Write a manifest; with --videos of those that have a file, and exit 1 if some have none."""
+    from pipelines.labels.merge import merged
+    from pipelines.labels.videos import reconcile, videos_of
+    from pipelines.manifest import write_manifest
+    from store.errors import ManifestError
+
+    read = [_read(file, score, scene) for file in files]
+    for labels in read:
+        _describe(labels)
+    rows = merged(read)
+    dataset = output.stem if name is None else name
+    if videos is None:
+        made = videos_of(rows, dataset)
+        write_manifest(output, made)
+        _say_written(output, made)
+        return
+    _refuse_unnamed(read, videos)
+    found = reconcile(rows, videos, dataset)
+    _report(found, len(rows), videos)
+    if not found.videos:
+        raise ManifestError(f"no video of {files[0]} is in {videos}; nothing was written")
+    write_manifest(output, found.videos)
+    _say_written(output, found.videos)
+    if len(found.videos) < len(rows):
+        raise typer.Exit(1)
+
+
+@labels_app.command()
+def check(
+    files: Files,
+    videos: Folder = None,
+    score: Score = None,
+    scene: Scene = None,
+) -> None:
+    """Say what label files hold, whether they agree, and which videos have files."""
+    from itertools import combinations
+
+    from pipelines.labels.match import near_names
+    from pipelines.labels.merge import agreement, merged
+    from pipelines.labels.videos import reconcile
+
+    read = [_read(file, score, scene) for file in files]
+    for labels in read:
+        _describe(labels)
+    for one, two in combinations(read, 2):
+        both = agreement(one, two)
+        typer.echo(
+            f"{one.path} and {two.path}: {both.shared} of {len(one)} and {len(two)} videos in "
+            f"both, {both.compared} scored in both, largest difference {both.largest:.2g}"
+        )
+        if both.shared:
+            near = near_names(both.only_one, both.only_two)
+            _some("near", [f"{name} and {other}" for name, other in near.items()])
+    if videos is None:
+        return
+    _refuse_unnamed(read, videos)
+    rows = merged(read)
+    found = reconcile(rows, videos, videos.name)
+    _report(found, len(rows), videos)
+    if len(found.videos) < len(rows):
+        raise typer.Exit(1)
+
+
+def _read(file: Path, score: str | None, scene: str | None) -> "Labels":
+    from dataclasses import replace
+
+    from pipelines.labels import read_labels
+    from pipelines.labels.scenes import scenes_by_pattern
+
+    labels = read_labels(file, score=score)
+    if scene is None:
+        return labels
+    found = scenes_by_pattern(labels.names, scene)
+    rows = tuple(
+        replace(row, scene=name) for row, name in zip(labels.rows, found.scenes, strict=True)
+    )
+    return replace(labels, rows=rows, scene_rule=found.rule)
+
+
+def _refuse_unnamed(read: "list[Labels]", videos: Path) -> None:
+    from store.errors import ManifestError
+
+    for labels in read:
+        if not labels.named:
+            raise ManifestError(f"{labels.path} names no videos, so none can be found in {videos}")
+
+
+def _describe(labels: "Labels") -> None:
+    from collections import Counter
+
+    scores = [row.mos for row in labels.rows if row.mos is not None]
+    typer.echo(f"{labels.path}: {labels.layout}")
+    extent = f" from {min(scores):g} to {max(scores):g}" if scores else ""
+    kind = f", {labels.kind}" if labels.kind else ""
+    typer.echo(f"  {len(labels)} rows; mos: {labels.score}, {len(scores)} scores{extent}{kind}")
+    others = list(dict.fromkeys(name for row in labels.rows for name in row.other_scores))
+    if others:
+        typer.echo(f"  further scores, by --score: {', '.join(others)}")
+    scenes = {row.scene for row in labels.rows if row.scene is not None}
+    if labels.scene_rule:
+        typer.echo(f"  {len(scenes)} scenes by {labels.scene_rule}")
+    parts = Counter(row.part for row in labels.rows if row.part is not None)
+    if parts:
+        typer.echo(f"  parts: {', '.join(f'{part} {count}' for part, count in parts.items())}")
+    if labels.split_columns:
+        typer.echo(f"  split columns: {', '.join(labels.split_columns)}")
+    if labels.orders is not None:
+        orders, groups = labels.orders.orders.shape
+        typer.echo(f"  index: {orders} orders of {groups} {labels.orders.meaning}")
+    for note in labels.notes:
+        typer.echo(f"  {note}")
+
+
+def _report(found: "Reconciled", rows: int, folder: Path) -> None:
+    files = len(found.videos) + len(found.without_label)
+    unclear_files = {file for _, several in found.unclear for file in several}
+    typer.echo(
+        f"{rows} labels, {files + len(unclear_files)} files in {folder}: {len(found.videos)} "
+        f"matched, {len(found.without_file)} labels without a file, {len(found.without_label)} "
+        f"files without a label, {len(found.unclear)} labels with several files"
+    )
+
+    def label_line(row: "Label") -> str:
+        near = found.near.get(row.name)
+        return f"{row.name} ({row.place}){f'; near: {near}' if near else ''}"
+
+    _some("label without a file", [label_line(row) for row in found.without_file])
+    _some("file without a label", list(found.without_label))
+    _some(
+        "label with several files",
+        [f"{row.name}: {', '.join(several)}" for row, several in found.unclear],
+    )
+
+
+def _some(what: str, lines: list[str]) -> None:
+    for line in lines[:SHOWN]:
+        typer.echo(f"  {what}: {line}")
+    if len(lines) > SHOWN:
+        typer.echo(f"  ... and {len(lines) - SHOWN} more")
+
+
+def _say_written(manifest: Path, videos: "list[Video] | tuple[Video, ...]") -> None:
+    typer.echo(f"manifest: {manifest}: {len(videos)} videos")
+    if not any(video.path.suffix for video in videos):
+        typer.echo("  the names have no suffix, so paths are not files; --videos FOLDER finds them")
+
+
+@split_app.command()
+def make(
+    source: Source,
+    splits: Splits,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="SPLITS.json", help="What to write.")
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="Label file with split columns or an index, same rows."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Data set in the ids of a label file (default: its name)."),
+    ] = None,
+) -> None:
+    """Write splits as JSON, by video id."""
+    from pipelines.labels import read_labels
+    from pipelines.splits import named_splits, write_splits
+
+    videos, own = _videos(source, name)
+    stated = read_labels(labels) if labels is not None else own
+    made = named_splits(splits, videos, labels=stated)
+    write_splits(output, splits, videos, made)
+    sizes = sorted(
+        {(len(s.train) - len(s.validation), len(s.validation), len(s.test)) for s in made}
+    )
+    shown = ", ".join("/".join(map(str, size)) for size in sizes[:3])
+    more = " and other sizes" if len(sizes) > 3 else ""
+    typer.echo(f"{output}: {len(made)} splits of {len(videos)} videos, {shown}{more}")
+
+
+@split_app.command()
+def audit(
+    source: Source,
+    splits: Splits,
+    bank: Annotated[Path | None, typer.Option("--bank", help="Compare features, too.")] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option("--features", metavar="NAME[@KEY]", help="Of the bank; may be repeated."),
+    ] = None,
+    near: Annotated[
+        float,
+        typer.Option(
+            "--near", min=0, help="Distance, relative to the median of all, that is near."
+        ),
+    ] = 0.05,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="As of `make`; --splits may be its file.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="As of `make`.")] = None,
+) -> None:
+    """Find scenes and near-duplicates on both sides of splits; exit 1 if there are any."""
+    from pipelines.audit import near_pairs, shared_scenes
+    from pipelines.bank_commands import roles_of
+    from pipelines.labels import read_labels
+    from pipelines.splits import named_splits
+    from regressors.pooling import pooled
+    from store.bank import FeatureStore
+    from store.errors import RecipeError
+
+    if (bank is None) != (not features):
+        raise RecipeError("give --bank and --features together, or neither")
+    videos, own = _videos(source, name)
+    stated = read_labels(labels) if labels is not None else own
+    made = named_splits(splits, videos, labels=stated)
+    scenes = shared_scenes(made, videos)
+    alone = sum(video.scene is None for video in videos)
+    if alone:
+        typer.echo(f"{alone} of {len(videos)} videos have no scene and count as one each")
+    touched = {scene.split for scene in scenes}
+    typer.echo(f"{len(touched)} of {len(made)} splits have a scene on both sides")
+    _some(
+        "on both sides",
+        [f"split {s.split}: scene {s.scene}, {s.train} train, {s.test} test" for s in scenes],
+    )
+    pairs = []
+    if bank is not None and features:
+        table = FeatureStore(bank).table(videos, roles_of(features))
+        pairs = near_pairs(made, videos, pooled(table), below=near)
+        typer.echo(f"{len(pairs)} pairs of videos are nearer than {near:g} across a split")
+        _some(
+            "near",
+            [f"{p.train} | {p.test}: {p.distance:.4f}, in {len(p.splits)} splits" for p in pairs],
+        )
+    if scenes or pairs:
+        raise typer.Exit(1)
+
+
+def _videos(source: Path, name: str | None) -> "tuple[list[Video], Labels | None]":
+    """Of a manifest, or of a label file."""
+    from pipelines.labels import read_labels
+    from pipelines.labels.videos import videos_of
+    from pipelines.manifest import is_manifest, read_manifest
+
+    if is_manifest(source):
+        return read_manifest(source), None
+    labels = read_labels(source)
+    return videos_of(labels.rows, source.stem if name is None else name), labels

@@ -1,0 +1,71 @@
+"""One file to labels, whatever its layout."""
+
+from pathlib import Path
+
+from pipelines.labels import matlab, text, vmaf
+from pipelines.labels.columns import interpret
+from pipelines.labels.kinds import with_kind
+from pipelines.labels.label import Labels
+from pipelines.labels.scenes import likely_pattern
+from pipelines.labels.sheet import Sheet
+from store.errors import ManifestError
+
+LARGEST_BYTES = 256 * 2**20
+"""More than this is no label file: LSVQ's, of 39,000 videos, has 12 MB."""
+
+
+def read_labels(path: Path, *, score: str | None = None) -> Labels:
+    """The labels in a file of any layout that is known, found by its content alone.
+
+    Args:
+        path: text, MATLAB 5 or 7.3, or a data set of VMAF.
+        score: the column that becomes `mos`; None: the one that the columns' names tell.
+
+    Raises:
+        ManifestError: if the file fits no layout or two, or is damaged; names what was seen, and
+            line and column.
+    """
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise ManifestError(f"{path} has {path.stat().st_size} bytes; it is no label file")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
+    labels = with_kind(_read(path, content, score))
+    pattern = likely_pattern(labels.names) if labels.named and not labels.scene_rule else None
+    hint = (
+        f"names look like versions of contents; if they are, --scene '{pattern}' groups them"
+        if pattern is not None
+        else ""
+    )
+    return labels.with_notes(hint)
+
+
+def _read(path: Path, content: bytes, score: str | None) -> Labels:
+    if matlab.is_matlab(content):
+        return interpret(matlab.sheet(path, content), score=score)
+    if content.startswith(b"\x80"):
+        raise ManifestError(f"{path} is a pickle; opening one would run it, so export text from it")
+    if content.startswith(b"PK\x03\x04"):
+        raise ManifestError(f"{path} is a zip archive or a spreadsheet; export it as CSV")
+    decoded = text.decode(path, content)
+    if vmaf.is_vmaf(decoded):
+        return interpret(vmaf.sheet(path, decoded), score=score)
+    return _only_one(path, text.sheets(path, decoded), score)
+
+
+def _only_one(path: Path, sheets: list[Sheet], score: str | None) -> Labels:
+    """Where a text is a table in two ways, one must fit a layout and the other none."""
+    found, failed = [], []
+    for sheet in sheets:
+        try:
+            found.append(interpret(sheet, score=score))
+        except ManifestError as error:
+            failed.append(error)
+    if len(found) > 1:
+        raise ManifestError(
+            f"{path} fits two layouts: {' and '.join(labels.layout for labels in found)}"
+        )
+    if not found:
+        raise failed[0]
+    return found[0]

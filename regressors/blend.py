@@ -1,0 +1,93 @@
+"""Several heads at once, weighed by how well they predict training videos they did not see."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from sklearn.base import clone
+from sklearn.ensemble import StackingRegressor
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.utils import Bunch
+
+from regressors.base import PooledHead
+from regressors.boosting import Boosting
+from regressors.gaussian import Gaussian
+from regressors.pooling import pooled
+from regressors.ridge import Ridge
+from regressors.svr import Svr
+from regressors.training import scene_folds
+from store.errors import HeadError
+from store.table import FeatureTable
+
+MEMBERS: dict[str, type[PooledHead]] = {
+    head.name: head for head in (Svr, Gaussian, Ridge, Boosting)
+}
+Member = Literal["svr", "gaussian", "ridge", "boosting"]
+
+
+class Blend(PooledHead):
+    """A weighted sum of heads, stacked on out-of-fold predictions of the training part.
+
+    Each member chooses its hyper-parameters on the training part by its own rule.  With these it
+    is fitted without one fold of scenes after the other and predicts that fold; the weights, none
+    of them negative, are the least-squares fit of the MOS to these predictions (Breiman, Stacked
+    regressions, Machine Learning 24, 1996).
+    """
+
+    name: ClassVar[str] = "blend"
+    min_videos: ClassVar[int] = 10
+    steps: ClassVar[tuple[type, ...]] = (StackingRegressor,)
+    parts: ClassVar[tuple[type, ...]] = (
+        Bunch,
+        *(part for head in MEMBERS.values() for part in head.parts),
+    )
+
+    def __init__(
+        self,
+        *,
+        members: Annotated[list[Member], Field(min_length=2)] | tuple[Member, ...] = (
+            "svr",
+            "gaussian",
+        ),
+        folds: Annotated[int, Field(ge=2)] = 5,
+    ) -> None:
+        """Name the parameters.
+
+        Args:
+            members: which heads, each with its default parameters.
+            folds: of scenes, for the weights.
+        """
+        self.members = members
+        self.folds = folds
+
+    def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
+        if len(set(self.members)) < len(self.members):
+            raise HeadError(f"{self.name}: members are {', '.join(self.members)}; each once")
+        heads = [MEMBERS[name]().fit(table, mos) for name in self.members]
+        folds = scene_folds(table.videos, self.folds)
+        stack = StackingRegressor(
+            [(head.name, clone(head.model_)) for head in heads],
+            LinearRegression(positive=True),
+            cv=folds,
+        )
+        # Copies of SVR draw libsvm's seed, which it does not use, from NumPy's global generator.
+        state = np.random.get_state()  # noqa: NPY002
+        self.model_ = make_pipeline(stack).fit(pooled(table).astype(np.float64), mos)
+        np.random.set_state(state)  # noqa: NPY002
+        stack.cv = len(folds)  # the rows of the folds are not the model's
+        weights = zip(heads, stack.final_estimator_.coef_, strict=True)
+        members = "; ".join(
+            f"{weight:.2f} {head.name}: {head.selection_}" for head, weight in weights
+        )
+        return f"weights by out-of-fold predictions over {len(folds)} training folds; {members}"
+
+    def _check_model(self, model: Pipeline, path: Path) -> None:
+        stack = model[-1]
+        for name, fitted in stack.named_estimators_.items():
+            steps = [type(step) for _, step in fitted.steps] if type(fitted) is Pipeline else []
+            if name not in MEMBERS or steps != [*MEMBERS[name].steps]:
+                raise HeadError(f"{path} is refused: it holds something other than its members")
+            MEMBERS[name]()._check_model(fitted, path)

@@ -1,0 +1,105 @@
+"""Whether one run over some splits is better than another over the same splits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from store.errors import HeadError
+
+RESAMPLES = 10_000
+"""Of the bootstrap: the ends of an interval of 95 % then vary by a hundredth of its width."""
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """One run against a reference, split by split."""
+
+    splits: int
+    median_gain: float
+    """Of the differences, not the difference of the medians."""
+    wins: int
+    """Splits in which the run is better."""
+    wilcoxon_p: float
+    """Wilcoxon's signed-rank test, two-sided, as the field reports it.
+
+    It takes splits for independent; random splits of one data set share videos, so that it is too
+    sure of itself."""
+    corrected_p: float
+    """The t-test with Nadeau and Bengio's correction for that (Machine Learning 52, 2003)."""
+
+
+def paired_test(
+    reference: NDArray[np.float64],
+    other: NDArray[np.float64],
+    *,
+    test_share: float,
+) -> Paired:
+    """Compare a metric, of which more is better, over the same splits.
+
+    Args:
+        reference: [k], one value per split.
+        other: [k].
+        test_share: test videos per training video; 0.25 for splits of 80/20.
+
+    Raises:
+        HeadError: if there are fewer than two splits, or the two differ in number.
+    """
+    if reference.shape != other.shape or reference.ndim != 1 or len(reference) < 2:
+        raise HeadError(
+            f"paired tests need the same splits, at least 2: got {reference.shape} and "
+            f"{other.shape}"
+        )
+    defined = np.isfinite(reference) & np.isfinite(other)
+    gains = (other - reference)[defined]
+    k = len(gains)
+    if k < 2:
+        raise HeadError(f"only {k} splits have a value in both runs; paired tests need 2")
+    if not gains.any():
+        return Paired(k, 0.0, 0, 1.0, 1.0)
+    variance = gains.var(ddof=1) * (1 / k + test_share)
+    t = gains.mean() / np.sqrt(variance) if variance > 0 else np.inf
+    return Paired(
+        splits=k,
+        median_gain=float(np.median(gains)),
+        wins=int((gains > 0).sum()),
+        wilcoxon_p=float(stats.wilcoxon(gains).pvalue),
+        corrected_p=float(2 * stats.t.sf(abs(t), k - 1)),
+    )
+
+
+def better_by_variance(
+    reference: NDArray[np.float64], other: NDArray[np.float64], videos: NDArray[np.int64]
+) -> tuple[int, int]:
+    """In how many splits the other's residuals vary less, and in how many more, by the F-test.
+
+    The test of Sheikh et al. (IEEE TIP 2006) and ITU-T P.1401: the ratio of the residual variances
+    of two models on the same videos, one-sided at 95 %.
+
+    Args:
+        reference: [k] RMSE after the mapping.
+        other: [k].
+        videos: [k] test videos.
+    """
+    limit = stats.f.ppf(1 - LEVEL, videos - 1, videos - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.square(reference) / np.square(other)
+    return int((ratio > limit).sum()), int((1 / ratio > limit).sum())
+
+
+def confidence_of_median(values: NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the median over splits; NaN where no value is defined.
+
+    Args:
+        values: [k]; NaN is left out.
+        seed: of the resamples.
+    """
+    defined = values[np.isfinite(values)]
+    if len(defined) == 0:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(defined, (RESAMPLES, len(defined)))
+    low, high = np.quantile(np.median(drawn, axis=1), [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)

@@ -1,0 +1,158 @@
+"""What every import does: find what the bank lacks, refuse other bytes, commit by size."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.bank import FeatureStore
+from store.errors import BankError, InvalidFeatureError
+from store.schema import Feature, FeatureSpec, Fingerprint, StoredDtype, to_stored
+from store.shard import crc32c
+
+SHARD_BYTES = 256 * 2**20
+"""An import commits whenever it holds this much."""
+NPY_DTYPES: Mapping[str, StoredDtype] = {
+    "float16": "float16",
+    "float32": "float32",
+    "float64": "float32",
+    "uint8": "uint8",
+    "int8": "int16",
+    "int16": "int16",
+    "uint16": "int32",
+    "int32": "int32",
+    "int64": "int32",
+}
+"""How arrays of a foreign tree are stored; integers that do not fit are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import did to one feature of the bank."""
+
+    spec: FeatureSpec
+    banked: int
+    """Videos that were committed."""
+    skipped: int
+    """Videos that were banked before, with equal bytes."""
+    notes: tuple[str, ...] = ()
+    """What whoever imports should know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One video of an import; its rows are read when they are asked for."""
+
+    id: str
+    fingerprint: Fingerprint
+    probe: Mapping[str, Any]
+    checksums: Callable[[], tuple[int, ...]]
+    """Of each of `array_names`."""
+    feature: Callable[[], Feature]
+
+
+def lacking_videos(
+    store: FeatureStore, spec: FeatureSpec, videos: Sequence[Incoming], *, source: Path
+) -> tuple[list[Incoming], int]:
+    """The videos that the bank lacks, and how many it has; other bytes are refused."""
+    ids = [video.id for video in videos]
+    twice = [video_id for video_id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise BankError(f"{source}: {spec.key} has video {twice[0]!r} twice")
+    lacking = []
+    differing = []
+    for video, found in zip(videos, store.find(spec, ids), strict=True):
+        if found is None:
+            lacking.append(video)
+        elif found[0].video(found[1]).crc32c != video.checksums():
+            differing.append(video.id)
+    if differing:
+        raise BankError(
+            f"{source}: {len(differing)} videos are banked in {store.path} with other bytes under "
+            f"the same key {spec.key}: {', '.join(differing[:3])}"
+            f"{', ...' if len(differing) > 3 else ''}; nothing was imported"
+        )
+    return lacking, len(videos) - len(lacking)
+
+
+def bank_videos(
+    store: FeatureStore,
+    spec: FeatureSpec,
+    videos: Sequence[Incoming],
+    skipped: int,
+    *,
+    source: Path,
+    original: Sequence[Any],
+) -> Imported:
+    """Commit shards of about SHARD_BYTES.
+
+    Args:
+        store: the bank.
+        spec: of the feature.
+        videos: what the bank lacks, from `lacking_videos`.
+        skipped: how many it has.
+        source: what is imported, for the commit record.
+        original: what the source says of its own origin.
+
+    Raises:
+        InvalidFeatureError: naming the video, if its rows may not be banked.
+    """
+    provenance = {
+        "software": {"vqbank": version("vqbank")},
+        "imported_from": source.name,
+        "original": list(original),
+    }
+    waiting = iter(videos)
+    banked = 0
+    while banked < len(videos):
+        writer = store.writer(spec, provenance=provenance)
+        try:
+            for video in waiting:
+                feature = video.feature()
+                writer.add(video.id, feature, fingerprint=video.fingerprint, probe=video.probe)
+                if writer.payload_bytes >= SHARD_BYTES:
+                    break
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.commit()
+        banked += len(writer.videos)
+    store.refresh()
+    return Imported(spec, banked, skipped)
+
+
+def checksums_of(spec: FeatureSpec, feature: Callable[[], Feature]) -> tuple[int, ...]:
+    """CRC-32C of each array of a feature without side arrays, as it would be stored."""
+    read = feature()
+    values = to_stored(read.values, spec.stored_dtype)
+    return (crc32c(values), crc32c(read.pts_seconds), crc32c(read.frame_index))
+
+
+def npy_rows(path: Path) -> NDArray[Any]:
+    """[t, ...], memory-mapped; what has fewer than two axes is one row."""
+    try:
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        raise InvalidFeatureError(
+            f"{path} cannot be read as a plain .npy array: {error}"
+        ) from error
+    if array.dtype.name not in NPY_DTYPES:
+        raise InvalidFeatureError(
+            f"{path} holds {array.dtype}; offered are {', '.join(NPY_DTYPES)}"
+        )
+    return array[None] if array.ndim < 2 else array
+
+
+def npy_feature(path: Path) -> Feature:
+    """Rows of a `.npy` file with row numbers for times."""
+    rows = npy_rows(path)
+    numbers = np.arange(len(rows))
+    try:
+        return Feature(rows, numbers.astype("f8"), numbers)
+    except InvalidFeatureError as error:
+        raise InvalidFeatureError(f"{path}: {error}") from error

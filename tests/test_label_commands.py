@@ -1,0 +1,180 @@
+"""The commands for label files and splits: what a person types, what they answer, how they exit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pipelines import label_commands
+from pipelines.manifest import read_manifest
+from store.bank import FeatureStore
+from store.errors import ManifestError, RecipeError
+from store.schema import Feature, FeatureSpec, Fingerprint
+
+app = typer.Typer(rich_markup_mode=None)
+app.add_typer(label_commands.labels_app, name="labels")  # as the whole command line does
+app.add_typer(label_commands.split_app, name="split")
+
+KVQ = "filename,score\n" + "".join(f"train/{n:04d}.mp4,{1 + n / 10}\n" for n in range(1, 36))
+
+
+def vqbank(*arguments):
+    """Exit code and output; errors of ours are raised, as `main` expects them."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_import_writes_a_manifest_and_says_what_it_saw(tmp_path):
+    labels = write(tmp_path / "labels", KVQ)
+    code, answer = vqbank("labels", "import", labels, "-o", tmp_path / "kvq.csv")
+    videos = read_manifest(tmp_path / "kvq.csv")
+
+    assert code == 0
+    assert "35 rows; mos: score, 35 scores from 1.1 to 4.5" in answer
+    assert "5 scenes by KVQ: 7 consecutive numbers are versions of one content" in answer
+    assert (videos[7].id, videos[7].mos, videos[7].scene) == (
+        "kvq/train/0008.mp4", 1.8, "train-002",
+    )  # fmt: skip
+
+
+def test_import_joins_files_and_takes_name_score_and_scenes(tmp_path):
+    one = write(tmp_path / "one.csv", "name,mos,mos_raw\na_1.mp4,1,10\na_2.mp4,2,20\n")
+    two = write(tmp_path / "two.csv", "name,mos_raw\nb_1.mp4,30\na_2.mp4,20\n")
+    code, answer = vqbank(
+        "labels", "import", one, two, "-o", tmp_path / "m.csv", "--name", "set",
+        "--score", "mos_raw", "--scene", r"(\w)_\d",
+    )  # fmt: skip
+    videos = read_manifest(tmp_path / "m.csv")
+
+    assert code == 0
+    assert "further scores, by --score: mos" in answer
+    assert [(video.id, video.mos, video.scene) for video in videos] == [
+        ("set/a_1.mp4", 10.0, "a"), ("set/a_2.mp4", 20.0, "a"), ("set/b_1.mp4", 30.0, "b"),
+    ]  # fmt: skip
+
+
+def test_import_finds_files_and_tells_what_is_left_over(tmp_path):
+    labels = write(tmp_path / "labels.txt", "a.mp4,1\nbee,2\ncolour_1.mp4,3\n")
+    for name in ("x/a.mkv", "bee.mp4", "color_1.mp4"):
+        write(tmp_path / "videos" / name, "")
+    manifest = tmp_path / "out" / "m.csv"
+    manifest.parent.mkdir()
+    code, answer = vqbank(
+        "labels", "import", labels, "-o", manifest, "--videos", tmp_path / "videos"
+    )
+    videos = read_manifest(manifest)
+
+    assert code == 1
+    assert "3 labels, 3 files" in answer
+    assert "2 matched, 1 labels without a file, 1 files without a label" in answer
+    assert f"colour_1.mp4 ({labels}:3); near: color_1.mp4" in answer
+    assert [video.id for video in videos] == ["m/x/a.mkv", "m/bee.mp4"]
+    assert all(video.path.is_file() for video in videos)
+
+
+def test_import_without_any_file_or_name_writes_nothing(tmp_path):
+    labels = write(tmp_path / "labels.txt", "a.mp4,1\n")
+    unnamed = write(tmp_path / "unnamed.csv", "O,A-all,T-all\n3,3,3\n")
+    videos = write(tmp_path / "videos" / "b.mp4", "").parent
+
+    for file, message in ((labels, "no video of .* is in"), (unnamed, "names no videos")):
+        with pytest.raises(ManifestError, match=message):
+            vqbank("labels", "import", file, "-o", tmp_path / "m.csv", "--videos", videos)
+    assert not (tmp_path / "m.csv").exists()
+    with pytest.raises(ManifestError, match="names no videos"):
+        vqbank("labels", "check", unnamed, "--videos", videos)
+
+
+def test_a_file_without_names_is_imported_by_row_and_says_so(tmp_path):
+    unnamed = write(tmp_path / "unnamed.csv", "O,A-all,T-all\n3,3,3\n")
+    code, answer = vqbank("labels", "import", unnamed, "-o", tmp_path / "m.csv")
+
+    assert code == 0
+    assert "the file names no videos: rows are called row-0001" in answer
+    assert read_manifest(tmp_path / "m.csv")[0].id == "m/row-0001"
+
+
+def test_check_compares_files_and_a_folder(tmp_path):
+    one = write(tmp_path / "one.csv", "name,mos\nA012NEW.mp4,1\nB.mp4,2\n")
+    two = write(tmp_path / "two.txt", "Video/A012.mp4, 8, 30, 1\nVideo/B.mp4, 8, 30, 2\n")
+    write(tmp_path / "videos" / "B.mp4", "")
+    code, answer = vqbank("labels", "check", one, two)
+
+    assert code == 0
+    assert "1 of 2 and 2 videos in both, 1 scored in both, largest difference 0" in answer
+    assert "near: A012NEW.mp4 and Video/A012.mp4" in answer
+    code, answer = vqbank("labels", "check", one, "--videos", tmp_path / "videos")
+    assert code == 1
+    assert "1 matched, 1 labels without a file" in answer
+
+
+def test_splits_are_made_from_a_label_file_or_its_manifest_alike(tmp_path):
+    labels = write(tmp_path / "kvq.txt", KVQ)
+    vqbank("labels", "import", labels, "-o", tmp_path / "kvq.csv")
+    for source, target in ((labels, "a.json"), (tmp_path / "kvq.csv", "b.json")):
+        code, answer = vqbank(
+            "split", "make", source, "--splits", "rqvqa10", "-o", tmp_path / target
+        )
+        assert code == 0
+        assert f"{target}: 10 splits of 35 videos, 28/0/7" in answer
+
+    one, other = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert one == other
+
+
+def test_audit_finds_scenes_on_both_sides(tmp_path):
+    labels = write(tmp_path / "kvq.txt", KVQ)
+    code, answer = vqbank("split", "audit", labels, "--splits", "random2")
+
+    assert code == 1
+    assert "2 of 2 splits have a scene on both sides" in answer
+    assert "on both sides: split 0: scene train-001" in answer
+    vqbank("split", "make", labels, "--splits", "scene", "-o", tmp_path / "s.json")
+    assert vqbank("split", "audit", labels, "--splits", tmp_path / "s.json")[0] == 0
+
+
+def test_audit_finds_near_duplicates_in_a_bank(tmp_path):
+    manifest = write(
+        tmp_path / "m.csv", "id,path\n" + "".join(f"v{n},v{n}.mp4\n" for n in range(20))
+    )
+    what = FeatureSpec("clip.embedding", (8,), "float32", {"weights": "one"})
+    writer = FeatureStore.create(tmp_path / "bank").writer(what, provenance={}, durable=False)
+    for number in range(20):
+        seed = 3 if number == 4 else number  # v4 is v3 once more
+        values = np.random.default_rng(seed).standard_normal((4, 8)).astype("f4")
+        made = Feature(values, np.arange(4) / 25, np.arange(4))
+        writer.add(f"v{number}", made, fingerprint=Fingerprint(1, str(number)), probe={})
+    writer.commit()
+    rows = list(range(20))
+    sides = {"train": [row for row in rows if row != 4], "validation": [], "test": [4]}
+    splits = {"vqbank_splits": 1, "videos": [f"v{row}" for row in rows], "splits": [sides]}
+    file = write(tmp_path / "s.json", json.dumps(splits))
+    arguments = ("split", "audit", manifest, "--splits", file, "--bank", tmp_path / "bank")
+    code, answer = vqbank(*arguments, "--features", "clip.embedding")
+
+    assert code == 1
+    assert "20 of 20 videos have no scene" in answer
+    assert "1 pairs of videos are nearer than 0.05 across a split" in answer
+    assert "near: v3 | v4: 0.0000, in 1 splits" in answer
+    with pytest.raises(RecipeError, match="--bank and --features together"):
+        vqbank(*arguments)
+
+
+def test_every_scheme_stands_in_the_readme():
+    from pipelines.splits import SCHEMES
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+    for name in SCHEMES:
+        assert f"`{name}" in readme, name

@@ -1,0 +1,276 @@
+"""Caches that others published come into a bank as what they are."""
+
+import contextlib
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from store.bank import FeatureStore
+from store.errors import BankError, InvalidFeatureError, VqbankError
+from store.published import (
+    import_feats_mat,
+    import_numbered_npy,
+    import_per_second_npy,
+    refuse_pickle,
+)
+
+IDS = [f"set/{name}.mp4" for name in "abcde"]
+ROWS = np.random.default_rng(0).normal(size=(5, 3))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FeatureStore.create(tmp_path / "bank")
+
+
+def version_5(path, **variables):
+    scipy.io.savemat(path, variables)
+    return path
+
+
+def version_73(path, **variables):
+    with h5py.File(path, "w") as file:
+        for name, value in variables.items():
+            if isinstance(value, list):
+                refs = [file.create_dataset(f"#refs#/{i}", data=c.T) for i, c in enumerate(value)]
+                data = np.array([[cell.ref for cell in refs]], h5py.ref_dtype)
+                file.create_dataset(name, data=data, dtype=h5py.ref_dtype)
+            else:
+                file[name] = value.T
+    return path
+
+
+def banked(store, imported):
+    return np.stack([store.read(imported.spec, video_id).values[0] for video_id in IDS])
+
+
+@pytest.mark.parametrize("write", [version_5, version_73])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_matrix_has_a_row_for_each_label_whichever_way_it_lies(tmp_path, store, write, turned):
+    path = write(tmp_path / "x.mat", feats_mat=ROWS.T if turned else ROWS)
+
+    got = import_feats_mat(path, store, name="theirs", ids=IDS)
+
+    np.testing.assert_allclose(banked(store, got), ROWS, rtol=1e-6)
+    assert got.spec.name == "imported.theirs"
+    assert got.spec.identity["provenance"] == "unknown"
+    assert any("turned" in note for note in got.notes) == turned
+
+
+@pytest.mark.parametrize("write", [version_5, version_73])
+def test_cells_give_rows_over_time(tmp_path, store, write):
+    cells = [np.full((length, 2), length, float) for length in (1, 2, 3, 4, 5)]
+    value = cells
+    if write is version_5:
+        value = np.empty((5, 1), object)
+        value[:, 0] = cells
+
+    got = import_feats_mat(write(tmp_path / "x.mat", features=value), store, name="c", ids=IDS)
+
+    assert [len(store.read(got.spec, video_id).values) for video_id in IDS] == [1, 2, 3, 4, 5]
+    assert store.read(got.spec, IDS[3]).values.tolist() == cells[3].tolist()
+
+
+def test_holes_become_the_mean_of_their_column_and_are_named(tmp_path, store):
+    rows = ROWS.copy()
+    rows[1, 2], rows[3, 2], rows[4, 0] = np.nan, -np.inf, np.inf
+    path = version_5(tmp_path / "x.mat", feats_mat=rows)
+
+    got = import_feats_mat(path, store, name="holes", ids=IDS)
+
+    assert banked(store, got)[[1, 3], 2] == pytest.approx([ROWS[[0, 2, 4], 2].mean()] * 2)
+    assert banked(store, got)[4, 0] == pytest.approx(ROWS[:4, 0].mean())
+    assert any("row 2 (set/b.mp4), column 3" in note for note in got.notes)
+    assert store.video_record(got.spec, IDS[1]).probe["filled_columns"] == [2]
+
+
+ALL = slice(None)
+
+
+@pytest.mark.parametrize(("place", "what"), [((0, ALL), "row 1"), ((ALL, 1), "column 2")])
+def test_a_row_or_column_of_holes_is_refused(tmp_path, store, place, what):
+    rows = ROWS.copy()
+    rows[place] = np.nan
+
+    with pytest.raises(InvalidFeatureError, match=f"{what} of feats_mat has no finite value"):
+        import_feats_mat(version_5(tmp_path / "x.mat", feats_mat=rows), store, name="x", ids=IDS)
+
+
+def test_equal_rows_of_a_file_are_different_videos(tmp_path, store):
+    path = version_5(tmp_path / "x.mat", feats_mat=np.ones((5, 2)))
+
+    got = import_feats_mat(path, store, name="same", ids=IDS)
+
+    assert len({store.video_record(got.spec, i).fingerprint.sha256 for i in IDS}) == 5
+
+
+def test_a_file_without_a_matrix_of_that_many_rows_is_refused_with_what_it_has(tmp_path, store):
+    path = version_5(tmp_path / "x.mat", feats_mat=ROWS)
+
+    with pytest.raises(
+        BankError, match=r"row for each of the 4 labels; it has feats_mat \(5 x 3\)"
+    ):
+        import_feats_mat(path, store, name="x", ids=IDS[:4])
+
+
+def test_two_matrices_that_fit_are_refused_until_one_is_named(tmp_path, store):
+    path = version_5(tmp_path / "x.mat", one=ROWS, two=2 * ROWS, mos=np.ones((5, 1)))
+
+    with pytest.raises(BankError, match="one and two all have a row"):
+        import_feats_mat(path, store, name="x", ids=IDS)
+    with pytest.raises(BankError, match="no matrix 'three'"):
+        import_feats_mat(path, store, name="x", ids=IDS, variable="three")
+    got = import_feats_mat(path, store, name="x", ids=IDS, variable="two")
+    np.testing.assert_allclose(banked(store, got), 2 * ROWS, rtol=1e-6)
+
+
+def test_importing_again_banks_nothing_and_other_numbers_are_refused(tmp_path, store):
+    path = version_5(tmp_path / "x.mat", feats_mat=ROWS)
+    import_feats_mat(path, store, name="x", ids=IDS)
+
+    assert import_feats_mat(path, store, name="x", ids=IDS).skipped == 5
+    with pytest.raises(BankError, match="other bytes"):
+        import_feats_mat(
+            version_5(tmp_path / "y.mat", feats_mat=ROWS + 1), store, name="x", ids=IDS
+        )
+
+
+@pytest.mark.parametrize("write", [version_5, version_73])
+def test_a_file_cut_or_changed_anywhere_is_an_error_of_ours_or_still_a_matrix(tmp_path, write):
+    content = write(tmp_path / "x.mat", feats_mat=ROWS).read_bytes()
+    rng = np.random.default_rng(1)
+    for trial in range(60):
+        broken = bytearray(content)
+        if trial % 2:
+            broken = broken[: rng.integers(0, len(content))]
+        else:
+            broken[rng.integers(0, len(content))] ^= 1 << rng.integers(0, 8)
+        (tmp_path / "broken.mat").write_bytes(broken)
+        store = FeatureStore.create(tmp_path / f"bank{trial}")
+        with contextlib.suppress(VqbankError):  # any other error fails the test
+            got = import_feats_mat(tmp_path / "broken.mat", store, name="x", ids=IDS)
+            assert got.banked == 5
+
+
+# Trees of .npy files.
+
+
+def numbered(folder, *, base=0, scores=None, kind="resnet-50_res5c"):
+    folder.mkdir(exist_ok=True)
+    for row in range(5):
+        np.save(folder / f"{row + base}_{kind}.npy", np.full((row + 1, 4), row, np.float32))
+        if scores is not None:
+            np.save(folder / f"{row + base}_score.npy", np.float64(scores[row]))
+    return folder
+
+
+@pytest.mark.parametrize("base", [0, 1])
+def test_numbered_files_are_rows_of_the_label_file(tmp_path, store, base):
+    mos = [3.0, 1, 4, 1, 5]
+    folder = numbered(tmp_path / "tree", base=base, scores=np.array(mos) / 5)
+
+    (got,) = import_numbered_npy(folder, store, name="vsfa", ids=IDS, mos=mos)
+
+    assert [len(store.read(got.spec, video_id).values) for video_id in IDS] == [1, 2, 3, 4, 5]
+    assert store.read(got.spec, IDS[2]).values[0].tolist() == [2] * 4
+    assert "5 score files agree" in got.notes[0]
+
+
+def test_scores_of_another_order_are_refused(tmp_path, store):
+    folder = numbered(tmp_path / "tree", scores=[1, 2, 3, 4, 5])
+
+    with pytest.raises(BankError, match="those of other rows than the label file's"):
+        import_numbered_npy(folder, store, name="x", ids=IDS, mos=[2, 1, 3, 4, 5])
+
+
+def test_a_missing_number_is_named(tmp_path, store):
+    folder = numbered(tmp_path / "tree")
+    (folder / "3_resnet-50_res5c.npy").unlink()
+
+    with pytest.raises(BankError, match="resnet-50_res5c number 3 is missing"):
+        import_numbered_npy(folder, store, name="x", ids=IDS, mos=[None] * 5)
+
+
+def test_two_extractors_become_two_features(tmp_path, store):
+    numbered(tmp_path / "tree", kind="ResNet-50_last_conv")
+    numbered(tmp_path / "tree", kind="AlexNet_last_conv")
+
+    got = import_numbered_npy(tmp_path / "tree", store, name="m", ids=IDS, mos=[None] * 5)
+
+    names = [imported.spec.name for imported in got]
+    assert names == ["imported.m-alexnet_last_conv", "imported.m-resnet-50_last_conv"]
+
+
+def test_seconds_become_rows_and_kinds_become_features(tmp_path, store):
+    for video in ("a", "b"):
+        (tmp_path / "tree" / video).mkdir(parents=True)
+        for k in (0, 1, 10, *range(2, 10)):
+            for kind, width in (("fast", 4), ("slow", 6)):
+                rows = np.full((1, width, 1, 1, 1), k, np.float32)
+                np.save(tmp_path / "tree" / video / f"feature_{k}_{kind}_feature.npy", rows)
+
+    fast, slow = import_per_second_npy(
+        tmp_path / "tree", store, name="simplevqa", ids={"a": "set/a.mp4"}
+    )
+
+    assert (fast.spec.name, fast.spec.shape) == ("imported.simplevqa-fast", (4,))
+    assert slow.spec.shape == (6,)
+    assert store.video_ids(slow.spec) == ["b", "set/a.mp4"]
+    assert store.read(fast.spec, "set/a.mp4").values[:, 0].tolist() == list(range(11))
+
+
+def test_a_missing_second_is_named(tmp_path, store):
+    (tmp_path / "tree" / "a").mkdir(parents=True)
+    for k in (0, 2):
+        np.save(tmp_path / "tree" / "a" / f"{k:03d}.npy", np.ones((1, 4096), np.float32))
+
+    with pytest.raises(BankError, match="number 1 is missing"):
+        import_per_second_npy(tmp_path / "tree", store, name="qalign", ids={})
+
+
+def test_arrays_of_objects_are_refused_and_never_opened(tmp_path, store):
+    (tmp_path / "tree").mkdir()
+    np.save(tmp_path / "tree" / "0_x.npy", np.array([{}], object), allow_pickle=True)
+
+    with pytest.raises(InvalidFeatureError, match=r"0_x\.npy"):
+        import_numbered_npy(tmp_path / "tree", store, name="x", ids=IDS[:1], mos=[None])
+
+
+# The commands.
+
+
+def vqbank(*arguments):
+    run = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return run.exception if isinstance(run.exception, VqbankError) else run.output
+
+
+def test_a_pickle_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "maxvqa.pkl").write_bytes(b"\x80\x04]\x94.")
+
+    with pytest.raises(BankError, match=r"maxvqa\.pkl is a pickle, .* one \.npy file"):
+        refuse_pickle(tmp_path / "maxvqa.pkl")
+    assert "is a pickle" in str(vqbank("import", tmp_path / "maxvqa.pkl", tmp_path / "bank"))
+
+
+def test_a_matrix_is_imported_and_evaluated_by_name(tmp_path):
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(40, 4))
+    lines = [f"{row}.mp4,{3 + rows[row, 0]}" for row in range(40)]
+    (tmp_path / "labels.csv").write_text("\n".join(["filename,score", *lines]) + "\n")
+    version_5(tmp_path / "x.mat", feats_mat=rows)
+    bank = tmp_path / "bank"
+    labels = ("--labels", tmp_path / "labels.csv")
+
+    said = vqbank("import", "feats-mat", tmp_path / "x.mat", *labels, "--bank", bank, "--name", "x")
+    assert "40 videos banked" in said
+    said = vqbank(
+        "evaluate", "--bank", bank, "--features", "x", *labels, "--head", "ridge",
+        "--splits", "videval3", "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    assert "Provenance unknown, because imported: imported.x." in said
+    assert (tmp_path / "out.json").exists()
+    assert "unknown" in vqbank("ls", bank)

@@ -1,0 +1,296 @@
+"""Records of runs, the tables made from them, and the comparison of two runs."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.compare import compare
+from pipelines.evaluate import Trial, banked_videos
+from pipelines.labels import read_labels
+from pipelines.recipe import Protocol, Recipe
+from pipelines.results import (
+    Record,
+    read_records,
+    record_of,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_ntire,
+    write_record,
+)
+from regressors import make_head
+from store.bank import FeatureStore
+from store.errors import ManifestError, MissingFeatureError, RecipeError, VqbankError
+from store.schema import Feature, FeatureSpec, Fingerprint, Video
+from store.table import FeatureTable
+
+
+def trial(*heads, splits="random4", n=40, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, 3)).astype(np.float32)
+    videos = [Video(f"set/{row}.mp4", Path(f"{row}.mp4")) for row in range(n)]
+    return Trial(
+        title="trial",
+        score_name="MOS",
+        table=FeatureTable.from_arrays(videos, {"x": list(rows[:, None])}),
+        mos=rows[:, 0] + 0.3 * rng.normal(size=n),
+        heads={name: make_head(name) for name in heads},
+        protocol=Protocol(splits=splits),
+    )
+
+
+@pytest.fixture(scope="module")
+def record():
+    made = trial("ridge", "svr")
+    return record_of(made, list(made.run()))
+
+
+def changed(record, **statistics):
+    """The record with other medians, head by head."""
+    heads = [
+        head.model_copy(
+            update={
+                "statistics": {
+                    metric: old.model_copy(
+                        update={"median": statistics.get(metric, {}).get(head.name, old.median)}
+                    )
+                    for metric, old in head.statistics.items()
+                }
+            }
+        )
+        for head in record.heads
+    ]
+    return record.model_copy(update={"heads": heads})
+
+
+def test_a_record_comes_back_as_it_was_written(record, tmp_path):
+    write_record(record, tmp_path / "run.json")
+
+    assert read_records(tmp_path / "run.json") == [record]
+    assert json.loads((tmp_path / "run.json").read_text())["splits_name"] == "random4"
+
+
+def test_json_is_written_anew_and_jsonl_grows(record, tmp_path):
+    for _ in range(2):
+        write_record(record, tmp_path / "run.json")
+        write_record(record, tmp_path / "runs.jsonl")
+
+    assert len(read_records(tmp_path / "run.json")) == 1
+    assert len(read_records(tmp_path / "runs.jsonl")) == 2
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"vqbank_results": 2}', '{"title": "x"}'])
+def test_a_line_that_is_no_record_is_named(record, tmp_path, line):
+    write_record(record, tmp_path / "runs.jsonl")
+    with (tmp_path / "runs.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+
+    with pytest.raises(RecipeError, match=r"runs\.jsonl:2: no record of a run"):
+        read_records(tmp_path / "runs.jsonl")
+
+
+def test_a_record_says_how_every_number_was_selected(record):
+    for head in record.heads:
+        assert len(head.selection) == 4
+        assert all("training scenes" in rule for rule in head.selection)
+    assert record.number_selected_by == "median over all splits"
+
+
+def test_medians_are_of_the_splits_and_predictions_of_tested_videos(record):
+    head = record.heads[0]
+
+    assert head.statistics["srcc"].median == pytest.approx(np.median(head.per_split["srcc"]))
+    assert head.statistics["srcc"].std == pytest.approx(np.std(head.per_split["srcc"]))
+    low, high = head.statistics["srcc"].confidence
+    assert low <= head.statistics["srcc"].median <= high
+    assert set(head.predictions) <= {f"set/{row}.mp4" for row in range(40)}
+    assert len(head.predictions) > 8
+
+
+def test_the_best_is_bold_and_the_second_underlined_and_less_rmse_is_better(record):
+    medians = changed(record, srcc={"ridge": 0.9, "svr": 0.8}, rmse={"ridge": 0.4, "svr": 0.3})
+
+    markdown, latex = to_markdown([medians]), to_latex([medians])
+
+    assert "**0.9000** ±" in markdown
+    assert "<u>0.8000</u>" in markdown
+    assert "<u>0.4000</u>" in markdown
+    assert "**0.3000**" in markdown
+    assert "\\textbf{0.9000} $\\pm$" in latex
+    assert "\\underline{0.4000}" in latex
+
+
+def test_only_equal_splits_compete(record):
+    other = record.model_copy(update={"splits_sha256": "other", "heads": record.heads[:1]})
+
+    alone = [line for line in to_markdown([record, other]).splitlines() if "| ridge" in line][1]
+
+    assert "**" not in alone
+    assert "<u>" not in alone
+
+
+def test_latex_escapes_what_latex_would_read(record):
+    named = record.model_copy(update={"features": {"a_b": "clip_b32.embedding@0"}})
+
+    assert "clip\\_b32.embedding" in to_latex([named])
+
+
+def test_csv_has_every_statistic(record):
+    ridge, svr = csv.DictReader(io.StringIO(to_csv([record])))
+
+    assert (ridge["head"], svr["head"]) == ("ridge", "svr")
+    assert float(ridge["srcc_median"]) == pytest.approx(
+        record.heads[0].statistics["srcc"].median, abs=1e-6
+    )
+
+
+def test_a_submission_is_of_one_head_by_file_name(record):
+    with pytest.raises(RecipeError, match="one head, not ridge, svr"):
+        to_ntire([record])
+    lines = to_ntire([record.model_copy(update={"heads": [record.head("svr")]})]).splitlines()
+
+    assert lines[0] == "filename,score"
+    name, score = lines[1].split(",")
+    assert float(score) == pytest.approx(record.head("svr").predictions[f"set/{name}"], abs=1e-6)
+
+
+def test_imported_features_and_undefined_metrics_are_marked_and_kept(record, tmp_path):
+    marked = changed(record, srcc={"svr": float("nan")}).model_copy(
+        update={"provenance_unknown": ["imported.x"]}
+    )
+    write_record(marked, tmp_path / "run.json")
+
+    (read,) = read_records(tmp_path / "run.json")
+    assert np.isnan(read.heads[1].statistics["srcc"].median)
+    assert "provenance unknown" in to_markdown([read])
+    assert "\n% " in to_latex([read])
+
+
+# Two runs.
+
+
+def test_runs_on_other_splits_are_not_compared(record):
+    made = trial("ridge", splits="random3")
+    other = record_of(made, list(made.run()))
+
+    with pytest.raises(RecipeError, match="tried on other splits"):
+        compare([record, other])
+    with pytest.raises(RecipeError, match="one head only"):
+        compare([other])
+    with pytest.raises(RecipeError, match="unknown metric 'sroc'"):
+        compare([record], metric="sroc")
+
+
+def test_more_rmse_is_a_loss(record):
+    (by_srcc,) = compare([record])
+    (by_rmse,) = compare([record], metric="rmse")
+    ridge, svr = (np.array(head.per_split["rmse"]) for head in record.heads)
+
+    assert by_rmse.paired.median_gain == pytest.approx(np.median(ridge - svr))
+    assert by_srcc.reference == "ridge on memory.x"
+
+
+def test_processes_change_nothing(monkeypatch):
+    made = trial("ridge")
+    alone = record_of(made, list(made.run()))
+    monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+
+    assert record_of(made, list(made.run(jobs=2))) == alone
+
+
+# Label files in place of manifests.
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = FeatureStore.create(tmp_path / "bank")
+    spec = FeatureSpec("x.feature", (2,), "float32", {})
+    writer = store.writer(spec, provenance={}, durable=False)
+    rng = np.random.default_rng(0)
+    for row in range(12):
+        values = rng.normal(size=(1, 2)).astype(np.float32)
+        feature = Feature(values, np.zeros(1), np.zeros(1, np.int64))
+        fingerprint = Fingerprint(1, f"{row}")
+        writer.add(f"set/clips/v{row}.mp4", feature, fingerprint=fingerprint, probe={})
+    writer.commit()
+    store.refresh()
+    return store
+
+
+def label_file(tmp_path, names):
+    path = tmp_path / "labels.csv"
+    rows = [f"{name},{number / 10}" for number, name in enumerate(names)]
+    path.write_text("\n".join(["filename,score", *rows]) + "\n")
+    return path
+
+
+def test_rows_of_a_label_file_find_the_banked_videos_in_its_order(store, tmp_path):
+    names = [f"V{row}" for row in reversed(range(12))]
+
+    videos = banked_videos(read_labels(label_file(tmp_path, names)), store, store.specs())
+
+    assert [video.id for video in videos] == [f"set/clips/v{row}.mp4" for row in range(11, -1, -1)]
+    assert [video.mos for video in videos][:3] == [0.0, 0.1, 0.2]
+
+
+def test_rows_without_features_are_named_with_their_line(store, tmp_path):
+    labels = read_labels(label_file(tmp_path, ["v1.mp4", "v2.mp4", "w3.mp4"]))
+
+    with pytest.raises(MissingFeatureError, match=r"1 of the 3 .* w3\.mp4 \(.*labels\.csv:4\)"):
+        banked_videos(labels, store, store.specs())
+
+
+def test_videos_and_labels_together_are_refused(store, tmp_path):
+    labels = label_file(tmp_path, ["v1.mp4", "v2.mp4"])
+    recipe = Recipe(
+        bank=store.path, videos=labels, labels=labels, features={"x": "x.feature"},
+        heads={"ridge": {}},
+    )  # fmt: skip
+
+    with pytest.raises(RecipeError, match="give one of them"):
+        Trial.of(recipe, title="t")
+
+
+def vqbank(*arguments):
+    run = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(run.exception, VqbankError | SystemExit | None), run.exception
+    return run
+
+
+def test_a_recipe_says_what_the_options_say(store, tmp_path):
+    labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
+    (tmp_path / "recipe.yaml").write_text(
+        "labels: labels.csv\nbank: bank\nfeatures: {x.feature: x.feature}\nheads: {ridge: }\n"
+        "protocol: {splits: videval3}\n"
+    )
+    vqbank("evaluate", tmp_path / "recipe.yaml", "--json", tmp_path / "one.json")
+    vqbank(
+        "evaluate", "--bank", store.path, "--features", "x.feature", "--labels", labels, "--head",
+        "ridge", "--splits", "videval3", "--json", tmp_path / "two.json",
+    )  # fmt: skip
+
+    (one,), (two,) = read_records(tmp_path / "one.json"), read_records(tmp_path / "two.json")
+    assert isinstance(one, Record)
+    assert one.model_copy(update={"title": ""}) == two.model_copy(update={"title": ""})
+    table = vqbank("results", tmp_path / "one.json", "--format", "latex").output
+    assert table.startswith("\\begin{tabular}")
+    compared = vqbank("compare", tmp_path / "one.json", tmp_path / "two.json").output
+    assert "+0.0000" in compared
+
+
+def test_a_wrong_name_of_splits_lists_all_and_a_score_that_is_missing_is_named(store, tmp_path):
+    options = ("--bank", store.path, "--features", "x.feature", "--head", "ridge")
+    labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
+
+    run = vqbank("evaluate", *options, "--labels", labels, "--splits", "vidval100")
+    assert "Did you mean 'videval'" in str(run.exception)
+    labels.write_text("filename,score\nv1.mp4,1\nv2.mp4,\nv3.mp4,3\n")
+    run = vqbank("evaluate", *options, "--labels", labels)
+    assert isinstance(run.exception, ManifestError)
+    assert "1 of 3 videos have no mos" in str(run.exception)
