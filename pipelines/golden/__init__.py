@@ -17,6 +17,7 @@ from pipelines.golden.metrics import play_metrics, play_rqvqa_loss_metrics
 from pipelines.golden.motion_blocks import play_slowfast_indices, play_slowfast_motion
 from pipelines.golden.pe import play_pe_core_l14, play_pe_core_l14_qclip_rope
 from pipelines.golden.qalign import play_qalign
+from pipelines.golden.qclip import play_qclip_head
 from pipelines.golden.real_basic_vsr import play_realbasicvsr
 from pipelines.golden.resnets import (
     play_resnet50_hierarchy,
@@ -38,6 +39,7 @@ PLAYERS: dict[str, Player] = {
     "pe_core_l14": play_pe_core_l14,
     "pe_core_l14_qclip_rope": play_pe_core_l14_qclip_rope,
     "qalign_tiny": play_qalign,
+    "qclip_head": play_qclip_head,
     "realbasicvsr": play_realbasicvsr,
     "resnet50_hierarchy": play_resnet50_hierarchy,
     "rqvqa_keyframes": play_rqvqa_keyframes,
@@ -57,6 +59,8 @@ INFORMATIVE: dict[str, tuple[str, ...]] = {
     "fragments": (r"\d+x\d+(_fixed)?_u8_sha256",),
     # The logistic's parameters, whose signs the fit leaves open.
     "metrics": (r"\w+_popt",),
+    # Of constant predictions, whose correlation counts as 0 here and not in official code.
+    "qclip_head": ("loss_plcc_const",),
     # Of the whole resized picture, of which ours is the square in the middle.
     "rqvqa_keyframes": (r"pixels_\d+x\d+\.resized_(u8_stride|u8\.sha256|mean_std)",),
     # The input of `ntire`; what the official standardising makes of no spread, ours counts as 0.
