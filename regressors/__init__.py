@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from regressors.base import Head, read_card
+from regressors.gru import Gru
 from regressors.mlp import Mlp
 from regressors.ridge import Ridge
 from regressors.svr import Svr
@@ -11,7 +12,7 @@ from store.errors import UnknownNameError, unknown_name
 
 __all__ = ["HEADS", "Head", "load_head", "make_head"]
 
-HEADS: dict[str, type[Head]] = {"ridge": Ridge, "svr": Svr, "mlp": Mlp}
+HEADS: dict[str, type[Head]] = {"ridge": Ridge, "svr": Svr, "mlp": Mlp, "gru": Gru}
 
 
 def make_head(name: str, **parameters: Any) -> Head:
@@ -36,7 +37,7 @@ def load_head(folder: Path) -> Head:
 
     Raises:
         HeadError: if the folder holds no head, or a damaged one.
-        UnknownNameError: if no head has the name in `card.json`.
+        UnknownNameError: if no head has the name in `card.yaml`.
     """
     return _kind(read_card(folder)["name"]).load(folder)
 
