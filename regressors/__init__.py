@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from regressors.base import Head, read_card
+from regressors.cagi import Cagi
 from regressors.gru import Gru
 from regressors.mlp import Mlp
 from regressors.ridge import Ridge
@@ -12,7 +13,13 @@ from store.errors import UnknownNameError, unknown_name
 
 __all__ = ["HEADS", "Head", "load_head", "make_head"]
 
-HEADS: dict[str, type[Head]] = {"ridge": Ridge, "svr": Svr, "mlp": Mlp, "gru": Gru}
+HEADS: dict[str, type[Head]] = {
+    "ridge": Ridge,
+    "svr": Svr,
+    "mlp": Mlp,
+    "gru": Gru,
+    "cagi": Cagi,
+}
 
 
 def make_head(name: str, **parameters: Any) -> Head:
