@@ -1,5 +1,6 @@
 """Heads: features of a FeatureTable to MOS.  They never see pixels, files or backbones."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,29 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
-def make_head(name: str, **parameters: Any) -> Head:
+def make_head(name: str, *, preset: str = "laptop", **parameters: Any) -> Head:
     """An unfitted head by its name in HEADS.
 
+    Args:
+        name: of the head.
+        preset: "laptop" for the head's own defaults, "paper" for those of its paper.
+        parameters: of the head, where they differ from the preset.
+
     Raises:
-        UnknownNameError: if no head has this name, or the head no such parameter.
+        UnknownNameError: if no head has this name, or the head no such preset or parameter.
         HeadError: if a parameter has a value of the wrong type, or out of its range.
     """
     kind = _kind(name)
+    presets: dict[str, Mapping[str, Any]] = {"laptop": {}}
+    if kind.paper:
+        presets["paper"] = kind.paper
+    if str(preset) not in presets:
+        raise UnknownNameError(unknown_name(f"preset of {name}", str(preset), presets))
     known = kind.parameter_types()
     for parameter in parameters:
         if parameter not in known:
             raise UnknownNameError(unknown_name(f"parameter of {name}", parameter, known))
-    head = kind(**parameters)
+    head = kind(**{**presets[preset], **parameters})
     head.check_parameters()
     return head
 

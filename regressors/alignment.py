@@ -102,8 +102,8 @@ class Alignment:
                 case "mean":
                     low, count = np.zeros(len(grid), np.int64), 1
                 case "frame":
-                    frames = table.frame_index(role, row)
-                    low = np.searchsorted(frames, table.frame_index(first, row)[grid])
+                    frames, sought = table.frame_index(role, row), table.frame_index(first, row)
+                    low = _same_frame(frames, sought[grid])
                 case "nearest":
                     times, wanted = table.pts_seconds(role, row), table.pts_seconds(first, row)
                     low = _nearest(times, wanted[grid])
@@ -134,6 +134,17 @@ class Alignment:
 
 def _unless_identity(low: NDArray[np.int64], count: int) -> Placement | None:
     return None if np.array_equal(low, np.arange(count)) else Placement(low)
+
+
+def _same_frame(frames: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first row of each wanted frame; where both repeat the same frames, row for row.
+
+    Frames need not ascend: clips that go round the end of a video do not.
+    """
+    if np.array_equal(frames, wanted):
+        return np.arange(len(frames))
+    order = np.argsort(frames, kind="stable")
+    return order[np.searchsorted(frames, wanted, sorter=order)]
 
 
 def _nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:

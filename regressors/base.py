@@ -49,6 +49,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     """Fewest videos that can be fitted."""
     suffix: ClassVar[str]
     """Of the model file."""
+    paper: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Parameters with which the head is that of its paper, where these are not the defaults."""
 
     specs_: dict[str, FeatureSpec]
     selection_: str

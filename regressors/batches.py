@@ -17,6 +17,8 @@ from store.table import FeatureTable
 
 CHUNK = 64
 """Videos of a read: long enough for a disk."""
+FINITE_ROWS = 4096
+"""Rows that are looked at together for values that are not finite."""
 WINDOW_SHARE = 8
 """A streamed window takes this part of the budget; it is held as read, aligned and batched."""
 
@@ -76,8 +78,10 @@ class Window:
             members: rows of the table, b for each.
             scalings: of each member.
         """
-        lengths = [[stop - start for start, stop in map(self.spans.__getitem__, rows.tolist())]
-                   for rows in members]  # fmt: skip
+        lengths = [
+            [stop - start for start, stop in map(self.spans.__getitem__, rows.tolist())]
+            for rows in members
+        ]
         longest = max(map(max, lengths))
         device = next(iter(self.flat.values())).device
         counts = torch.tensor(lengths, device=device)
@@ -200,8 +204,10 @@ class Series:
     def _videos_per_window(self, rows: NDArray[np.int64], at_least: int) -> int:
         """As many as the budget allows, such that the last window has enough of them too."""
         # What is read may be more than what is kept of it.
-        read = sum(int(self.table.lengths(role)[rows].sum()) * width * self._dtype(role).itemsize
-                   for role, width in self.widths.items())  # fmt: skip
+        read = sum(
+            int(self.table.lengths(role)[rows].sum()) * width * self._dtype(role).itemsize
+            for role, width in self.widths.items()
+        )
         per_video = max(read / len(rows), self.lengths[rows].mean() * self.bytes_per_row)
         most = min(len(rows), int(self.budget_bytes / WINDOW_SHARE / per_video))
         for count in range(most, at_least - 1, -1):
@@ -242,7 +248,8 @@ class Series:
         for role, (values, offsets) in read.items():
             laid = values.reshape(len(values), -1)
             self._refuse_not_finite(role, rows, laid, offsets)
-            if self.average or any(placed[role] is not None for placed in placements):
+            moved = any(placed[role] is not None for placed in placements)
+            if moved or self.average or self._is_mean(role):
                 laid = np.concatenate(
                     [
                         self._on_grid(role, laid[start:stop], placed[role])
@@ -259,12 +266,15 @@ class Series:
     def _on_grid(
         self, role: str, values: NDArray[Any], placement: Placement | None
     ) -> NDArray[Any]:
-        if role != self.table.roles[0] and self.alignment.rule(role) == "mean":
+        if self._is_mean(role):
             values = values.mean(axis=0, keepdims=True, dtype=np.float32)
         placed = values if placement is None else placement(values)
         if self.average:
             return placed.mean(axis=0, keepdims=True, dtype=np.float32)
         return placed
+
+    def _is_mean(self, role: str) -> bool:
+        return role != self.table.roles[0] and self.alignment.rule(role) == "mean"
 
     def _dtype(self, role: str) -> torch.dtype:
         """As banked, but float32 where rows are mixed."""
@@ -278,8 +288,10 @@ class Series:
         self, role: str, rows: NDArray[np.int64], values: NDArray[Any], offsets: NDArray[np.int64]
     ) -> None:
         tensor = tensor_of(values)
-        # One pass: a sum is finite only if all of it is.  Which row it was is asked only then.
-        if not tensor.is_floating_point() or torch.isfinite(tensor.sum(dtype=torch.float32)):
+        # A sum is finite only if all of it is; which row it was is asked only then.  In parts,
+        # because what is summed in float32 is first copied to it.
+        sums = [part.sum(dtype=torch.float32) for part in tensor.split(FINITE_ROWS)]
+        if not tensor.is_floating_point() or torch.stack(sums).isfinite().all():
             return
         for bad in (~torch.isfinite(tensor)).any(dim=1).nonzero()[:1, 0].tolist():
             place = int(np.searchsorted(offsets, bad, side="right")) - 1

@@ -25,6 +25,8 @@ from regressors.sequence import (
     SequenceHead,
 )
 
+STACKED_WEIGHTS = 2**18
+"""With more, a step is bound by memory: a stack of ten no longer fits a cache that holds one."""
 Activation = Literal["none", "relu", "gelu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "none": nn.Identity(),
@@ -108,6 +110,9 @@ class Mlp(SequenceHead):
     @property
     def _average(self) -> bool:
         return self.activation == "none" and self.dropout == 0
+
+    def _stacks(self, widths: Mapping[str, int]) -> bool:
+        return sum(widths.values()) * self.width <= STACKED_WEIGHTS
 
     def _network(self, widths: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         return Perceptron(

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import joblib
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from sklearn.base import clone
 from torch import Tensor, nn
 
 from regressors.alignment import Align, Alignment
@@ -85,7 +85,7 @@ class SequenceHead(Head):
     suffix: ClassVar[str] = ".safetensors"
     min_videos: ClassVar[int] = 10
     stackable: ClassVar[bool] = True
-    """Whether several are trained as one stacked network, or each in a process of its own: large
+    """Whether several may be trained as one stacked network, or each in a process of its own: large
     networks gain nothing from a stack and fill memory."""
 
     epochs: int
@@ -123,8 +123,6 @@ class SequenceHead(Head):
     """Slope and intercept, from combined scores to MOS."""
     reference_: Tensor
     """[runs, n]: sorted scores of the training rows, where `combine` is not the mean."""
-    paper: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    """Parameters with which the head is that of its paper, where these are not the defaults."""
 
     @abstractmethod
     def _network(self, widths: Mapping[str, int], generator: torch.Generator) -> nn.Module:
@@ -149,6 +147,10 @@ class SequenceHead(Head):
         """Whether the network may get one row per video, the mean of its rows, instead of all."""
         return False
 
+    def _stacks(self, widths: Mapping[str, int]) -> bool:
+        """Whether networks on rows of these widths are trained as one stack."""
+        return self.stackable
+
     @classmethod
     def fit_many(
         cls,
@@ -162,9 +164,10 @@ class SequenceHead(Head):
         As one stack where the head allows it and the videos fit the memory of one head, in
         processes, one per core, where it does not, else one after the other.
         """
+        mos = np.asarray(mos, np.float64)
         alike: dict[str, list[int]] = defaultdict(list)
         for number, (head, own) in enumerate(zip(heads, rows, strict=True)):
-            head._checked(table.subset(own), np.asarray(mos)[own])
+            head._checked(table.subset(own), mos[own])
             alike[repr({**head.get_params(), "seed": None})].append(number)
         for numbers in alike.values():
             cls._fit_alike([heads[n] for n in numbers], table, mos, [rows[n] for n in numbers])
@@ -181,22 +184,12 @@ class SequenceHead(Head):
         """Heads that differ by seed alone, on their rows of a table."""
         every = np.unique(np.concatenate(rows))
         series = heads[0]._series(table)
-        several = len(heads) > 1
-        if several and (not cls.stackable or not series.fits(every)):
-            parts = [(table.subset(own), mos[own]) for own in rows]
-            if series.fits(every):
-                kept = table.subset(every).in_memory(budget_bytes=heads[0]._budget_bytes)
-                parts = [(kept.subset(np.searchsorted(every, own)), mos[own]) for own in rows]
-                # Children would show their progress to nobody.
-                learnt = joblib.Parallel(n_jobs=min(len(heads), joblib.cpu_count()))(
-                    joblib.delayed(_fitted_alone)(head, *part)
-                    for head, part in zip(heads, parts, strict=True)
-                )
-                for head, other in zip(heads, learnt, strict=True):
-                    head.__dict__.update(other.__dict__)
-                return
-            for head, part in zip(heads, parts, strict=True):
-                head.fit(*part)
+        if len(heads) > 1 and not series.fits(every):
+            for head, own in zip(heads, rows, strict=True):
+                head.fit(table.subset(own), mos[own])
+            return
+        if len(heads) > 1 and not heads[0]._stacks(series.widths):
+            cls._fit_in_processes(heads, table, mos, rows)
             return
         pairs = list(zip(heads, rows, strict=True))
         jobs = [job for head, own in pairs for job in head._jobs(table, mos, own)]
@@ -205,6 +198,30 @@ class SequenceHead(Head):
             runs = slice(number * head.runs, (number + 1) * head.runs)
             head._take(series, own, mos[own], trained[runs], jobs[runs])
             head.specs_ = dict(table.specs)
+
+    @classmethod
+    def _fit_in_processes(
+        cls,
+        heads: Sequence[Self],
+        table: FeatureTable,
+        mos: NDArray[np.float64],
+        rows: Sequence[NDArray[np.int64]],
+    ) -> None:
+        """One head per core at a time; `watch` hears of nothing, as it lives in this process."""
+        every = np.unique(np.concatenate(rows))
+        # joblib hands large arrays on by memory map: processes share one copy.
+        shared = table.subset(every).in_memory(budget_bytes=heads[0]._budget_bytes)
+        tasks = []
+        for head, own in zip(heads, rows, strict=True):
+            child = clone(head)
+            child.checkpoint = head.checkpoint
+            part = shared.subset(np.searchsorted(every, own))
+            tasks.append(joblib.delayed(_fitted)(child, part, mos[own]))
+        learnt = joblib.Parallel(n_jobs=min(len(heads), joblib.cpu_count()))(tasks)
+        for head, other in zip(heads, learnt, strict=True):
+            watch = head.watch
+            head.__dict__.update(other.__dict__)
+            head.watch = watch
 
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
         self._fit_alike([self], table, mos, [np.arange(len(table))])
@@ -286,17 +303,17 @@ class SequenceHead(Head):
     def _train(self, series: Series, jobs: Sequence[Job]) -> list[Trained]:
         trained: list[Trained] = []
         kept = []
-        series.hold(
-            np.unique(np.concatenate([rows for job in jobs for rows in (job.fit, job.held)]))
-        )
-        for start in range(0, len(jobs), STACK):
+        rows = [rows for job in jobs for rows in (job.fit, job.held)]
+        together = self._stacks(series.widths) and series.hold(np.unique(np.concatenate(rows)))
+        size = STACK if together else 1
+        for start in range(0, len(jobs), size):
             path = self.checkpoint
             if path is not None:
-                path = path.with_name(f"{path.name}.{start}") if len(jobs) > STACK else path
+                path = path.with_name(f"{path.name}.{start}") if len(jobs) > size else path
                 kept.append(path)
             trained += train(
                 series,
-                jobs[start : start + STACK],
+                jobs[start : start + size],
                 network=partial(self._network, series.widths),
                 loss=self._loss,
                 plan=self._plan,
@@ -442,8 +459,6 @@ def _widths(specs: Mapping[str, FeatureSpec]) -> dict[str, int]:
     return {role: int(np.prod(spec.shape, dtype=np.int64)) for role, spec in specs.items()}
 
 
-def _fitted_alone(
-    head: SequenceHead, table: FeatureTable, mos: NDArray[np.float64]
-) -> SequenceHead:
+def _fitted(head: SequenceHead, table: FeatureTable, mos: NDArray[np.float64]) -> SequenceHead:
     """In a process of its own."""
     return head.fit(table, mos)

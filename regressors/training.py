@@ -342,9 +342,14 @@ class _Member:
     def told(self, plan: Plan) -> Epoch:
         """What its last epoch came to."""
         return Epoch(
-            self.number, self.epoch, plan.epochs, self.loss, self.srcc, self.best_epoch,
+            self.number,
+            self.epoch,
+            plan.epochs,
+            self.loss,
+            self.srcc,
+            self.best_epoch,
             self.best_srcc,
-        )  # fmt: skip
+        )
 
     def result(self, plan: Plan) -> Trained:
         """After training."""
@@ -360,9 +365,12 @@ class _Member:
         for name, value in self.parameters.items():
             first, second = self.moments[name]
             own = {
-                "now": value, "best": self.best[name], "first": first, "second": second,
+                "now": value,
+                "best": self.best[name],
+                "first": first,
+                "second": second,
                 "count": self.counts[name],
-            }  # fmt: skip
+            }
             state |= {f"{kind}.{name}": tensor.clone() for kind, tensor in own.items()}
         return state
 
