@@ -1,5 +1,6 @@
 """A2INet's head: what the paper's equations say, one video at a time, and what any head owes."""
 
+from importlib.resources import files
 from pathlib import Path
 from typing import get_args
 
@@ -10,11 +11,16 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional
 
+from extractors import make_extractor
+from pipelines.evaluate import Trial
+from pipelines.recipe import read_recipe
+from pipelines.train import train
 from regressors import load_head, make_head
 from regressors.batches import Batch
 from regressors.cagi import Cagi, Wiring
+from store.bank import FeatureStore
 from store.errors import HeadError, MissingFeatureError
-from store.schema import Video
+from store.schema import Feature, FeatureSpec, Fingerprint, Video
 from store.table import FeatureTable
 
 SS = {"quality": 1920, "semantic": 7680}
@@ -372,3 +378,90 @@ def test_chosen_roles_are_all_that_a_fitted_head_asks_for(tmp_path):
     assert load_head(tmp_path).predict(wide).tobytes() == said.tobytes()
     plain = make_head("cagi", **QUICK).fit(table, mos)
     assert plain.predict(table).tobytes() == said.tobytes()
+
+
+# The tables of the paper.
+
+
+@pytest.fixture(params=[4, 5, 6, 7])
+def shipped(request, tmp_path):
+    path = tmp_path / "table.yaml"
+    source = files("pipelines").joinpath(f"recipes/a2inet-table{request.param}.yaml")
+    path.write_text(source.read_text())
+    return request.param, read_recipe(path)
+
+
+def test_the_tables_of_the_paper_are_recipes(shipped):
+    number, recipe = shipped
+    heads = [make_head(name, **own) for name, own in map(recipe.head, recipe.heads)]
+    wirings = {
+        4: 6 * ["concat"],
+        5: 2 * ["concat", "concat-mlp", "without-catm"],
+        6: 2 * ["adain-s-to-q", "adain-q-to-s", "fgin-s-to-q", "fgin-q-to-s", "full"],
+        7: 2 * ["concat", "without-catm", "full"],
+    }
+    assert [head.wiring for head in heads] == wirings[number]
+    assert {head.width for head in heads} == {1024}
+    chosen = [tuple(head.roles) for head in heads]
+    if number == 4:
+        assert len(set(chosen)) == 6
+    else:
+        half = len(chosen) // 2
+        assert set(chosen[:half]) == {("quality", "semantic")}
+        assert set(chosen[half:]) == {("quality", "motion")}
+    assert {role for own in chosen for role in own} == recipe.features.keys()
+
+
+def test_their_features_are_those_that_extractors_bank(shipped):
+    _, recipe = shipped
+    offered = {
+        spec.name: spec.shape
+        for name, own in recipe.extractors.items()
+        for spec in make_extractor(name, weights="random", **own).specs(decoder="pyav").values()
+    }
+    widths = {role: offered[feature] for role, feature in recipe.features.items()}
+    assert widths == {"quality": (1920,), "semantic": (7680,), "motion": (512,)}
+
+
+def test_variants_of_a_recipe_are_tried_side_by_side_and_one_is_shipped(tmp_path):
+    """From a bank on disk, in which one series has every frame and the other every second."""
+    table, mos = interacting(24)
+    store = FeatureStore.create(tmp_path / "bank")
+    for role, step in (("quality", 1), ("semantic", 2), ("motion", 2)):
+        spec = FeatureSpec(f"made.{role}", (4,), "float16", {"source": "test"})
+        writer = store.writer(spec, provenance={})
+        for row in range(24):
+            values = table.series("quality" if role == "quality" else "semantic", row)[::step]
+            frames = step * np.arange(len(values))
+            feature = Feature(values.astype(np.float16), frames / 30, frames)
+            writer.add(f"{row}.mp4", feature, fingerprint=Fingerprint(1, f"{row:064d}"), probe={})
+        writer.commit()
+    lines = [f"{row}.mp4,{score},{row}.mp4" for row, score in enumerate(mos)]
+    (tmp_path / "set.csv").write_text("\n".join(["path,mos,id", *lines]))
+    quick = "width: 8, gate_reduction: 2, epochs: 2"
+    (tmp_path / "run.yaml").write_text(
+        f"""
+        videos: set.csv
+        bank: bank
+        features: {{quality: made.quality, semantic: made.semantic, motion: made.motion}}
+        heads:
+          all: {{head: cagi, roles: [quality, semantic], {quick}}}
+          side by side: {{head: cagi, wiring: concat, {quick}}}
+        protocol: {{count: 2}}
+        """
+    )
+    recipe = read_recipe(tmp_path / "run.yaml")
+    results = list(Trial.of(recipe, title="test").run())
+    assert [(one.head, one.split) for one in results] == [
+        ("all", 0),
+        ("side by side", 0),
+        ("all", 1),
+        ("side by side", 1),
+    ]
+    assert all("by SRCC on 4 of 19 training videos" in one.selection for one in results)
+    only = recipe.model_copy(update={"heads": {"all": recipe.heads["all"]}})
+    trial = Trial.of(only, title="test")
+    fitted = train(trial, tmp_path / "head", recipe=only)
+    loaded = load_head(tmp_path / "head")
+    assert list(loaded.specs_) == ["quality", "semantic"]
+    assert loaded.predict(trial.table).tobytes() == fitted.predict(trial.table).tobytes()

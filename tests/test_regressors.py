@@ -269,6 +269,21 @@ def test_unknown_heads_and_parameters_are_refused_with_the_nearest_name():
         make_head("mlp", epoch=3)
 
 
+def test_the_preset_of_a_paper_gives_its_parameters_and_others_override_them():
+    assert make_head("gru", preset="paper").get_params() == {
+        **make_head("gru").get_params(),
+        **HEADS["gru"].paper,
+    }
+    assert make_head("gru", preset="paper", epochs=3).epochs == 3
+    assert make_head("mlp", preset="laptop").get_params() == make_head("mlp").get_params()
+
+
+@pytest.mark.parametrize(("name", "preset"), [("mlp", "papers"), ("ridge", "paper"), ("mlp", 3)])
+def test_unknown_presets_are_refused(name, preset):
+    with pytest.raises(UnknownNameError, match=f"unknown preset of {name}"):
+        make_head(name, preset=preset)
+
+
 IMPOSSIBLE = [
     ("mlp", {"epochs": "ten"}, "valid integer"),
     ("mlp", {"epochs": 1.5}, "valid integer"),
