@@ -99,33 +99,35 @@ class _Recurrence(torch.autograd.Function):
         """
         members, videos, steps, _ = gates.shape
         width = weight.shape[2]
-        gates = gates.permute(2, 0, 1, 3).contiguous()
-        transposed, bias = weight.transpose(1, 2), bias[:, None]
+        gates = gates.permute(2, 0, 1, 3)
+        # What the product is added to; `gates` itself is where n comes back to as r closes.
+        inputs = gates + bias[:, None]
+        gate_n = gates[..., 2 * width :].contiguous()
+        transposed = weight.transpose(1, 2)
         states = gates.new_zeros(steps + 1, members, videos, width)
-        opened = gates.new_empty(steps, members, videos, 2 * width)
+        opened = gates.new_empty(steps, members, videos, 3 * width)
         news = gates.new_empty(steps, members, videos, width)
-        remembered = gates.new_empty(steps, members, videos, 3 * width)
         per_step = zip(
-            gates[..., : 2 * width].unbind(),
-            gates[..., 2 * width :].unbind(),
+            inputs.unbind(),
+            gate_n.unbind(),
             opened.unbind(),
+            opened[..., : 2 * width].unbind(),
             opened[..., :width].unbind(),
-            opened[..., width:].unbind(),
+            opened[..., width : 2 * width].unbind(),
+            opened[..., 2 * width :].unbind(),
             news.unbind(),
-            remembered.unbind(),
-            remembered[..., : 2 * width].unbind(),
-            remembered[..., 2 * width :].unbind(),
             states[:-1].unbind(),
             states[1:].unbind(),
             strict=True,
         )
-        for gate_rz, gate_n, rz, r, z, n, memory, memory_rz, memory_n, before, after in per_step:
-            torch.baddbmm(bias, before, transposed, out=memory)
-            torch.add(gate_rz, memory_rz, out=rz).sigmoid_()
-            torch.addcmul(gate_n, r, memory_n, out=n).tanh_()
+        for added, start, gate, rz, r, z, end, n, before, after in per_step:
+            torch.baddbmm(added, before, transposed, out=gate)
+            rz.sigmoid_()
+            torch.lerp(start, end, r, out=n).tanh_()  # gates_n + r a
             torch.lerp(n, before, z, out=after)
         out = states[1:].permute(1, 2, 0, 3).contiguous()
-        return out, states, opened, news, remembered[..., 2 * width :].contiguous()
+        a = opened[..., 2 * width :] - gate_n
+        return out, states, opened[..., : 2 * width].contiguous(), news, a
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -142,22 +144,32 @@ class _Recurrence(torch.autograd.Function):
         steps, members, videos, width = n.shape
         grad = grad.permute(2, 0, 1, 3).contiguous()
         r, z = opened[..., :width], opened[..., width:]
-        # By what the gradient of a state is multiplied, for W_h h + b_h of r, z and n.
-        factors = torch.empty(steps, members, videos, 3, width, dtype=n.dtype, device=n.device)
+        # By what the gradient of a state is multiplied, for W_h h + b_h of r, z and n, and for h.
+        factors = torch.empty(steps, members, videos, 4, width, dtype=n.dtype, device=n.device)
         to_new = (1 - z) * (1 - n * n)
         torch.mul(to_new * a, r * (1 - r), out=factors[..., 0, :])
         torch.mul(states[:-1] - n, z * (1 - z), out=factors[..., 1, :])
         torch.mul(to_new, r, out=factors[..., 2, :])
+        factors[..., 3, :] = z
+        own = torch.eye(width, dtype=n.dtype, device=n.device).expand(members, -1, -1)
+        onwards = torch.cat([weight, own], dim=1)
         inner = torch.empty_like(factors)
         totals = torch.empty_like(n)
-        total = torch.zeros_like(n[0])
-        kept = z.contiguous()
-        flat = inner.flatten(3)
-        for step in range(steps - 1, -1, -1):
-            total = total.add_(grad[step])
-            totals[step] = total
-            torch.mul(total[:, :, None], factors[step], out=inner[step])
-            total = torch.baddbmm(total * kept[step], flat[step], weight)
+        carried = torch.zeros_like(n[0])
+        per_step = zip(
+            grad.unbind(),
+            totals.unbind(),
+            totals[:, :, :, None].unbind(),
+            factors.unbind(),
+            inner.unbind(),
+            inner.flatten(3).unbind(),
+            strict=True,
+        )
+        for given, total, spread, factor, share, flat_share in reversed(list(per_step)):
+            torch.add(given, carried, out=total)
+            torch.mul(spread, factor, out=share)
+            torch.bmm(flat_share, onwards, out=carried)
+        flat = inner[..., :3, :].flatten(3)
         by_member = flat.permute(1, 0, 2, 3).flatten(1, 2)  # [k, t * b, 3h]
         before = states[:-1].permute(1, 0, 2, 3).flatten(1, 2)
         grad_weight = by_member.transpose(1, 2) @ before
