@@ -469,7 +469,7 @@ def lsvq_bank(folder: Path) -> None:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((PER_SHARD, ROWS, WIDTH), dtype="f4").astype("f2")
     times, frames = np.arange(ROWS) / 25, np.arange(ROWS)
-    first: dict[int, Path] = {}
+    first: dict[str, Path] = {}
     for start in range(0, LSVQ, PER_SHARD):
         writer = store.writer(spec, provenance={}, durable=False)
         chosen = named(LSVQ)[start : start + PER_SHARD]
@@ -478,11 +478,14 @@ def lsvq_bank(folder: Path) -> None:
             writer.add(video.id, feature, fingerprint=Fingerprint(0, ""), probe={})
         writer.commit()
         newest = max(folder.glob("*/shards/*"), key=lambda shard: shard.stat().st_mtime_ns)
-        (largest,) = (path for path in newest.rglob("*") if path.stat().st_size > 2**20)
-        if len(chosen) in first:
-            largest.unlink()
-            largest.hardlink_to(first[len(chosen)])
-        first.setdefault(len(chosen), largest)
+        for path in (
+            path for path in (newest / "values").rglob("*") if path.stat().st_size > 2**20
+        ):
+            name = f"{len(chosen)}/{path.relative_to(newest)}"
+            if name in first:
+                path.unlink()
+                path.hardlink_to(first[name])
+            first.setdefault(name, path)
 
 
 def train_lsvq(folder: Path) -> None:
