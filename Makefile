@@ -39,6 +39,8 @@ benchmark: install  ## bank, engine and networks against limits and peers, as ra
 	$(BIN)/python benchmarks/bank.py
 	$(BIN)/python benchmarks/extract.py
 	$(BIN)/python benchmarks/networks.py
+	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/cagi.py
 
 fix: install  ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .

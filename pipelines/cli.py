@@ -367,6 +367,9 @@ def train(
     bank: Bank = None,
     features: Features = None,
     head: Annotated[str | None, typer.Option("--head", help="Which head; one.")] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's event files.")
+    ] = None,
 ) -> None:
     """Fit one head on all rows and write a folder that `predict` can use."""
     from pipelines.entries import with_keys
@@ -376,7 +379,7 @@ def train(
     heads = [head] if head is not None else None
     chosen = with_keys(_recipe(recipe, videos=videos, bank=bank, features=features, heads=heads))
     trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
-    fitted = train_head(trial, output, recipe=chosen)
+    fitted = train_head(trial, output, recipe=chosen, tensorboard=tensorboard)
     typer.echo(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
     typer.echo(f"head: {output}")
 

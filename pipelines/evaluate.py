@@ -85,13 +85,13 @@ class Trial:
         table = store.table(videos, features)
         for name in features.values():
             _refuse_one_file_in_two_scenes(store, store.resolve(name), videos)
-        heads = required(recipe, "heads", option="--head")
+        named = {label: recipe.head(label) for label in required(recipe, "heads", option="--head")}
         return cls(
             title=title,
             score_name=recipe.score_name,
             table=table,
             mos=np.array(scores(videos)),
-            heads={name: make_head(name, **parameters) for name, parameters in heads.items()},
+            heads={label: make_head(name, **own) for label, (name, own) in named.items()},
             protocol=recipe.protocol,
             labels=labels,
         )

@@ -48,10 +48,25 @@ class Recipe(BaseModel):
     features: dict[str, str] = {}
     """Feature name or key by role; the order is that of concatenation."""
     heads: dict[str, dict[str, Any]] = {}
-    """Parameters by head name."""
+    """Parameters by a label that tables show.  `head` among them names the head, where the label
+    does not, so that variants of one can be tried; `preset: paper` means those of its paper."""
     score_name: str = "MOS"
     """What the manifest's `mos` column holds, for tables and pictures."""
     protocol: Protocol = Protocol()
+
+    def head(self, label: str) -> tuple[str, dict[str, Any]]:
+        """Name and parameters of the head that stands under a label.
+
+        Raises:
+            RecipeError: if `head` is no name.
+        """
+        parameters = dict(self.heads[label])
+        name = parameters.pop("head", label)
+        if not isinstance(name, str):
+            raise RecipeError(
+                f"heads.{label}.head: this should be the name of a head, got {name!r}"
+            )
+        return name, parameters
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -5,19 +5,25 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipelines.evaluate import Trial
+from pipelines.fitting import watched
 from pipelines.recipe import Recipe
 from regressors import Head
 from regressors.base import check_vacant
+from regressors.sequence import SequenceHead
 from store.errors import RecipeError
 
 
-def train(trial: Trial, folder: Path, *, recipe: Recipe) -> Head:
+def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | None = None) -> Head:
     """Fit the trial's head on every row of its table and write the head folder.
+
+    A network that trains for more than half a minute leaves a checkpoint beside the folder; the
+    same command goes on from there if it is interrupted.
 
     Args:
         trial: with one head.
         folder: a new folder, or that of a head, which is replaced.
         recipe: that the trial was made from; kept in the head's card.
+        tensorboard: a folder for TensorBoard's event files, if they are wanted.
 
     Raises:
         RecipeError: if the trial has several heads.
@@ -26,7 +32,12 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe) -> Head:
     if len(trial.heads) != 1:
         raise RecipeError(f"one head is shipped, not {', '.join(trial.heads)}; choose by --head")
     check_vacant(folder)  # before fitting, which may take long
-    fitted = next(iter(trial.heads.values())).fit(trial.table, trial.mos)
+    head = next(iter(trial.heads.values()))
+    with watched(head.name, tensorboard=tensorboard) as watch:
+        if isinstance(head, SequenceHead):
+            head.watch = watch
+            head.checkpoint = folder.with_name(f"{folder.name}.checkpoint")
+        fitted = head.fit(trial.table, trial.mos)
     fitted.save(
         folder,
         {

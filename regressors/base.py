@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-import os
 import re
-import secrets
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
@@ -22,10 +21,12 @@ from threadpoolctl import threadpool_limits
 from regressors.pooling import pooled, pooled_width
 from store.errors import HeadError
 from store.schema import FeatureSpec
-from store.shard import sync_folder
+from store.shard import write_atomically
 from store.table import FeatureTable
 
-CARD = "card.json"
+CARD = "card.yaml"
+OLD_CARD = "card.json"
+"""How cards were written first; such heads still load."""
 FORMAT = 1
 
 
@@ -33,8 +34,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     """Features to MOS.
 
     A saved head is a folder of two files: what was learned, `model-HASH.*`, and everything else,
-    `card.json`: the head's name, its parameters, the specs of the features it was fitted on, how it
-    was selected, and which model file belongs to it.
+    `card.yaml`: the head's name, its parameters, the keys and specs of the features it was fitted
+    on, how it was selected, and which model file belongs to it.
 
     Attributes:
         specs_: the features it was fitted on, by role, in the order of roles.
@@ -47,9 +48,13 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     """Fewest videos that can be fitted."""
     suffix: ClassVar[str]
     """Of the model file."""
+    paper: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Parameters with which the head is that of its paper, where these are not the defaults."""
 
     specs_: dict[str, FeatureSpec]
     selection_: str
+    record_: Mapping[str, Any] = MappingProxyType({})
+    """What else the card tells of fitting, as JSON values: split, metrics."""
 
     def fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> Self:
         """Learn from training rows only.
@@ -62,6 +67,39 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             HeadError: for a parameter out of its range, for fewer than `min_videos` videos, or a
                 MOS that is missing, not finite, or the same for all.
         """
+        mos = self._checked(table, mos)
+        with threadpool_limits(limits=1):  # BLAS threads cost small fits 10 times what they give
+            self.selection_ = self._fit(table, mos)
+        self.specs_ = dict(table.specs)
+        return self
+
+    @classmethod
+    def fit_many(
+        cls,
+        heads: Sequence[Self],
+        table: FeatureTable,
+        mos: NDArray[np.float64],
+        rows: Sequence[NDArray[np.int64]],
+    ) -> list[Self]:
+        """Fit several heads of this class on rows of one table: splits, or seeds, or both.
+
+        The same as `head.fit(table.subset(rows), mos[rows])` for each; heads that can be trained at
+        the same time are, which is quicker.
+
+        Args:
+            heads: fitted in place.
+            table: n videos.
+            mos: [n].
+            rows: for each head, those that it may see.
+
+        Raises:
+            HeadError: as `fit` does.
+        """
+        pairs = zip(heads, rows, strict=True)
+        return [head.fit(table.subset(own), mos[own]) for head, own in pairs]
+
+    def _checked(self, table: FeatureTable, mos: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The scores, if they and the parameters can be fitted with."""
         self.check_parameters()
         mos = np.asarray(mos, np.float64)
         if mos.shape != (len(table),):
@@ -73,10 +111,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             raise HeadError(f"{self.name} needs {self.min_videos} videos to fit; got {len(mos)}")
         if len(np.unique(mos)) < 2:
             raise HeadError(f"{self.name}: constant target, all {len(mos)} videos have {mos[0]:g}")
-        with threadpool_limits(limits=1):  # BLAS threads cost small fits 10 times what they give
-            self.selection_ = self._fit(table, mos)
-        self.specs_ = dict(table.specs)
-        return self
+        return mos
 
     def predict(self, table: FeatureTable) -> NDArray[np.float64]:
         """[n], in the unit of the MOS that was fitted.
@@ -105,7 +140,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     def save(self, folder: Path, card: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write the fitted head into `folder`, made if need be, in place of the head there.
 
-        The model file is named by its content and written first; replacing `card.json` is the one
+        The model file is named by its content and written first; replacing `card.yaml` is the one
         act that puts the new head in place of the old one.  At every moment the folder holds the
         old head or the new one; a process that is killed may leave a model file that no card names.
 
@@ -122,28 +157,31 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         content = self._model_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         model = f"model-{sha256[:16]}{self.suffix}"
-        text = json.dumps(
+        text = yaml.safe_dump(
             {
                 "format": FORMAT,
                 "name": self.name,
-                "parameters": self.get_params(),
+                "parameters": _plain(self.get_params()),
                 "selection": self.selection_,
                 "keys": {role: spec.key for role, spec in self.specs_.items()},
                 "random_weights": any(spec.uses_random_weights for spec in self.specs_.values()),
                 "model": {"file": model, "sha256": sha256},
+                "record": _plain(self.record_),
                 **card,
                 "features": {role: json.loads(s.to_json()) for role, s in self.specs_.items()},
             },
-            indent=2,
-            ensure_ascii=False,
+            sort_keys=False,
+            allow_unicode=True,
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            replaced = read_card(folder)["model"]["file"] if (folder / CARD).exists() else model
-            _write_atomically(folder / model, content)
-            _write_atomically(folder / CARD, f"{text}\n".encode())
+            old = _card_of(folder)
+            replaced = model if old is None else read_card(folder)["model"]["file"]
+            write_atomically(folder / model, content)
+            write_atomically(folder / CARD, text.encode())
             if replaced != model:
                 (folder / replaced).unlink(missing_ok=True)
+            (folder / OLD_CARD).unlink(missing_ok=True)
         except OSError as error:
             raise HeadError(f"{folder} cannot be written: {error.strerror}") from error
 
@@ -172,6 +210,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
                 f"{folder / CARD} is damaged: its features have other keys than it says"
             )
         head.selection_ = card["selection"]
+        head.record_ = card["record"]
         path = folder / card["model"]["file"]
         try:
             content = path.read_bytes()
@@ -247,26 +286,47 @@ class _Card(BaseModel):
     keys: dict[str, str]
     random_weights: bool
     model: _ModelFile
+    record: dict[str, Any] = {}
     features: dict[str, dict[str, Any]] = Field(min_length=1)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """What stands in a saved head's `card.json`.
+    """What stands in a saved head's `card.yaml`, or in the `card.json` of one saved long ago.
 
     Raises:
         HeadError: if it is not there, or not one.
     """
-    path = folder / CARD
+    path = _card_of(folder) or folder / CARD
     try:
-        return _Card.model_validate_json(path.read_bytes()).model_dump()
+        text = path.read_bytes()
+        # YAML 1.1 takes some numbers of JSON, such as 1e-5, for text.
+        content = json.loads(text) if path.name == OLD_CARD else yaml.safe_load(text)
+        return _Card.model_validate(content).model_dump()
     except OSError as error:
         raise HeadError(f"{folder} holds no head: {CARD}: {error.strerror}") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = "".join(f"{step}: " for step in problem["loc"])
+    except (ValidationError, ValueError, yaml.YAMLError) as error:
+        place, problem = "", " ".join(str(error).split())
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            place = "".join(f"{step}: " for step in first["loc"])
+            problem = first["msg"].lower()
         raise HeadError(
-            f"{path} is not the card of a head of format {FORMAT}: {place}{problem['msg'].lower()}"
+            f"{path} is not the card of a head of format {FORMAT}: {place}{problem}"
         ) from error
+
+
+def _card_of(folder: Path) -> Path | None:
+    """The card of a folder; the new one where a save was killed before the old one went."""
+    return next((folder / name for name in (CARD, OLD_CARD) if (folder / name).exists()), None)
+
+
+def _plain(value: Any) -> Any:
+    """With lists and dicts in place of what YAML has no words for."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(one) for one in value]
+    return value
 
 
 def check_vacant(folder: Path) -> None:
@@ -281,28 +341,17 @@ def check_vacant(folder: Path) -> None:
         return
     except OSError as error:
         raise HeadError(f"{folder} is no folder for a head: {error.strerror}") from error
-    if CARD in names:
+    if CARD in names or OLD_CARD in names:
         read_card(folder)
         return
     # What a killed `save` leaves behind is no obstacle.
-    strangers = sorted(name for name in names if not re.match(r"\.?(model-|card\.json)", name))
+    strangers = sorted(
+        name for name in names if not re.match(r"\.?(model-|card\.(yaml|json))", name)
+    )
     if strangers:
         raise HeadError(
             f"{folder} holds no head, but {strangers[0]}; name a new folder, or empty this one"
         )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 class PooledHead(Head):

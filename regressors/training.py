@@ -1,19 +1,36 @@
 """The one training loop, and which rows it holds out."""
 
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from sklearn.model_selection import GroupKFold
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.optim.adamw import adamw
 
+from regressors.batches import Batch, Scaling, Series, Window
 from regressors.metrics import srcc
 from store.errors import HeadError
 from store.schema import Video
+from store.shard import write_atomically
+
+BUCKET = 16
+"""Batches among which videos are sorted by length, so that little of a batch is padding."""
+PREDICTED = 64
+"""Videos of a batch that is only predicted, at most."""
+CHECKPOINT_SECONDS = 30.0
+"""Between two checkpoints, at least; the last epoch before an interruption costs more seldom."""
 
 
 def scenes_of(videos: Sequence[Video]) -> list[str]:
@@ -67,108 +84,573 @@ def scene_folds(
     return list(GroupKFold(folds).split(np.empty(len(videos)), groups=scenes))
 
 
-def linear(width_in: int, width_out: int, *, generator: torch.Generator) -> nn.Linear:
-    """A linear layer with PyTorch's default start, uniform in +-1/sqrt(width_in).
+@dataclass(frozen=True)
+class Plan:
+    """How a network is trained; the parameters of a head that say so."""
 
-    Drawn from `generator`; `nn.Linear` itself would draw from the global one.
+    epochs: int
+    """The most that are run."""
+    patience: int
+    """Epochs without a better SRCC after which training ends."""
+    batch_size: int
+    """Videos per step at least, or all where they are fewer; at least 2."""
+    learning_rate: float
+    """Of AdamW."""
+    weight_decay: float
+    decay_epochs: int
+    """Epochs after which the learning rate is multiplied by `decay`, again and again."""
+    decay: float
+    standardise: bool
+    """Values of a row by their mean and deviation over the rows that are fitted."""
+    threads: int
+    """Of PyTorch.  Another number gives other last bits."""
+
+
+class Job(NamedTuple):
+    """One network to be trained."""
+
+    fit: NDArray[np.int64]
+    """Rows of the table that are fitted."""
+    held: NDArray[np.int64]
+    """Rows of the table that choose the epoch."""
+    targets: Tensor
+    """[n] float32, of every row of the table: what the loss compares with."""
+    seed: int
+    """Of its start, its batches and its noise."""
+
+
+class Epoch(NamedTuple):
+    """What an epoch came to."""
+
+    member: int
+    """Of the jobs that are trained."""
+    epoch: int
+    """From 1."""
+    epochs: int
+    """The most that are run."""
+    loss: float
+    """Mean over the epoch's steps."""
+    srcc: float
+    """On held-out rows, never on test rows; NaN where all predictions agree."""
+    best_epoch: int
+    """So far; 0 for none."""
+    best_srcc: float
+
+
+Watch = Callable[[Epoch], None]
+
+
+class Trained(NamedTuple):
+    """What a job came to."""
+
+    state: dict[str, Tensor]
+    """Of the network after its best epoch."""
+    scaling: Scaling | None
+    epoch: int
+    """The best one, from 1."""
+    srcc: float
+    """Of the best epoch, on the held-out rows."""
+
+
+def train(
+    series: Series,
+    jobs: Sequence[Job],
+    *,
+    network: Callable[[torch.Generator], nn.Module],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    plan: Plan,
+    watch: Watch | None = None,
+    checkpoint: Path | None = None,
+) -> list[Trained]:
+    """Train one network per job, all at the same time as one stack.
+
+    AdamW on the rows that are fitted, in shuffled batches of videos of like length.  The best epoch
+    is the first with the highest SRCC on the held-out rows; training of a job ends `patience`
+    epochs after it.  A job's batches, start and noise depend on its own rows and seed alone, so
+    that it comes to the same with any company, but for the rounding of sums (below 1e-5).
+
+    Rows beyond the budget of `series` are streamed; one job at a time is then trained, because
+    windows follow the rows of a job.
+
+    Args:
+        series: n videos.
+        jobs: what to train.
+        network: makes a module that maps a Batch to scores [b]; called with the job's generator.
+        loss: of scores [b] and targets [b].
+        plan: how.
+        watch: told of every epoch of every job.
+        checkpoint: a file that is written as training goes, and from which it goes on.
+
+    Raises:
+        HeadError: if the rows on either side of a job share one target, a value is not finite,
+            training diverges or never ranks anything, or the checkpoint is of another training.
     """
-    layer = nn.utils.skip_init(nn.Linear, width_in, width_out)
-    bound = 1 / math.sqrt(width_in)
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    return layer
+    every = np.unique(np.concatenate([rows for job in jobs for rows in (job.fit, job.held)]))
+    if len(jobs) > 1 and not series.hold(every):
+        raise HeadError(f"{len(jobs)} networks are trained at once only from memory")
+    series.hold(every)
+    with _threads(plan.threads):
+        members = [
+            _Member(number, job, network(generator), plan, generator, series.device)
+            for number, job in enumerate(jobs)
+            for generator in [torch.Generator().manual_seed(job.seed)]
+        ]
+        for member in members:
+            member.refuse_constant()
+        if plan.standardise:
+            for member, scaling in zip(
+                members, _scalings(series, [j.fit for j in jobs]), strict=True
+            ):
+                member.scaling = scaling
+        module = network(torch.Generator()).to(series.device)
+        journal = _Journal(checkpoint, members, plan)
+        while active := [member for member in members if not member.done]:
+            stack = _Stack(module, active, series.device)
+            while not any(member.done for member in active):
+                _epoch(series, stack, loss, plan)
+                for member in active:
+                    if watch is not None:
+                        watch(member.told(plan))
+                journal.keep()
+        journal.keep(now=True)
+        return [member.result(plan) for member in members]
+
+
+def scores(
+    series: Series,
+    rows: NDArray[np.int64],
+    *,
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    scalings: Sequence[Scaling | None],
+    threads: int,
+) -> NDArray[np.float64]:
+    """[k, n]: what k networks say of n videos.
+
+    Args:
+        series: where the videos are.
+        rows: of its table.
+        module: a network of the right shape; its own parameters are not used.
+        state: the k networks' parameters, [k, ...] each.
+        scalings: k.
+        threads: of PyTorch.
+    """
+    with _threads(threads), torch.inference_mode():
+        series.hold(rows)
+        out = np.empty((len(scalings), len(rows)))
+        place = {row: number for number, row in enumerate(rows.tolist())}
+        module.eval()
+        for window in series.windows(rows, rng=np.random.default_rng(0)):
+            for batch in _by_length(series, _inside(window, rows)):
+                predicted = _stacked(module, state, window, [batch] * len(scalings), scalings)
+                out[:, [place[row] for row in batch.tolist()]] = predicted.double().cpu().numpy()
+    return out
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Networks of this size gain nothing from threads, and beside other work lose twentyfold.
+def _threads(count: int) -> Iterator[None]:
+    """Small networks gain nothing from threads, and beside other work lose twentyfold.
 
     Besides, another number of threads would give other bits.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
-@_one_thread()
-def fit_module(
-    module: nn.Module,
-    inputs: Tensor,
-    mos: Tensor,
-    *,
-    held_out: NDArray[np.bool_],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    epochs: int,
-    patience: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    generator: torch.Generator,
-) -> int:
-    """Train `module` in place and leave it as it was after its best epoch, in evaluation mode.
+class _Member:
+    """One network under training: all that differs between those of a stack."""
 
-    AdamW on the rows not held out, in shuffled batches of at least `batch_size` rows (all rows
-    where they are fewer).  The best epoch is the first with the highest SRCC on the held-out rows;
-    training ends `patience` epochs after it.
+    def __init__(
+        self,
+        number: int,
+        job: Job,
+        module: nn.Module,
+        plan: Plan,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.number = number
+        self.job = job
+        self.targets = job.targets.to(device)
+        self.parameters = {
+            name: value.detach().to(device) for name, value in module.named_parameters()
+        }
+        self.moments = {
+            name: tuple(torch.zeros_like(value) for _ in range(2))
+            for name, value in self.parameters.items()
+        }
+        self.counts = {name: torch.zeros((), device=device) for name in self.parameters}
+        self.generator = generator
+        self.order = np.random.default_rng(job.seed)
+        self.plan = plan
+        self.scaling: Scaling | None = None
+        self.steps = 0
+        self.epoch = 0
+        self.loss = self.srcc = math.nan
+        self.best_epoch, self.best_srcc = 0, -math.inf
+        self.best = {name: value.clone() for name, value in self.parameters.items()}
 
-    Args:
-        module: maps [b, ...] to [b].
-        inputs: [n, ...].
-        mos: [n].
-        held_out: [n], true for the rows that choose the epoch.
-        loss: of predictions [b] and scores [b].
-        epochs: the most that are run.
-        patience: epochs without a better SRCC after which training ends.
-        batch_size: rows per step, at least 2.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
-        generator: draws the batches.
+    @property
+    def done(self) -> bool:
+        """Whether its epochs or its patience are over."""
+        return self.epoch >= self.plan.epochs or self.epoch - self.best_epoch >= self.plan.patience
 
-    Returns:
-        The best epoch, counted from 1.
+    def refuse_constant(self) -> None:
+        """A split that leaves nothing to rank."""
+        for name, rows in (("training", self.job.fit), ("held-out", self.job.held)):
+            if len(self.job.targets[rows].unique()) < 2:
+                raise HeadError(
+                    f"the {len(rows)} {name} rows share one MOS, which leaves nothing to rank; "
+                    "use more videos, another seed or another validation_fraction"
+                )
 
-    Raises:
-        HeadError: if the rows on either side share one score, if a number above is impossible, or
-            if training diverges.
-    """
-    if epochs < 1 or patience < 1 or batch_size < 2:
-        raise HeadError(
-            "training needs epochs >= 1, patience >= 1 and batch_size >= 2; "
-            f"got {epochs}, {patience} and {batch_size}"
-        )
-    held = torch.from_numpy(held_out)
-    for name, rows in (("training", mos[~held]), ("held-out", mos[held])):
-        if len(rows.unique()) < 2:
-            raise HeadError(
-                f"the {len(rows)} {name} rows share one MOS, which leaves nothing to rank; "
-                "use more videos, another seed or another validation_fraction"
+    def batches(
+        self, rows: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> list[NDArray[np.int64]]:
+        """Shuffled batches of at least `batch_size` rows, those of a batch of like length."""
+        shuffled = rows[torch.randperm(len(rows), generator=self.generator).numpy()]
+        bucket = BUCKET * self.plan.batch_size
+        parts = np.array_split(shuffled, max(1, len(rows) // bucket))
+        batches = [
+            batch
+            for part in parts
+            for batch in np.array_split(
+                part[np.argsort(lengths[part], kind="stable")],
+                max(1, len(part) // self.plan.batch_size),
             )
-    kept_inputs, kept_mos = inputs[~held], mos[~held]
-    held_inputs, held_mos = inputs[held], mos[held].double().numpy()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    best_srcc, best_epoch, best_state = -math.inf, 0, deepcopy(module.state_dict())
-    for epoch in range(1, epochs + 1):
-        module.train()
-        shuffled = torch.randperm(len(kept_mos), generator=generator)
-        for rows in shuffled.tensor_split(max(1, len(shuffled) // batch_size)):
-            step_loss = loss(module(kept_inputs[rows]), kept_mos[rows])
-            optimizer.zero_grad()
-            step_loss.backward()
-            optimizer.step()
-        module.eval()
-        with torch.inference_mode():
-            predicted = module(held_inputs).double().numpy()
-        if not np.isfinite(predicted).all():
-            raise HeadError(f"training diverged in epoch {epoch}; lower the learning rate")
-        epoch_srcc = srcc(held_mos, predicted)  # NaN, where all predictions agree, is never better
-        if epoch_srcc > best_srcc:
-            best_srcc, best_epoch, best_state = epoch_srcc, epoch, deepcopy(module.state_dict())
-        if epoch - best_epoch >= patience:
-            break
-    if best_epoch == 0:
-        raise HeadError(f"predictions stayed constant for {epoch} epochs; raise the learning rate")
-    module.load_state_dict(best_state)
-    return best_epoch
+        ]
+        order = torch.randperm(len(batches), generator=self.generator)
+        return [batches[number] for number in order.tolist()]
+
+    def noise(self) -> int:
+        """Of the step that comes."""
+        return self.job.seed * 2**32 + self.steps
+
+    def judge(self, loss: float, held_srcc: float) -> None:
+        """Close an epoch; SRCC of NaN, where all predictions agree, is never better."""
+        self.epoch += 1
+        self.loss, self.srcc = loss, held_srcc
+        if held_srcc > self.best_srcc:
+            self.best_epoch, self.best_srcc = self.epoch, held_srcc
+            for name, value in self.parameters.items():
+                self.best[name].copy_(value)
+
+    def told(self, plan: Plan) -> Epoch:
+        """What its last epoch came to."""
+        return Epoch(
+            self.number,
+            self.epoch,
+            plan.epochs,
+            self.loss,
+            self.srcc,
+            self.best_epoch,
+            self.best_srcc,
+        )
+
+    def result(self, plan: Plan) -> Trained:
+        """After training."""
+        if self.best_epoch == 0:
+            raise HeadError(
+                f"predictions stayed constant for {self.epoch} epochs; raise the learning rate"
+            )
+        return Trained(self.best, self.scaling, self.best_epoch, self.best_srcc)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that going on needs, but for `counters`."""
+        state = {"generator": self.generator.get_state()}
+        for name, value in self.parameters.items():
+            first, second = self.moments[name]
+            own = {
+                "now": value,
+                "best": self.best[name],
+                "first": first,
+                "second": second,
+                "count": self.counts[name],
+            }
+            state |= {f"{kind}.{name}": tensor.clone() for kind, tensor in own.items()}
+        return state
+
+    def counters(self) -> dict[str, Any]:
+        """What `state` has no tensors for."""
+        return {
+            "steps": self.steps,
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "best_srcc": self.best_srcc,
+            "order": self.order.bit_generator.state,
+        }
+
+    def go_on(self, state: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Be as it was when `state` and `counters` were taken."""
+        self.generator.set_state(state["generator"])
+        self.order.bit_generator.state = counters["order"]
+        for name, value in self.parameters.items():
+            first, second = self.moments[name]
+            value.copy_(state[f"now.{name}"])
+            self.best[name].copy_(state[f"best.{name}"])
+            first.copy_(state[f"first.{name}"])
+            second.copy_(state[f"second.{name}"])
+            self.counts[name].copy_(state[f"count.{name}"])
+        for name in ("steps", "epoch", "best_epoch", "best_srcc"):
+            setattr(self, name, counters[name])
+
+
+class _Stack:
+    """The parameters of several members in one tensor each; the members' own are views of it."""
+
+    def __init__(self, module: nn.Module, members: Sequence[_Member], device: torch.device) -> None:
+        self.module = module
+        self.members = members
+        self.parameters: dict[str, Tensor] = {}
+        for name in members[0].parameters:
+            stacked = torch.stack([member.parameters[name] for member in members])
+            for member, view in zip(members, stacked, strict=True):
+                member.parameters[name] = view  # without a gradient of its own
+            self.parameters[name] = stacked.detach().requires_grad_()
+
+    def scores(self, window: Window, rows: Sequence[NDArray[np.int64]]) -> Tensor:
+        """[k, b] of b videos for each member."""
+        scalings = [member.scaling for member in self.members]
+        noise = [member.noise() for member in self.members]
+        return _stacked(self.module, self.parameters, window, rows, scalings, noise)
+
+    def step(
+        self,
+        window: Window,
+        batches: Sequence[NDArray[np.int64] | None],
+        loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> list[float]:
+        """One step of every member that has a batch; the loss of each, NaN for the others."""
+        some = next(batch for batch in batches if batch is not None)
+        filled = _of_one_size([some if batch is None else batch for batch in batches])
+        predicted = self.scores(window, filled)
+        losses = [
+            None
+            if rows is None
+            else loss(predicted[number, : len(rows)], self.members[number].targets[rows])
+            for number, rows in enumerate(batches)
+        ]
+        for value in self.parameters.values():
+            value.grad = None
+        total: Tensor = sum(one for one in losses if one is not None)  # type: ignore[assignment]
+        total.backward()
+        self._follow([number for number, one in enumerate(losses) if one is not None])
+        return [math.nan if one is None else one.item() for one in losses]
+
+    def _follow(self, numbers: Sequence[int]) -> None:
+        """AdamW for some members, with the gradients that the stack has."""
+        parameters, gradients, firsts, seconds, counts = [], [], [], [], []
+        for number in numbers:
+            member = self.members[number]
+            member.steps += 1
+            for name, value in member.parameters.items():
+                gradient = self.parameters[name].grad
+                if gradient is None:
+                    continue  # of a layer that the network does not use
+                parameters.append(value)
+                gradients.append(gradient[number])
+                firsts.append(member.moments[name][0])
+                seconds.append(member.moments[name][1])
+                counts.append(member.counts[name])
+        plan, epoch = self.members[0].plan, self.members[0].epoch
+        # The function, because making a torch.optim.Optimizer imports torch's compiler: seconds.
+        adamw(
+            parameters,
+            gradients,
+            firsts,
+            seconds,
+            [],
+            counts,
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=plan.learning_rate * plan.decay ** (epoch // plan.decay_epochs),
+            weight_decay=plan.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+def _epoch(
+    series: Series,
+    stack: _Stack,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    plan: Plan,
+) -> None:
+    members = stack.members
+    losses: list[list[float]] = [[] for _ in members]
+    stack.module.train()
+    # A window of many is the whole of one member's rows; of one member, whatever is streamed.
+    fitted = np.unique(np.concatenate([member.job.fit for member in members]))
+    for window in series.windows(fitted, rng=members[0].order, at_least=plan.batch_size):
+        batches = [
+            member.batches(_inside(window, member.job.fit), series.lengths) for member in members
+        ]
+        for step in range(max(map(len, batches))):
+            some = [own[step] if step < len(own) else None for own in batches]
+            for own, value in zip(losses, stack.step(window, some, loss), strict=True):
+                if not math.isnan(value):
+                    own.append(value)
+    stack.module.eval()
+    with torch.inference_mode():
+        predicted = _held_out(series, stack)
+    for member, own, values in zip(members, losses, predicted, strict=True):
+        if not np.isfinite(values).all():
+            raise HeadError(
+                f"training diverged in epoch {member.epoch + 1}; lower the learning rate"
+            )
+        held = member.job.targets[member.job.held].double().numpy()
+        member.judge(float(np.mean(own)), srcc(held, values))
+
+
+def _held_out(series: Series, stack: _Stack) -> list[NDArray[np.float64]]:
+    """Scores of each member's held-out rows."""
+    members = stack.members
+    out = [np.empty(len(member.job.held)) for member in members]
+    places = [
+        {row: number for number, row in enumerate(member.job.held.tolist())} for member in members
+    ]
+    every = np.unique(np.concatenate([member.job.held for member in members]))
+    for window in series.windows(every, rng=np.random.default_rng(0)):
+        batches = [_by_length(series, _inside(window, member.job.held)) for member in members]
+        for step in range(max(map(len, batches))):
+            some = [own[step] if step < len(own) else own[-1] for own in batches]
+            predicted = stack.scores(window, _of_one_size(some)).double().cpu().numpy()
+            for values, place, rows, own in zip(predicted, places, some, out, strict=False):
+                own[[place[row] for row in rows.tolist()]] = values[: len(rows)]
+    return out
+
+
+def _inside(window: Window, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the rows that the window has, in their own order."""
+    return rows[np.isin(rows, window.rows)]
+
+
+def _by_length(series: Series, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Batches to be predicted."""
+    ordered = rows[np.argsort(series.lengths[rows], kind="stable")]
+    return np.array_split(ordered, math.ceil(len(rows) / PREDICTED))
+
+
+def _of_one_size(batches: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Filled up with their last video, whose further scores are dropped."""
+    size = max(map(len, batches))
+    return [np.pad(batch, (0, size - len(batch)), mode="edge") for batch in batches]
+
+
+def _stacked(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    window: Window,
+    rows: Sequence[NDArray[np.int64]],
+    scalings: Sequence[Scaling | None],
+    noise: Sequence[int] | None = None,
+) -> Tensor:
+    """Scores [k, b] of k networks, each with its own b videos."""
+    values, mask = window.padded(rows, scalings)
+    numbers = torch.tensor(noise or [0] * len(rows), device=mask.device)
+    batch = Batch(values, mask, numbers)
+    if len(rows) == 1:
+        alone = Batch({role: one[0] for role, one in values.items()}, mask[0], numbers[0])
+        own = {name: value[0] for name, value in parameters.items()}
+        return functional_call(module, own, (alone,))[None]
+    return vmap(lambda own, its: functional_call(module, own, (its,)))(dict(parameters), batch)
+
+
+def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling]:
+    """Mean and deviation over the rows of each job's training videos, in one pass."""
+    every = np.unique(np.concatenate(fits))
+    member = np.stack([np.isin(every, fit) for fit in fits]).astype(np.float64)  # [k, n]
+    number = {row: place for place, row in enumerate(every.tolist())}
+    counts = torch.from_numpy(member @ series.lengths[every])[:, None]
+    shift: dict[str, Tensor] = {}
+    sums = {
+        role: torch.zeros(len(fits), width, dtype=torch.float64)
+        for role, width in series.widths.items()
+    }
+    squares = {role: torch.zeros_like(total) for role, total in sums.items()}
+    for window in series.windows(every, rng=np.random.default_rng(0)):
+        rows = _inside(window, every).tolist()
+        shares = torch.from_numpy(member[:, [number[row] for row in rows]])
+        for role in series.widths:
+            own = [window.series(role, row).float() for row in rows]
+            means = torch.stack([one.mean(dim=0) for one in own]).double().cpu()
+            spread = torch.stack([one.var(dim=0, correction=0) for one in own]).double().cpu()
+            lengths = torch.tensor([len(one) for one in own], dtype=torch.float64)[:, None]
+            # Around some value, because squares of large means would swallow small deviations.
+            means -= shift.setdefault(role, means[0].clone())
+            sums[role] += shares @ (lengths * means)
+            squares[role] += shares @ (lengths * (spread + means**2))
+    scalings = []
+    for place in range(len(fits)):
+        mean, deviation = {}, {}
+        for role, total in sums.items():
+            centre = total[place] / counts[place]
+            variance = (squares[role][place] / counts[place] - centre**2).clamp(min=0)
+            # What is left of a value that never changes is rounding.
+            constant = variance <= 1e-12 * (centre + shift[role]) ** 2
+            mean[role] = (centre + shift[role]).float().to(series.device)
+            deviation[role] = variance.sqrt().masked_fill(constant, 1).float().to(series.device)
+        scalings.append(Scaling(mean, deviation))
+    return scalings
+
+
+class _Journal:
+    """The checkpoint of a training, if there is to be one."""
+
+    def __init__(self, path: Path | None, members: Sequence[_Member], plan: Plan) -> None:
+        self.path = path
+        self.members = members
+        self.written = time.monotonic()
+        self.identity = json.dumps(
+            {
+                "plan": repr(plan),
+                "shapes": {n: list(v.shape) for n, v in members[0].parameters.items()},
+                "jobs": [
+                    [m.job.seed, m.job.fit.tolist(), m.job.held.tolist(), m.job.targets.tolist()]
+                    for m in members
+                ],
+            }
+        )
+        if path is not None and path.exists():
+            self._go_on(path)
+
+    def keep(self, *, now: bool = False) -> None:
+        """Write the state of all members, if the last time is long enough ago."""
+        if self.path is None:
+            return
+        if not now and time.monotonic() - self.written < CHECKPOINT_SECONDS:
+            return
+        tensors = {
+            f"{member.number}.{name}": tensor
+            for member in self.members
+            for name, tensor in member.state().items()
+        }
+        counters = json.dumps([member.counters() for member in self.members])
+        write_atomically(
+            self.path, save(tensors, {"identity": self.identity, "counters": counters})
+        )
+        self.written = time.monotonic()
+
+    def _go_on(self, path: Path) -> None:
+        try:
+            with safe_open(path, "pt") as file:
+                told = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise HeadError(f"{path} is no checkpoint, or damaged: {error}; remove it") from error
+        if told is None or told.get("identity") != self.identity:
+            raise HeadError(
+                f"{path} is the checkpoint of another training: other videos, scores, features or "
+                "parameters; remove it, or name another"
+            )
+        for member, counters in zip(self.members, json.loads(told["counters"]), strict=True):
+            own = f"{member.number}."
+            member.go_on(
+                {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}, counters
+            )

@@ -122,6 +122,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put a file in its place whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def crc32c(content: Any, start: int = 0) -> int:
     """CRC-32C of bytes, or of an array's bytes, continued from `start`."""
     if isinstance(content, np.ndarray) and not content.flags.c_contiguous:

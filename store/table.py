@@ -184,6 +184,14 @@ class FeatureTable:
         videos = [self.videos[row] for row in rows]
         return FeatureTable(videos, {r: c.subset(rows) for r, c in self._columns.items()})
 
+    def select(self, roles: Sequence[str]) -> "FeatureTable":
+        """The table of some of the roles, in the given order; nothing is copied.
+
+        Raises:
+            MissingFeatureError: if there is no such role.
+        """
+        return FeatureTable(self.videos, {role: self._column(role) for role in roles})
+
     def read(
         self,
         role: str,

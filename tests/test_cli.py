@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 
 from extractors import video as decoding
 from pipelines.cli import main
@@ -117,7 +118,7 @@ def test_a_shipped_head_scores_new_videos_and_banks_what_it_extracts(project, tm
     assert clean > noisy + 20
     assert again.stdout == first.stdout
     assert "0 frames decoded" in again.stderr
-    card = json.loads((tmp_path / "head" / "card.json").read_text())
+    card = yaml.safe_load((tmp_path / "head" / "card.yaml").read_text())
     assert set(card["keys"]) == {"quality", "motion"}
 
 

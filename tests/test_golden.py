@@ -18,7 +18,13 @@ from pipelines.golden.fixture import Check, Fixture, array, fill, frames
 from store.errors import GoldenError
 
 GOLDEN = Path(__file__).parent / "golden"
-LIGHT = ("metrics.a", "rqvqa_keyframes.a", "rqvqa_loss_metrics.a")
+LIGHT = (
+    "hysteresis.a",
+    "metrics.a",
+    "rqvqa_keyframes.a",
+    "rqvqa_loss_metrics.a",
+    "vsfa_head.a",
+)
 
 
 def assert_passes(name):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from extractors import make_extractor, make_extractors
 from extractors import video as decoding
@@ -232,21 +233,21 @@ def test_a_head_on_several_entries_of_an_extractor_makes_them_all_again(recipe, 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "nothing"])
 def test_a_card_that_is_none_is_refused(tmp_path, text):
-    (tmp_path / "card.json").write_text(text)
+    (tmp_path / "card.yaml").write_text(text)
 
-    with pytest.raises(HeadError, match=r"card\.json is not the card of a head"):
+    with pytest.raises(HeadError, match=r"card\.yaml is not the card of a head"):
         Scorer(tmp_path, weights={})
 
 
 def changed(head, folder, change):
     """A copy of a head with another identity of its feature, and the key that goes with it."""
     shutil.copytree(head, folder)
-    card = json.loads((folder / "card.json").read_text())
+    card = yaml.safe_load((folder / "card.yaml").read_text())
     fitted = load_head(folder)
     change(card["features"]["motion"]["identity"])
     spec = type(fitted.specs_["motion"]).from_json(json.dumps(card["features"]["motion"]))
     card["keys"]["motion"] = spec.key
-    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
     return folder
 
 
@@ -268,8 +269,8 @@ def test_a_head_on_an_unknown_extractor_or_decoder_is_refused(head, tmp_path):
 
 def test_a_head_of_an_unknown_kind_is_refused(head, tmp_path):
     shutil.copytree(head, tmp_path / "head")
-    card = tmp_path / "head" / "card.json"
-    card.write_text(card.read_text().replace('"name": "ridge"', '"name": "forest"'))
+    card = tmp_path / "head" / "card.yaml"
+    card.write_text(card.read_text().replace("name: ridge", "name: forest"))
 
     with pytest.raises(UnknownNameError, match="unknown head 'forest'"):
         Scorer(tmp_path / "head", weights={})

@@ -5,6 +5,7 @@ from importlib.resources import files
 import pytest
 
 from pipelines.recipe import Recipe, read_recipe, required
+from regressors import make_head
 from store.errors import RecipeError
 
 
@@ -61,4 +62,25 @@ def test_every_shipped_recipe_is_read(tmp_path, shipped):
     read = read_recipe(recipe(tmp_path, shipped.read_text()))
 
     assert read.features
-    assert read.heads
+    assert [make_head(name, **own) for name, own in map(read.head, read.heads)]
+
+
+def test_one_head_stands_in_several_variants_under_labels_of_their_own(tmp_path):
+    read = read_recipe(
+        recipe(
+            tmp_path,
+            "heads: {ridge: , small: {head: mlp, width: 8}, paper: {head: mlp, preset: paper}}",
+        )
+    )
+
+    assert read.head("ridge") == ("ridge", {})
+    assert read.head("small") == ("mlp", {"width": 8})
+    assert read.head("paper") == ("mlp", {"preset": "paper"})
+    assert "head" in read.heads["small"]  # what is read is not changed by looking
+
+
+def test_a_head_that_is_no_name_is_refused(tmp_path):
+    read = read_recipe(recipe(tmp_path, "heads: {small: {head: [mlp]}}"))
+
+    with pytest.raises(RecipeError, match=r"heads\.small\.head: this should be the name of a head"):
+        read.head("small")

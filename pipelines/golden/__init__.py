@@ -18,6 +18,7 @@ from pipelines.golden.metrics import play_metrics, play_rqvqa_loss_metrics
 from pipelines.golden.motion_blocks import play_slowfast_indices, play_slowfast_motion
 from pipelines.golden.pe import play_pe_core_l14, play_pe_core_l14_qclip_rope
 from pipelines.golden.qalign import play_qalign
+from pipelines.golden.qclip import play_qclip_head
 from pipelines.golden.real_basic_vsr import play_realbasicvsr
 from pipelines.golden.resnets import (
     play_resnet50_hierarchy,
@@ -27,6 +28,7 @@ from pipelines.golden.resnets import (
 from pipelines.golden.slowfast import play_slowfast_fast256
 from pipelines.golden.swin import play_swin
 from pipelines.golden.vificlip import play_vificlip
+from pipelines.golden.vsfa import play_hysteresis, play_vsfa_head
 from store.errors import VqbankError
 
 PLAYERS: dict[str, Player] = {
@@ -35,11 +37,13 @@ PLAYERS: dict[str, Player] = {
     "fastvqa_b": play_fastvqa_b,
     "fastvqa_sampling": play_fastvqa_sampling,
     "fragments": play_fragments,
+    "hysteresis": play_hysteresis,
     "liqe_495": play_liqe_495,
     "metrics": play_metrics,
     "pe_core_l14": play_pe_core_l14,
     "pe_core_l14_qclip_rope": play_pe_core_l14_qclip_rope,
     "qalign_tiny": play_qalign,
+    "qclip_head": play_qclip_head,
     "realbasicvsr": play_realbasicvsr,
     "resnet50_hierarchy": play_resnet50_hierarchy,
     "rqvqa_keyframes": play_rqvqa_keyframes,
@@ -50,6 +54,7 @@ PLAYERS: dict[str, Player] = {
     "swin_base_mhsa": play_swin,
     "unique_resnet34": play_unique_resnet34,
     "vificlip": play_vificlip,
+    "vsfa_head": play_vsfa_head,
     "vsfa_resnet50": play_vsfa_resnet50,
 }
 
@@ -57,12 +62,18 @@ INFORMATIVE: dict[str, tuple[str, ...]] = {
     # Of mosaics from enlarged frames, which may be a grey level off; others are compared.
     "fastvqa_sampling": (r"\d+x\d+\.u8\.sha256",),
     "fragments": (r"\d+x\d+(_fixed)?_u8_sha256",),
+    # What official code loses to single precision; its NaN for scores above 104, ours is right.
+    "hysteresis": (r"\w+_tp32",),
     # The logistic's parameters, whose signs the fit leaves open.
     "metrics": (r"\w+_popt",),
+    # Of constant predictions, whose correlation counts as 0 here and not in official code.
+    "qclip_head": ("loss_plcc_const",),
     # Of the whole resized picture, of which ours is the square in the middle.
     "rqvqa_keyframes": (r"pixels_\d+x\d+\.resized_(u8_stride|u8\.sha256|mean_std)",),
     # The input of `ntire`; what the official standardising makes of no spread, ours counts as 0.
     "rqvqa_loss_metrics": (r"ntire_example\.\w+", r"plcc_loss\.constant_\w+"),
+    # Compared where VSFA's weights are at hand, which are not kept here.
+    "vsfa_head": (r"real_\w+",),
     # How far two ways are apart that are the same on paper.
     "slowfast_fast256": ("fast_only_max_abs_diff",),
 }

@@ -1,6 +1,8 @@
 """Players of the Perception Encoder, with the right and with Q-CLIP's order of rotations."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,18 +58,24 @@ def play_pe_core_l14(fixture: Fixture) -> Iterator[Check]:
 def play_pe_core_l14_qclip_rope(fixture: Fixture) -> Iterator[Check]:
     """The feature and the state after block 18 with Q-CLIP's order of rotations."""
     relative = fixture.recipe["tolerance"]["rel_to_max"]
-    # The recipe names the keys of pe_core_l14, whose player compares them.
-    with torch.device("meta"):
-        shapes = official_keys(PeCore(Pe(weights="random").sizes).state_dict())
-    state = {key: torch.as_tensor(fill(key, tuple(value.shape))) for key, value in shapes.items()}
-    with checkpoint(state, "PE-Core-L14-336.pt") as path:
-        del state
+    with filled_pe() as path:
         extractor = Pe(weights=str(path), rope="qclip", outputs=("feature", "tokens"))
         encode = extractor.build(_CPU)
     with torch.inference_mode():
         rows = encode(extractor.view(_channels_first(fixture.input["net"]))[:, None])
     yield fixture.close("image", rows["feature"][:, 0], relative)
     yield fixture.close("block18", rows["tokens"][:, 0, ::8, ::8], relative)
+
+
+@contextmanager
+def filled_pe() -> Iterator[Path]:
+    """A weight file of PE-Core-L/14, whose keys are compared by `play_pe_core_l14`."""
+    with torch.device("meta"):
+        shapes = official_keys(PeCore(Pe(weights="random").sizes).state_dict())
+    state = {key: torch.as_tensor(fill(key, tuple(value.shape))) for key, value in shapes.items()}
+    with checkpoint(state, "PE-Core-L14-336.pt") as path:
+        del state
+        yield path
 
 
 def _channels_first(drawn: list[Any]) -> Tensor:

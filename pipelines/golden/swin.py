@@ -2,13 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from extractors.swin import SpatialBranch, Swin, load_network, our_keys
 from extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from pipelines.golden.fixture import Check, Fixture, array, checkpoint, frames
+from regressors.mlp import Mlp
+from store.schema import Video
+from store.table import FeatureTable
 
 _FUSED = {"motion": 256, "qalign": 4096, "liqe": 495, "fastvqa": 768}  # after the spatial feature
 
@@ -28,6 +34,7 @@ def play_swin(fixture: Fixture) -> Iterator[Check]:
         network = load_network(path, *Swin.files).eval()
         average = Swin(weights=str(path), outputs=("feature",)).build(device)
         feature = torch.cat([average(clip[None])["feature"][0] for clip in clips])
+        scores = list(_scores(fixture, path, name, feature))
     yield fixture.keys(_official(fixture, network))
     yield fixture.close("spatial_feature", feature, relative=2e-5)
 
@@ -36,7 +43,7 @@ def play_swin(fixture: Fixture) -> Iterator[Check]:
         yield from fixture.sampled("input_frame0", picture[0], absolute=1e-5)
         yield from _stages(fixture, network, picture)
         yield from _arrays(fixture, network, name)
-        yield from _scores(fixture, network, name, feature)
+    yield from scores
 
 
 def _official(fixture: Fixture, network: SpatialBranch) -> dict[str, Tensor]:
@@ -96,18 +103,24 @@ def _arrays(fixture: Fixture, network: SpatialBranch, name: str) -> Iterator[Che
     yield fixture.close("bot_on_array_pooled", maps.mean(dim=(2, 3))[0], relative=1e-4)
 
 
-def _scores(
-    fixture: Fixture, network: SpatialBranch, name: str, feature: Tensor
-) -> Iterator[Check]:
-    slots = len(feature)
-    others = [
-        torch.from_numpy(array(f"{name}/{part}", (slots, width))) for part, width in _FUSED.items()
-    ]
-    width = feature.shape[1] + sum(_FUSED.values())
-    drawn = torch.from_numpy(array(f"{name}/head", (slots, width)))
-    for what, inputs in (("full", torch.cat([feature, *others], dim=1)), ("head", drawn)):
-        scores = network.quality(inputs)[:, 0]
-        yield fixture.close(f"{what}_slots", scores, absolute=1e-4)
-        yield fixture.close(f"{what}_score", scores.mean(dim=0, keepdim=True), absolute=1e-4)
-    hidden = network.quality[0](drawn[0])
+def _scores(fixture: Fixture, path: Path, name: str, feature: Tensor) -> Iterator[Check]:
+    """The head of the checkpoint, as `mlp` loads it and as it sees a table."""
+    slots, width = feature.shape
+    others = {part: array(f"{name}/{part}", (slots, own)) for part, own in _FUSED.items()}
+    fused = {"spatial": feature.numpy(), **others}
+    drawn = array(f"{name}/head", (slots, width + sum(_FUSED.values())))
+    cuts = np.cumsum([width, *_FUSED.values()])[:-1]
+    cut = dict(zip(fused, np.split(drawn, cuts, axis=1), strict=True))
+    for what, inputs in (("full", fused), ("head", cut)):
+        videos = [Video(f"{what}/{slot}", Path(what)) for slot in range(slots + 1)]
+        # A video of eight slots, then videos that have one of these slots alone, eight times.
+        series = {role: [own, *own[:, None]] for role, own in inputs.items()}
+        table = FeatureTable.from_arrays(videos, series)
+        head = Mlp.published(path, table.specs)
+        scores = head.predict(table)
+        yield fixture.close(f"{what}_slots", scores[1:], absolute=1e-4)
+        yield fixture.close(f"{what}_score", scores[:1], absolute=1e-4)
+    hidden = linear(
+        torch.from_numpy(drawn[0]), head.state_["hidden.weight"][0], head.state_["hidden.bias"][0]
+    )
     yield fixture.close("head_hidden_slot0", hidden, absolute=1e-4)

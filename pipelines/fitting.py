@@ -1,0 +1,77 @@
+"""What a person sees of networks under training: a live line each, and TensorBoard if asked for."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from regressors.training import Epoch, Watch
+from store.errors import RecipeError
+
+
+@contextmanager
+def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Watch]:
+    """Shows epochs and the SRCC on held-out rows while heads are fitted.
+
+    Nothing is shown where the error stream is no terminal.
+
+    Args:
+        title: of the lines.
+        tensorboard: a folder for event files with loss and SRCC of every run; none by default.
+
+    Raises:
+        RecipeError: if TensorBoard is asked for and not installed.
+    """
+    with ExitStack() as stack:
+        console = Console(stderr=True)
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("epoch {task.completed} of {task.total}"),
+            TextColumn("held-out SRCC {task.fields[srcc]:.3f}, best {task.fields[best]:.3f}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        stack.enter_context(progress)
+        tasks: dict[int, TaskID] = {}
+        logs = [] if tensorboard is None else [_event_files(tensorboard, stack)]
+
+        def watch(epoch: Epoch) -> None:
+            if epoch.member not in tasks:
+                tasks[epoch.member] = progress.add_task(
+                    f"{title}, run {epoch.member + 1}", total=epoch.epochs, srcc=0.0, best=0.0
+                )
+            progress.update(
+                tasks[epoch.member],
+                completed=epoch.epoch,
+                srcc=epoch.srcc,
+                best=epoch.best_srcc,
+            )
+            for log in logs:
+                log(epoch)
+
+        yield watch
+
+
+def _event_files(folder: Path, stack: ExitStack) -> Watch:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RecipeError(
+            "--tensorboard needs TensorBoard: pip install 'vqbank[tensorboard]'"
+        ) from error
+    writers: dict[int, SummaryWriter] = {}
+
+    def log(epoch: Epoch) -> None:
+        if epoch.member not in writers:
+            writer = SummaryWriter(str(folder / f"run-{epoch.member + 1}"))
+            stack.callback(writer.close)
+            writers[epoch.member] = writer
+        writers[epoch.member].add_scalar("loss", epoch.loss, epoch.epoch)
+        writers[epoch.member].add_scalar("held-out SRCC", epoch.srcc, epoch.epoch)
+
+    return log

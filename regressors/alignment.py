@@ -1,0 +1,164 @@
+"""Features with different rows on one grid of rows: per second, per frame, per clip, per video."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.errors import HeadError
+from store.table import FeatureTable
+
+Rule = Literal["repeat", "nearest", "interpolate", "frame", "mean"]
+"""How a role's rows come onto the grid.
+
+- repeat: row i of the role onto row i of the grid; its last row again where it has no more.  A
+  feature of one row per video stands on every row; a series longer than the grid is cut.
+- nearest: the row whose `pts_seconds` is nearest, the earlier one of two.
+- interpolate: linear between the two rows around it in seconds; the first and last row beyond them.
+- frame: the row of the same `frame_index`.  The grid is then only those rows of the first role
+  whose frame every such role has: the longer series is sub-sampled by stored frame index.
+- mean: the mean over the role's own rows, on every row.
+"""
+Align = Rule | Mapping[str, Rule]
+"""One rule for every role after the first, or one rule each; the first role's rows are the grid."""
+
+
+class Placement(NamedTuple):
+    """Which rows of one series stand on the grid: (1 - weight) * low + weight * high."""
+
+    low: NDArray[np.int64]
+    """[t]: row of the series for each row of the grid."""
+    high: NDArray[np.int64] | None = None
+    """[t], where rows are mixed."""
+    weight: NDArray[np.float32] | None = None
+    """[t], of `high`, 0 to 1."""
+
+    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The rows [t, d] of the grid, of a series [rows, d]; float32 where rows are mixed."""
+        if self.high is None or self.weight is None:
+            return values[self.low]
+        weight = self.weight[:, None]
+        low, high = values[self.low].astype(np.float32), values[self.high].astype(np.float32)
+        return (1 - weight) * low + weight * high
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The grid of a head, and how the features of a video come onto it."""
+
+    align: Align = "repeat"
+    slots: int | None = None
+    """Rows of the grid for every video: the first ones of the first role, its last one again where
+    it has fewer, and so for roles that repeat (RQ-VQA's 8 slots).  None: all rows as they are."""
+
+    def rule(self, role: str) -> Rule:
+        """Of a role after the first.
+
+        Raises:
+            HeadError: if rules are given by role, and none for this one.
+        """
+        if isinstance(self.align, str):
+            return self.align
+        if role not in self.align:
+            raise HeadError(
+                f"align has rules for {', '.join(self.align) or 'no role'}, but none for {role}"
+            )
+        return self.align[role]
+
+    def length(self, table: FeatureTable, row: int) -> int:
+        """Rows of one video on the grid, without looking at its values."""
+        if self.slots is not None:
+            return self.slots
+        if any(self.rule(role) == "frame" for role in table.roles[1:]):
+            return len(self._grid(table, row))
+        return int(table.lengths(table.roles[0])[row])
+
+    def place(self, table: FeatureTable, row: int) -> dict[str, Placement | None]:
+        """By role, the rows of one video on the grid; None where they stand there as they are.
+
+        The mean of a role has one row, on which its placement then stands.
+
+        Raises:
+            HeadError: naming the video, if roles that are aligned by frame have none in common.
+        """
+        first, *others = table.roles
+        if not others and self.slots is None:
+            return {first: None}
+        grid = self._grid(table, row)
+        slot = np.arange(len(grid))
+        if self.slots is not None:
+            slot = np.arange(self.slots)
+            grid = grid[np.minimum(slot, len(grid) - 1)]
+        placements: dict[str, Placement | None] = {
+            first: _unless_identity(grid, int(table.lengths(first)[row]))
+        }
+        for role in others:
+            count = int(table.lengths(role)[row])
+            match self.rule(role):
+                case "repeat":
+                    low = np.minimum(slot, count - 1)
+                case "mean":
+                    low, count = np.zeros(len(grid), np.int64), 1
+                case "frame":
+                    frames, sought = table.frame_index(role, row), table.frame_index(first, row)
+                    low = _same_frame(frames, sought[grid])
+                case "nearest":
+                    times, wanted = table.pts_seconds(role, row), table.pts_seconds(first, row)
+                    low = _nearest(times, wanted[grid])
+                case "interpolate":
+                    times, wanted = table.pts_seconds(role, row), table.pts_seconds(first, row)
+                    placements[role] = _between(times, wanted[grid])
+                    continue
+            placements[role] = _unless_identity(low, count)
+        return placements
+
+    def _grid(self, table: FeatureTable, row: int) -> NDArray[np.int64]:
+        """Rows of the first role that are rows of the grid, slots aside."""
+        first, *others = table.roles
+        by_frame = [role for role in others if self.rule(role) == "frame"]
+        if not by_frame:
+            return np.arange(table.lengths(first)[row])
+        frames = table.frame_index(first, row)
+        shared = np.ones(len(frames), bool)
+        for role in by_frame:
+            shared &= np.isin(frames, table.frame_index(role, row))
+        if not shared.any():
+            raise HeadError(
+                f"{table.videos[row].id}: {first} and {', '.join(by_frame)} have no frame in "
+                "common; bank them with the same sampling, or align them by nearest"
+            )
+        return np.flatnonzero(shared)
+
+
+def _unless_identity(low: NDArray[np.int64], count: int) -> Placement | None:
+    return None if np.array_equal(low, np.arange(count)) else Placement(low)
+
+
+def _same_frame(frames: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first row of each wanted frame; where both repeat the same frames, row for row.
+
+    Frames need not ascend: clips that go round the end of a video do not.
+    """
+    if np.array_equal(frames, wanted):
+        return np.arange(len(frames))
+    order = np.argsort(frames, kind="stable")
+    return order[np.searchsorted(frames, wanted, sorter=order)]
+
+
+def _nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
+    high = np.minimum(np.searchsorted(times, wanted), len(times) - 1)
+    low = np.maximum(high - 1, 0)
+    return np.where(wanted - times[low] <= times[high] - wanted, low, high)
+
+
+def _between(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> Placement | None:
+    high = np.clip(np.searchsorted(times, wanted), 0, len(times) - 1)
+    low = np.maximum(high - 1, 0)
+    gap = times[high] - times[low]
+    share = np.divide(wanted - times[low], gap, out=np.ones(len(wanted)), where=gap > 0)
+    weight = np.clip(share, 0, 1).astype(np.float32)
+    if not (weight % 1).any():
+        return _unless_identity(np.where(weight == 1, high, low), len(times))
+    return Placement(low, high, weight)

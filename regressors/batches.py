@@ -1,0 +1,301 @@
+"""The rows of many videos as padded batches: from memory, or streamed from the bank."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regressors.alignment import Alignment, Placement
+from regressors.tensors import tensor_of
+from store.errors import HeadError
+from store.table import FeatureTable
+
+CHUNK = 64
+"""Videos of a read: long enough for a disk."""
+FINITE_ROWS = 4096
+"""Rows that are looked at together for values that are not finite."""
+WINDOW_SHARE = 8
+"""A streamed window takes this part of the budget; it is held as read, aligned and batched."""
+
+
+class Batch(NamedTuple):
+    """b videos, padded to the longest."""
+
+    values: dict[str, Tensor]
+    """By role, in the order of roles: [b, t, d] float32, standardised if the head asks for it.  On
+    padded rows they are finite, and mean nothing."""
+    mask: Tensor
+    """[b, t] bool: true for real rows.  They come first; every video has at least one."""
+    noise: Tensor
+    """[] int64, what `dropout` draws from: another number for every member and step."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Mean and deviation of every value of a row, by role."""
+
+    mean: Mapping[str, Tensor]
+    """[d] float32."""
+    deviation: Mapping[str, Tensor]
+    """[d] float32; 1 where a value never changes."""
+
+    def to(self, device: torch.device) -> "Scaling":
+        """The same on a device."""
+        moved = (
+            {role: value.to(device) for role, value in values.items()}
+            for values in (self.mean, self.deviation)
+        )
+        return Scaling(*moved)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The aligned rows of some videos, one after the other."""
+
+    rows: NDArray[np.int64]
+    """[w], of the table."""
+    flat: Mapping[str, Tensor]
+    """By role, [sum of t, d], as banked."""
+    spans: Mapping[int, tuple[int, int]]
+    """By row of the table: where its first aligned row lies, and where its last one ends."""
+
+    def series(self, role: str, row: int) -> Tensor:
+        """[t, d] of one video."""
+        start, stop = self.spans[row]
+        return self.flat[role][start:stop]
+
+    def padded(
+        self, members: Sequence[NDArray[np.int64]], scalings: Sequence[Scaling | None]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Values by role [k, b, t, d] and mask [k, b, t] of b videos for each of k members.
+
+        Args:
+            members: rows of the table, b for each.
+            scalings: of each member.
+        """
+        lengths = [
+            [stop - start for start, stop in map(self.spans.__getitem__, rows.tolist())]
+            for rows in members
+        ]
+        longest = max(map(max, lengths))
+        device = next(iter(self.flat.values())).device
+        counts = torch.tensor(lengths, device=device)
+        mask = torch.arange(longest, device=device) < counts[..., None]
+        values = {}
+        for role, flat in self.flat.items():
+            out = torch.zeros(*counts.shape, longest, flat.shape[1], device=device)
+            for member, rows in enumerate(members):
+                for place, row in enumerate(rows.tolist()):
+                    start, stop = self.spans[row]
+                    out[member, place, : stop - start] = flat[start:stop]
+                scaling = scalings[member]
+                if scaling is not None:
+                    out[member].sub_(scaling.mean[role]).div_(scaling.deviation[role])
+            values[role] = out
+        return values, mask
+
+
+class Series:
+    """The features of a table on one grid of rows, held in memory where they fit the budget.
+
+    Memory holds rows as the bank does, in half precision if it does; batches are float32.
+    """
+
+    def __init__(
+        self,
+        table: FeatureTable,
+        alignment: Alignment,
+        *,
+        average: bool,
+        budget_bytes: int,
+        device: torch.device,
+    ) -> None:
+        """Look at lengths only; values are read by `windows`.
+
+        Args:
+            table: n videos.
+            alignment: of its roles.
+            average: one row per video, the mean over its aligned rows in float32, in place of all.
+            budget_bytes: what rows may take in memory.
+            device: where batches are made.
+        """
+        self.table = table
+        self.alignment = alignment
+        self.average = average
+        self.budget_bytes = budget_bytes
+        self.device = device
+        self._held: Window | None = None
+        self._subsets: dict[bytes, FeatureTable] = {}
+        for role, spec in table.specs.items():
+            if role in table.roles[1:]:
+                alignment.rule(role)
+            if np.prod(spec.shape, dtype=np.int64) == 0:
+                raise HeadError(f"{role} = {spec.key} has rows without values")
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """[n]: rows of each video on the grid, at least 1."""
+        if self.average:
+            return np.ones(len(self.table), np.int64)
+        return np.array([self.alignment.length(self.table, row) for row in range(len(self.table))])
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """d by role; a row of any shape is laid flat."""
+        specs = self.table.specs.items()
+        return {role: int(np.prod(spec.shape, dtype=np.int64)) for role, spec in specs}
+
+    @cached_property
+    def bytes_per_row(self) -> int:
+        """Of all roles together, as held in memory."""
+        return sum(width * self._dtype(role).itemsize for role, width in self.widths.items())
+
+    def fits(self, rows: NDArray[np.int64]) -> bool:
+        """Whether these videos can be held in memory."""
+        return int(self.lengths[rows].sum()) * self.bytes_per_row <= self.budget_bytes
+
+    def hold(self, rows: NDArray[np.int64]) -> bool:
+        """Read these videos into memory, once, if they fit the budget; whether they do.
+
+        Raises:
+            HeadError: naming video, role and row, for a value that is not finite.
+        """
+        if self._holds(rows):
+            return True
+        if not self.fits(rows):
+            return False
+        self._held = None  # never two at once
+        self._held = self._read(rows)
+        return True
+
+    def windows(
+        self, rows: NDArray[np.int64], *, rng: np.random.Generator, at_least: int = 1
+    ) -> Iterator[Window]:
+        """All these videos once: in the one window that `hold` has read, or streamed.
+
+        Streamed windows are of neighbours on disk, in shuffled order, and are read anew each time;
+        none outlives the next one.
+
+        Args:
+            rows: Of the table.
+            rng: Order of the windows.
+            at_least: Videos in every window, if there are so many.
+
+        Raises:
+            HeadError: naming video, role and row, for a value that is not finite; or if
+                `at_least` videos do not fit the budget.
+        """
+        if self._held is not None and self._holds(rows):
+            yield self._held
+            return
+        count = self._videos_per_window(rows, min(at_least, len(rows)))
+        chosen = self._subsets.setdefault(rows.tobytes(), self.table.subset(rows))
+        for places, window in chosen.windows(videos=count, rng=rng):
+            yield self._aligned(rows[places], window)
+
+    def _holds(self, rows: NDArray[np.int64]) -> bool:
+        return self._held is not None and self._held.spans.keys() >= set(rows.tolist())
+
+    def _videos_per_window(self, rows: NDArray[np.int64], at_least: int) -> int:
+        """As many as the budget allows, such that the last window has enough of them too."""
+        # What is read may be more than what is kept of it.
+        read = sum(
+            int(self.table.lengths(role)[rows].sum()) * width * self._dtype(role).itemsize
+            for role, width in self.widths.items()
+        )
+        per_video = max(read / len(rows), self.lengths[rows].mean() * self.bytes_per_row)
+        most = min(len(rows), int(self.budget_bytes / WINDOW_SHARE / per_video))
+        for count in range(most, at_least - 1, -1):
+            if not 0 < len(rows) % count < at_least:
+                return count
+        raise HeadError(
+            f"windows of at least {at_least} videos of {per_video / 2**20:.1f} MiB do not fit an "
+            f"eighth of {self.budget_bytes / 2**30:g} GiB; raise memory_gib, or lower batch_size"
+        )
+
+    def _read(self, rows: NDArray[np.int64]) -> Window:
+        """All of some videos, by reads of neighbours."""
+        lengths = self.lengths[rows]
+        ends = np.cumsum(lengths)
+        begins = ends - lengths
+        spans = dict(
+            zip(rows.tolist(), zip(begins.tolist(), ends.tolist(), strict=True), strict=True)
+        )
+        flat = {
+            role: torch.empty(int(ends[-1]), width, dtype=self._dtype(role), device=self.device)
+            for role, width in self.widths.items()
+        }
+        chosen = self.table.subset(rows)
+        for places, window in chosen.windows(videos=CHUNK, rng=np.random.default_rng(0)):
+            part = self._aligned(rows[places], window)
+            for row in part.rows.tolist():
+                start, stop = spans[row]
+                for role, values in flat.items():
+                    values[start:stop] = part.series(role, row)
+        return Window(rows, flat, spans)
+
+    def _aligned(
+        self, rows: NDArray[np.int64], read: Mapping[str, tuple[NDArray[Any], NDArray[np.int64]]]
+    ) -> Window:
+        """A window from what the table read: the same memory where rows stand as they are."""
+        placements = [self.alignment.place(self.table, row) for row in rows.tolist()]
+        flat = {}
+        for role, (values, offsets) in read.items():
+            laid = values.reshape(len(values), -1)
+            self._refuse_not_finite(role, rows, laid, offsets)
+            moved = any(placed[role] is not None for placed in placements)
+            if moved or self.average or self._is_mean(role):
+                laid = np.concatenate(
+                    [
+                        self._on_grid(role, laid[start:stop], placed[role])
+                        for placed, start, stop in zip(
+                            placements, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True
+                        )
+                    ]
+                )
+            flat[role] = tensor_of(laid).to(self.device)
+        ends = np.cumsum(self.lengths[rows]).tolist()
+        spans = dict(zip(rows.tolist(), zip([0, *ends[:-1]], ends, strict=True), strict=True))
+        return Window(rows, flat, spans)
+
+    def _on_grid(
+        self, role: str, values: NDArray[Any], placement: Placement | None
+    ) -> NDArray[Any]:
+        if self._is_mean(role):
+            values = values.mean(axis=0, keepdims=True, dtype=np.float32)
+        placed = values if placement is None else placement(values)
+        if self.average:
+            return placed.mean(axis=0, keepdims=True, dtype=np.float32)
+        return placed
+
+    def _is_mean(self, role: str) -> bool:
+        return role != self.table.roles[0] and self.alignment.rule(role) == "mean"
+
+    def _dtype(self, role: str) -> torch.dtype:
+        """As banked, but float32 where rows are mixed."""
+        mixed = role != self.table.roles[0] and self.alignment.rule(role) in {"mean", "interpolate"}
+        spec = self.table.specs[role]
+        if self.average or mixed or spec.stored_dtype == "bfloat16":
+            return torch.float32
+        return torch.from_numpy(np.empty(0, spec.storage_dtype)).dtype
+
+    def _refuse_not_finite(
+        self, role: str, rows: NDArray[np.int64], values: NDArray[Any], offsets: NDArray[np.int64]
+    ) -> None:
+        tensor = tensor_of(values)
+        # A sum is finite only if all of it is; which row it was is asked only then.  In parts,
+        # because what is summed in float32 is first copied to it.
+        sums = [part.sum(dtype=torch.float32) for part in tensor.split(FINITE_ROWS)]
+        if not tensor.is_floating_point() or torch.stack(sums).isfinite().all():
+            return
+        for bad in (~torch.isfinite(tensor)).any(dim=1).nonzero()[:1, 0].tolist():
+            place = int(np.searchsorted(offsets, bad, side="right")) - 1
+            raise HeadError(
+                f"{role} of {self.table.videos[rows[place]].id} is not finite in row "
+                f"{bad - int(offsets[place])}; bank it again, or leave the video out"
+            )

@@ -1,0 +1,464 @@
+"""Heads that learn from whole series with PyTorch: what they share."""
+
+import pickle
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import joblib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from sklearn.base import clone
+from torch import Tensor, nn
+
+from regressors.alignment import Align, Alignment
+from regressors.base import Head
+from regressors.batches import Scaling, Series
+from regressors.metrics import fit_line
+from regressors.training import Job, Plan, Trained, Watch, hold_out_scenes, scores, train
+from store.errors import HeadError
+from store.schema import FeatureSpec
+from store.table import FeatureTable
+
+AtLeastTwo = Annotated[int, Field(ge=2)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+Probability = Annotated[FiniteFloat, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Combine = Literal["mean", "rank", "zscore"]
+"""What makes one score of several runs: the mean of raw scores, of places among each run's scores
+of the training rows (0 to 1), or of scores in deviations of these."""
+STACK = 16
+"""Networks trained at once, at most; gradients and moments of all of them are in memory."""
+
+
+class SequenceHead(Head):
+    """A PyTorch network on the series of a video.
+
+    A head says what its network is and by which loss it learns; all else is done here and in
+    `training`: alignment of roles, padding, standardisation, batches, the loop, held-out scenes,
+    several runs, a line to MOS units, files, and training many at once.  To write one:
+
+        class Mine(SequenceHead):
+            name = "mine"
+
+            def __init__(self, *, width: PositiveInt = 32, epochs: PositiveInt = 100, ...) -> None:
+                ...  # one attribute per parameter, as scikit-learn wants it
+
+            def _network(self, widths, generator):
+                return MyNetwork(sum(widths.values()), self.width, generator=generator)
+
+            def _loss(self, predicted, target):
+                return plcc_loss(predicted, target)
+
+    and put it into HEADS and into the layers of `pyproject.toml`.  The network is a plain
+    `nn.Module` of one member, whatever the number trained together: `forward(batch)` takes a
+    `batches.Batch` (values by role [b, t, d] float32, mask [b, t], noise) and gives scores [b].
+
+    - All reductions over t must look at `mask`: padding, order and company change no score by more
+      than 1e-5.  Rows behind a video's last are finite, and mean nothing.
+    - Every parameter is drawn from `generator` (`layers.linear`, `layers.start_uniform`), never
+      from the global one.
+    - Dropout is `layers.dropout(values, p, batch.noise)` while `self.training`.
+    - No buffers that training changes: no batch normalisation.
+    - Of a stackable head, `forward` runs under `torch.func.vmap`: no `.item()`, no branch on a
+      value, no boolean indexing, no `nn.GRU` (`layers.Gru` instead).
+
+    Every head has the parameters that are annotated below without a value, and may have those with
+    one, which is what it has otherwise.  Its `__init__` says the defaults.
+
+    Attributes:
+        watch: told of every epoch while fitting.  Like `checkpoint` no parameter: both change no
+            number, are not kept with the head, and are not cloned.
+        checkpoint: a file that is written while fitting, every half minute; fitting the same again
+            goes on from there, and comes to the same.  Removed when fitting is done.
+    """
+
+    suffix: ClassVar[str] = ".safetensors"
+    min_videos: ClassVar[int] = 10
+    stackable: ClassVar[bool] = True
+    """Whether several may be trained as one stacked network, or each in a process of its own: large
+    networks gain nothing from a stack and fill memory."""
+
+    epochs: int
+    patience: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    validation_fraction: float
+    """Of the training scenes, held out to choose the epoch."""
+    seed: int
+    memory_gib: float
+    """What the rows of features may take in memory; beyond it they are streamed from the bank, in
+    windows of an eighth of this."""
+    align: Align = "nearest"
+    """How roles come onto the rows of the first one; see `alignment`."""
+    slots: int | None = None
+    """Rows that every video is cut or filled to, if any."""
+    standardise: bool = True
+    decay: float = 1.0
+    """By what the learning rate is multiplied every `decay_epochs`."""
+    decay_epochs: int = 10
+    runs: int = 1
+    """Networks, of seeds from `seed` on, each with held-out scenes of its own."""
+    combine: Combine = "mean"
+    threads: int = 1
+    device: str = "cpu"
+
+    watch: Watch | None = None
+    checkpoint: Path | None = None
+
+    state_: dict[str, Tensor]
+    """Of the networks: [runs, ...] each."""
+    scalings_: list[Scaling | None]
+    line_: tuple[float, float]
+    """Slope and intercept, from combined scores to MOS."""
+    reference_: Tensor
+    """[runs, n]: sorted scores of the training rows, where `combine` is not the mean."""
+
+    @abstractmethod
+    def _network(self, widths: Mapping[str, int], generator: torch.Generator) -> nn.Module:
+        """A new network.
+
+        Args:
+            widths: d of a row, by role, in the order of roles.
+            generator: draws its start.
+        """
+
+    @abstractmethod
+    def _loss(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """What training makes small.
+
+        Args:
+            predicted: [b], as the network gives them.
+            target: [b], the MOS on a scale on which the fitted rows reach from 0 to 1.
+        """
+
+    @property
+    def _average(self) -> bool:
+        """Whether the network may get one row per video, the mean of its rows, instead of all."""
+        return False
+
+    def _stacks(self, widths: Mapping[str, int]) -> bool:
+        """Whether networks on rows of these widths are trained as one stack."""
+        return self.stackable
+
+    @classmethod
+    def fit_many(
+        cls,
+        heads: Sequence[Self],
+        table: FeatureTable,
+        mos: NDArray[np.float64],
+        rows: Sequence[NDArray[np.int64]],
+    ) -> list[Self]:
+        """As `Head.fit_many`; heads that differ by seed alone are trained at the same time.
+
+        As one stack where the head allows it and the videos fit the memory of one head, in
+        processes, one per core, where it does not, else one after the other.
+        """
+        mos = np.asarray(mos, np.float64)
+        alike: dict[str, list[int]] = defaultdict(list)
+        for number, (head, own) in enumerate(zip(heads, rows, strict=True)):
+            head._checked(table.subset(own), mos[own])
+            alike[repr({**head.get_params(), "seed": None})].append(number)
+        for numbers in alike.values():
+            cls._fit_alike([heads[n] for n in numbers], table, mos, [rows[n] for n in numbers])
+        return list(heads)
+
+    @classmethod
+    def _fit_alike(
+        cls,
+        heads: Sequence[Self],
+        table: FeatureTable,
+        mos: NDArray[np.float64],
+        rows: Sequence[NDArray[np.int64]],
+    ) -> None:
+        """Heads that differ by seed alone, on their rows of a table."""
+        every = np.unique(np.concatenate(rows))
+        series = heads[0]._series(table)
+        if len(heads) > 1 and not series.fits(every):
+            for head, own in zip(heads, rows, strict=True):
+                head.fit(table.subset(own), mos[own])
+            return
+        if len(heads) > 1 and not heads[0]._stacks(series.widths):
+            cls._fit_in_processes(heads, table, mos, rows)
+            return
+        pairs = list(zip(heads, rows, strict=True))
+        jobs = [job for head, own in pairs for job in head._jobs(table, mos, own)]
+        trained = heads[0]._train(series, jobs)
+        for number, (head, own) in enumerate(pairs):
+            runs = slice(number * head.runs, (number + 1) * head.runs)
+            head._take(series, own, mos[own], trained[runs], jobs[runs])
+            head.specs_ = dict(table.specs)
+
+    @classmethod
+    def _fit_in_processes(
+        cls,
+        heads: Sequence[Self],
+        table: FeatureTable,
+        mos: NDArray[np.float64],
+        rows: Sequence[NDArray[np.int64]],
+    ) -> None:
+        """One head per core at a time; `watch` hears of nothing, as it lives in this process."""
+        every = np.unique(np.concatenate(rows))
+        # joblib hands large arrays on by memory map: processes share one copy.
+        shared = table.subset(every).in_memory(budget_bytes=heads[0]._budget_bytes)
+        tasks = []
+        for head, own in zip(heads, rows, strict=True):
+            child = clone(head)
+            child.checkpoint = head.checkpoint
+            part = shared.subset(np.searchsorted(every, own))
+            tasks.append(joblib.delayed(_fitted)(child, part, mos[own]))
+        learnt = joblib.Parallel(n_jobs=min(len(heads), joblib.cpu_count()))(tasks)
+        for head, other in zip(heads, learnt, strict=True):
+            watch = head.watch
+            head.__dict__.update(other.__dict__)
+            head.watch = watch
+
+    def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
+        self._fit_alike([self], table, mos, [np.arange(len(table))])
+        return self.selection_
+
+    def _predict(self, table: FeatureTable) -> NDArray[np.float64]:
+        raw = self._raw(self._series(table), np.arange(len(table)))
+        slope, intercept = self.line_
+        return slope * self._combined(raw) + intercept
+
+    def _raw(self, series: Series, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[runs, n]: what each network says, on its own scale."""
+        return scores(
+            series,
+            rows,
+            module=self._network(series.widths, torch.Generator()).to(series.device),
+            state={name: value.to(series.device) for name, value in self.state_.items()},
+            scalings=[scaling and scaling.to(series.device) for scaling in self.scalings_],
+            threads=self.threads,
+        )
+
+    def _combined(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n] of the scores [runs, n] of all runs; no video's depends on the others."""
+        if self.combine == "mean":
+            return raw.mean(axis=0)
+        reference = self.reference_.numpy()
+        if self.combine == "zscore":
+            mean, deviation = reference.mean(axis=1), reference.std(axis=1)
+            return ((raw - mean[:, None]) / deviation[:, None]).mean(axis=0)
+        places = np.linspace(0, 1, reference.shape[1])
+        ranks = [np.interp(own, known, places) for own, known in zip(raw, reference, strict=True)]
+        return np.mean(ranks, axis=0)
+
+    @property
+    def _budget_bytes(self) -> int:
+        return int(self.memory_gib * 2**30)
+
+    @property
+    def _plan(self) -> Plan:
+        return Plan(
+            epochs=self.epochs,
+            patience=self.patience,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            decay_epochs=self.decay_epochs,
+            decay=self.decay,
+            standardise=self.standardise,
+            threads=self.threads,
+        )
+
+    def _series(self, table: FeatureTable) -> Series:
+        return Series(
+            table,
+            Alignment(self.align, self.slots),
+            average=self._average,
+            budget_bytes=self._budget_bytes,
+            device=torch.device(self.device),
+        )
+
+    def _jobs(
+        self, table: FeatureTable, mos: NDArray[np.float64], rows: NDArray[np.int64]
+    ) -> list[Job]:
+        """One per run, on these rows of the table."""
+        jobs = []
+        for seed in range(self.seed, self.seed + self.runs):
+            held = hold_out_scenes(
+                [table.videos[row] for row in rows.tolist()],
+                fraction=self.validation_fraction,
+                rng=np.random.default_rng(seed),
+            )
+            fit = rows[~held]
+            low, high = mos[fit].min(), mos[fit].max()
+            # Of constant rows the engine says that they are; they are not divided by nothing.
+            targets = torch.from_numpy((mos - low) / (high - low or 1.0)).float()
+            jobs.append(Job(fit, rows[held], targets, seed))
+        return jobs
+
+    def _train(self, series: Series, jobs: Sequence[Job]) -> list[Trained]:
+        trained: list[Trained] = []
+        kept = []
+        rows = [rows for job in jobs for rows in (job.fit, job.held)]
+        together = self._stacks(series.widths) and series.hold(np.unique(np.concatenate(rows)))
+        size = STACK if together else 1
+        for start in range(0, len(jobs), size):
+            path = self.checkpoint
+            if path is not None:
+                path = path.with_name(f"{path.name}.{start}") if len(jobs) > size else path
+                kept.append(path)
+            trained += train(
+                series,
+                jobs[start : start + size],
+                network=partial(self._network, series.widths),
+                loss=self._loss,
+                plan=self._plan,
+                watch=self.watch,
+                checkpoint=path,
+            )
+        for path in kept:
+            path.unlink()
+        return trained
+
+    def _take(
+        self,
+        series: Series,
+        rows: NDArray[np.int64],
+        mos: NDArray[np.float64],
+        trained: Sequence[Trained],
+        jobs: Sequence[Job],
+    ) -> None:
+        """Be what was trained."""
+        states = [one.state for one in trained]
+        self.state_ = {
+            name: torch.stack([state[name].cpu() for state in states]) for name in states[0]
+        }
+        self.scalings_ = [one.scaling and one.scaling.to(torch.device("cpu")) for one in trained]
+        raw = self._raw(series, rows)
+        self.reference_ = torch.empty(self.runs, 0, dtype=torch.float64)
+        if self.combine != "mean":
+            self.reference_ = torch.from_numpy(np.sort(raw, axis=1))
+        slope, intercept = fit_line(mos, self._combined(raw))
+        self.line_ = float(slope), float(intercept)
+        self.record_ = {
+            "split": {
+                "training_videos": len(rows),
+                "held_out_videos": [len(job.held) for job in jobs],
+                "held_out_by_seed": [job.seed for job in jobs],
+            },
+            "metrics": {
+                "epoch": [one.epoch for one in trained],
+                "held_out_srcc": [one.srcc for one in trained],
+            },
+        }
+        epochs = ", ".join(str(one.epoch) for one in trained)
+        held_out = ", ".join(str(len(job.held)) for job in jobs)
+        self.selection_ = (
+            f"epoch {epochs} of {self.epochs} by SRCC on {held_out} of {len(rows)} training "
+            f"videos, {self.validation_fraction:.0%} of the training scenes"
+        )
+
+    @classmethod
+    def published(cls, weights: Path, specs: Mapping[str, FeatureSpec], **parameters: Any) -> Self:
+        """The head of an official checkpoint, as if it had been fitted; scores are its own.
+
+        Args:
+            weights: a state dict that `torch.save` wrote.
+            specs: the features that it takes, by role, in the official order.
+            parameters: of this head, where they differ from those of the paper.
+
+        Raises:
+            HeadError: if the file cannot be read without running code, or holds other tensors.
+        """
+        head = cls(**{**cls.paper, **parameters})
+        head.check_parameters()
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            ours = head._from_official(state)
+        except (OSError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+            raise HeadError(f"{weights} is no checkpoint of {cls.name}'s paper: {error}") from error
+        head.specs_ = dict(specs)
+        head.state_ = {name: value[None].float() for name, value in ours.items()}
+        head._check_state(weights)
+        head.scalings_ = [None]
+        head.reference_ = torch.empty(1, 0, dtype=torch.float64)
+        head.line_ = 1.0, 0.0
+        head.selection_ = f"published weights, {weights.name}"
+        return head
+
+    def _from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The network's parameters, of an official state dict."""
+        raise HeadError(f"no official weights of {self.name} are known")
+
+    def _check_state(self, path: Path) -> None:
+        """Compare names and shapes of what was read with the network's."""
+        wanted = {
+            name: (self.runs, *value.shape)
+            for name, value in self._network(
+                _widths(self.specs_), torch.Generator()
+            ).named_parameters()
+        }
+        got = {name: tuple(value.shape) for name, value in self.state_.items()}
+        if wanted != got:
+            wrong = min(
+                name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name)
+            )
+            raise HeadError(
+                f"{path} does not fit this head, or is damaged: {wrong} has shape "
+                f"{got.get(wrong, 'none')}, not {wanted.get(wrong, 'any')}"
+            )
+
+    def _model_bytes(self) -> bytes:
+        tensors = {f"network.{name}": value.contiguous() for name, value in self.state_.items()}
+        for role in self.specs_ if self.scalings_[0] is not None else ():
+            for kind in ("mean", "deviation"):
+                own = [getattr(scaling, kind)[role] for scaling in self.scalings_]
+                tensors[f"scaling.{role}.{kind}"] = torch.stack(own)
+        tensors["line"] = torch.tensor(self.line_, dtype=torch.float64)
+        tensors["reference"] = self.reference_
+        return save(tensors)
+
+    def _restore(self, content: bytes, path: Path) -> None:
+        try:
+            tensors = load(content)
+            slope, intercept = tensors.pop("line").tolist()
+            self.line_ = slope, intercept
+            self.reference_ = tensors.pop("reference")
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise HeadError(f"{path} does not fit this head, or is damaged: {error}") from error
+        self.state_ = {
+            name.removeprefix("network."): value
+            for name, value in tensors.items()
+            if name.startswith("network.")
+        }
+        self._check_state(path)
+        self.scalings_ = [None] * self.runs
+        if len(tensors) > len(self.state_):
+            widths = _widths(self.specs_)
+            for role, width in widths.items():
+                for kind in ("mean", "deviation"):
+                    value = tensors.get(f"scaling.{role}.{kind}", self.reference_)
+                    if value.shape != (self.runs, width):
+                        raise HeadError(f"{path} is damaged: no {kind} of {role}")
+            self.scalings_ = [
+                Scaling(
+                    *(
+                        {role: tensors[f"scaling.{role}.{kind}"][run] for role in widths}
+                        for kind in ("mean", "deviation")
+                    )
+                )
+                for run in range(self.runs)
+            ]
+
+
+def _widths(specs: Mapping[str, FeatureSpec]) -> dict[str, int]:
+    return {role: int(np.prod(spec.shape, dtype=np.int64)) for role, spec in specs.items()}
+
+
+def _fitted(head: SequenceHead, table: FeatureTable, mos: NDArray[np.float64]) -> SequenceHead:
+    """In a process of its own."""
+    return head.fit(table, mos)

@@ -1,0 +1,120 @@
+"""What is seen of training: event files if asked for, and a command that can be interrupted."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipelines.evaluate import Trial
+from pipelines.fitting import watched
+from pipelines.recipe import read_recipe
+from pipelines.train import train
+from regressors import load_head
+from regressors.training import Epoch, _Journal, _Member
+from store.bank import FeatureStore
+from store.schema import Feature, FeatureSpec, Fingerprint
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    store = FeatureStore.create(tmp_path / "bank")
+    writer = store.writer(FeatureSpec("some.rows", (4,), "float32", {"source": "a"}), provenance={})
+    rng = np.random.default_rng(0)
+    with (tmp_path / "set.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "id", "mos"])
+        for row in range(30):
+            score = rng.normal()
+            values = (score + rng.normal(size=(3, 4))).astype(np.float32)
+            writer.add(
+                f"{row}.mp4",
+                Feature(values, np.arange(3.0), np.arange(3)),
+                fingerprint=Fingerprint(row + 1, f"{row:064x}"),
+                probe={},
+            )
+            table.writerow([f"{row}.mp4", f"{row}.mp4", f"{score:.4f}"])
+    writer.commit()
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "videos": "set.csv",
+                "bank": "bank",
+                "features": {"x": "some.rows"},
+                "heads": {"gru": {"epochs": 4, "reduction": 4, "width": 4, "runs": 2}},
+            }
+        )
+    )
+    return read_recipe(tmp_path / "run.yaml")
+
+
+def curve(folder, name):
+    events = EventAccumulator(str(folder)).Reload()
+    return [(scalar.step, scalar.value) for scalar in events.Scalars(name)]
+
+
+def test_tensorboard_gets_the_curves_of_every_run(recipe, tmp_path):
+    train(
+        Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe, tensorboard=tmp_path / "logs"
+    )
+
+    record = load_head(tmp_path / "head").record_["metrics"]
+    for run in range(2):
+        srcc = curve(tmp_path / "logs" / f"run-{run + 1}", "held-out SRCC")
+        assert [step for step, _ in srcc] == [1, 2, 3, 4]
+        best = dict(srcc)[record["epoch"][run]]
+        assert best == pytest.approx(record["held_out_srcc"][run], abs=1e-6)
+        assert len(curve(tmp_path / "logs" / f"run-{run + 1}", "loss")) == 4
+
+
+def test_nothing_is_logged_unless_asked_for(recipe, tmp_path):
+    before = {path.name for path in tmp_path.iterdir()}
+
+    train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
+
+    assert {path.name for path in tmp_path.iterdir()} == before | {"head"}
+
+
+def test_an_interrupted_command_goes_on_from_its_checkpoint(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("regressors.training.CHECKPOINT_SECONDS", 0.0)
+    expected = Trial.of(recipe, title="t")
+    train(expected, tmp_path / "expected", recipe=recipe)
+    seen = []
+    keep = _Journal.keep
+
+    def keep_and_die(self, *, now=False):
+        keep(self, now=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("regressors.training._Journal.keep", keep_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
+    assert (tmp_path / "head.checkpoint").exists()
+    monkeypatch.setattr("regressors.training._Member.judge", _counting(seen))
+    train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
+
+    assert len(seen) == 2 * 3  # of two runs the epochs after the first
+    assert not (tmp_path / "head.checkpoint").exists()
+    one, other = (load_head(tmp_path / name) for name in ("expected", "head"))
+    assert all(torch.equal(one.state_[name], other.state_[name]) for name in one.state_)
+
+
+def _counting(seen):
+    judge = _Member.judge
+
+    def judged(self, *arguments):
+        seen.append(self.number)
+        judge(self, *arguments)
+
+    return judged
+
+
+def test_progress_takes_every_epoch(capsys):
+    with watched("gru") as watch:
+        for epoch in range(1, 4):
+            watch(Epoch(0, epoch, 3, 0.5, float("nan"), 0, -float("inf")))
+
+    assert capsys.readouterr().err == ""  # no terminal, no noise

@@ -1,0 +1,530 @@
+"""Heads of whole series: masks, stacks, streams, checkpoints, weights, what they learn."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.base import clone
+
+from regressors import HEADS, load_head, make_head
+from regressors.batches import Batch
+from regressors.metrics import srcc
+from regressors.score_pooling import hysteresis
+from regressors.sequence import SequenceHead
+from store.errors import HeadError
+from store.schema import FeatureSpec, Video
+from store.table import FeatureTable
+
+SEQUENCE = sorted(name for name, kind in HEADS.items() if issubclass(kind, SequenceHead))
+QUICK = {
+    "gru": {"reduction": 8, "width": 8, "epochs": 4, "patience": 4, "batch_size": 8},
+    "mlp": {"width": 8, "epochs": 4, "patience": 4, "batch_size": 8},
+    "cagi": {"width": 16, "epochs": 2, "patience": 2, "batch_size": 8, "align": "repeat"},
+}
+
+
+def quick(name, **parameters):
+    return make_head(name, **{**QUICK[name], **parameters})
+
+
+def ragged(n=48, *, seed=0, shapes=(("quality", 5), ("semantic", 3)), longest=12):
+    """Videos of 1 to `longest` rows, the same number in every role, and a MOS of their means."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest + 1, n)
+    lengths[:2] = 1, longest
+    series = {
+        role: [rng.normal(size=(t, d)).astype(np.float32) + rng.normal() for t in lengths]
+        for role, d in shapes
+    }
+    mos = sum(np.array([own.mean() for own in one]) for one in series.values())
+    return FeatureTable.from_arrays(videos(n), series), 50 + 10 * mos
+
+
+def videos(n):
+    return [Video(f"set/{row}.mp4", Path(f"{row}.mp4")) for row in range(n)]
+
+
+@pytest.fixture(params=SEQUENCE)
+def name(request):
+    return request.param
+
+
+# --- masks
+
+
+def test_neither_order_nor_company_nor_padding_changes_a_score(name):
+    table, mos = ragged()
+    head = quick(name).fit(table, mos)
+    expected = head.predict(table)
+    scale = 1e-5 * np.ptp(mos)
+
+    order = np.random.default_rng(1).permutation(len(table))
+    np.testing.assert_allclose(head.predict(table.subset(order)), expected[order], atol=scale)
+    alone = [head.predict(table.subset([row]))[0] for row in range(len(table))]
+    np.testing.assert_allclose(alone, expected, atol=scale)
+    longer, _ = ragged(2, seed=5, longest=2000)  # whoever stands beside it is padded to 2000 rows
+    both = {role: [table.series(role, 0), longer.series(role, 1)] for role in table.roles}
+    beside = head.predict(FeatureTable.from_arrays(videos(2), both))
+    np.testing.assert_allclose(beside[0], expected[0], atol=scale)
+
+
+def test_padding_changes_nothing_that_is_learnt(name):
+    """Batches of videos of one length, and the same videos beside much longer ones."""
+    table, mos = ragged(40, longest=6)
+    head = quick(name)
+    networks = []
+    for more in (0, 50):
+        series = head._series(table)
+        rows = np.arange(20)
+        series.hold(np.arange(40))
+        (window,) = series.windows(rows, rng=np.random.default_rng(0))
+        values, mask = window.padded([rows], [None])
+        module = head._network(series.widths, torch.Generator().manual_seed(0)).train()
+        batch = [
+            {
+                role: torch.nn.functional.pad(one[0], (0, 0, 0, more), value=7.0)
+                for role, one in values.items()
+            },
+            torch.nn.functional.pad(mask[0], (0, more)),
+        ]
+        predicted = module(Batch(batch[0], batch[1], torch.tensor(3)))
+        head._loss(predicted, torch.from_numpy(mos[rows]).float() / 100).backward()
+        networks.append([p.grad for p in module.parameters()])
+
+    for one, other in zip(*networks, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+# --- many at once
+
+
+def test_trained_together_or_alone_is_the_same(name):
+    table, mos = ragged()
+    heads = [quick(name, seed=seed) for seed in (0, 1, 1)]
+    rows = [np.arange(0, 40), np.arange(8, 48), np.arange(0, 48, 2)]
+    alone = [clone(h).fit(table.subset(r), mos[r]) for h, r in zip(heads, rows, strict=True)]
+
+    # Processes are started by the next test.
+    with joblib.parallel_config("sequential"):
+        together = HEADS[name].fit_many([clone(head) for head in heads], table, mos, rows)
+
+    for one, other in zip(alone, together, strict=True):
+        assert one.selection_ == other.selection_
+        assert one.specs_ == other.specs_
+        np.testing.assert_allclose(
+            other.predict(table), one.predict(table), atol=1e-5 * np.ptp(mos)
+        )
+
+
+@pytest.mark.soak
+def test_a_head_that_does_not_stack_is_trained_in_processes():
+    table, mos = ragged()
+    rows = [np.arange(0, 40), np.arange(8, 48)]
+    heads = [quick("cagi"), quick("cagi")]
+    alone = [clone(h).fit(table.subset(r), mos[r]) for h, r in zip(heads, rows, strict=True)]
+
+    together = HEADS["cagi"].fit_many(heads, table, mos, rows)
+
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(
+            other.predict(table), one.predict(table), atol=1e-5 * np.ptp(mos)
+        )
+
+
+def test_heads_with_other_parameters_are_fitted_side_by_side():
+    table, mos = ragged()
+    heads = [quick("mlp", width=4), quick("mlp", width=8), quick("mlp", width=4, seed=1)]
+
+    fitted = type(heads[0]).fit_many(heads, table, mos, [np.arange(48)] * 3)
+
+    assert [head.state_["hidden.weight"].shape[1] for head in fitted] == [4, 8, 4]
+    with pytest.raises(HeadError, match="constant target"):
+        type(heads[0]).fit_many(heads, table, np.ones(48), [np.arange(48)] * 3)
+
+
+def test_any_head_fits_many():
+    table, mos = ragged()
+    rows = [np.arange(30), np.arange(10, 48)]
+
+    ridges = HEADS["ridge"].fit_many([make_head("ridge"), make_head("ridge")], table, mos, rows)
+
+    for head, own in zip(ridges, rows, strict=True):
+        expected = make_head("ridge").fit(table.subset(own), mos[own])
+        assert np.array_equal(head.predict(table), expected.predict(table))
+
+
+# --- ensembles
+
+
+@pytest.mark.parametrize("combine", ["mean", "rank", "zscore"])
+def test_an_ensemble_is_its_runs_combined(combine, tmp_path):
+    table, mos = ragged(60)
+    train = table.subset(range(50))
+    ensemble = quick("mlp", runs=3, combine=combine).fit(train, mos[:50])
+    alone = [quick("mlp", seed=seed).fit(train, mos[:50]) for seed in range(3)]
+
+    raw = np.stack([(h.predict(table) - h.line_[1]) / h.line_[0] for h in alone])
+    known = np.stack([(h.predict(train) - h.line_[1]) / h.line_[0] for h in alone])
+    match combine:
+        case "mean":
+            expected = raw.mean(axis=0)
+        case "zscore":
+            centred = (raw - known.mean(axis=1)[:, None]) / known.std(axis=1)[:, None]
+            expected = centred.mean(axis=0)
+        case "rank":
+            places = [
+                (row[None] >= own[:, None]).mean(axis=0)
+                for row, own in zip(raw, known, strict=True)
+            ]
+            expected = np.mean(places, axis=0)
+    slope, intercept = ensemble.line_
+    got = (ensemble.predict(table) - intercept) / slope
+    tolerance = 0.03 if combine == "rank" else 1e-4  # ours goes from place to place in a line
+    # PLCC leaves the offset of a network free, and rounding moves it.
+    got, expected = got - got.mean(), expected - expected.mean()
+    np.testing.assert_allclose(got, expected, atol=tolerance * np.ptp(expected))
+    assert "epoch" in ensemble.selection_
+    assert len(ensemble.record_["metrics"]["epoch"]) == 3
+    ensemble.save(tmp_path)
+    loaded = load_head(tmp_path)
+    assert loaded.predict(table).tobytes() == ensemble.predict(table).tobytes()
+    assert loaded.record_ == ensemble.record_
+
+
+# --- memory and interruptions
+
+
+def test_streaming_learns_as_well_and_predicts_the_same(name):
+    table, mos = ragged(300, longest=9)
+    more = {"activation": "relu"} if name == "mlp" else {}  # else one row per video is held
+    head = quick(name, epochs=6, patience=6, learning_rate=1e-2, **more)
+    held = clone(head).fit(table, mos)
+    budget = {"memory_gib": 20_000 / 2**30}  # of 48 kB; windows of 15 videos
+    streamed = clone(head).set_params(**budget)
+    assert not streamed._series(table).hold(np.arange(300))
+
+    streamed.fit(table, mos)
+
+    for one in (held, streamed):
+        assert srcc(mos, one.predict(table)) > 0.6
+    scores = streamed.predict(table)
+    in_memory = streamed.set_params(memory_gib=1.0).predict(table)
+    np.testing.assert_allclose(scores, in_memory, atol=1e-5 * np.ptp(mos))
+
+
+def test_runs_that_are_streamed_are_trained_one_after_the_other():
+    table, mos = ragged(300, longest=9)
+    budget = {"memory_gib": 20_000 / 2**30, "epochs": 2}
+    alone = [quick("gru", seed=seed, **budget).fit(table, mos) for seed in range(2)]
+
+    both = quick("gru", runs=2, **budget).fit(table, mos)
+    many = HEADS["gru"].fit_many(
+        [quick("gru", seed=seed, **budget) for seed in range(2)], table, mos, [np.arange(300)] * 2
+    )
+
+    for run, (one, other) in enumerate(zip(alone, many, strict=True)):
+        assert torch.equal(both.state_["score.weight"][run], one.state_["score.weight"][0])
+        assert torch.equal(other.state_["score.weight"], one.state_["score.weight"])
+
+
+def test_streamed_statistics_are_those_of_memory():
+    table, mos = ragged(300, longest=9)
+    options = {"epochs": 1, "memory_gib": 20_000 / 2**30}
+    streamed, held = (quick("gru", **more).fit(table, mos) for more in (options, {"epochs": 1}))
+
+    for one, other in zip(streamed.scalings_, held.scalings_, strict=True):
+        for role in table.roles:
+            torch.testing.assert_close(one.mean[role], other.mean[role])
+            torch.testing.assert_close(one.deviation[role], other.deviation[role])
+
+
+def test_a_budget_below_a_batch_is_refused():
+    table, mos = ragged()
+    with pytest.raises(HeadError, match="raise memory_gib, or lower batch_size"):
+        quick("gru", memory_gib=1e-9).fit(table, mos)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_an_interrupted_training_goes_on_and_comes_to_the_same(name, runs, tmp_path, monkeypatch):
+    if runs > 1 and "runs" not in HEADS[name].parameter_types():
+        pytest.skip("one run only")
+    more = {"runs": runs} if runs > 1 else {}
+    monkeypatch.setattr("regressors.training.CHECKPOINT_SECONDS", 0.0)
+    table, mos = ragged()
+    expected = quick(name, **more).fit(table, mos).predict(table)
+    stopped = quick(name, **more)
+    stopped.checkpoint = tmp_path / "training"
+    seen = []
+
+    def stop(epoch):
+        seen.append(epoch.epoch)
+        if epoch.epoch == 2:
+            raise Interrupted
+
+    stopped.watch = stop
+    with pytest.raises(Interrupted):
+        stopped.fit(table, mos)
+    assert stopped.checkpoint.exists()
+    stopped.watch = lambda epoch: seen.append(epoch.epoch)
+    stopped.fit(table, mos)
+
+    assert seen[runs + 1] == 2  # the first epoch is not run again
+    assert stopped.predict(table).tobytes() == expected.tobytes()
+    assert not stopped.checkpoint.exists()
+
+
+def test_the_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("regressors.training.CHECKPOINT_SECONDS", 0.0)
+    table, mos = ragged()
+    head = quick("mlp")
+    head.checkpoint = tmp_path / "training"
+    head.watch = _stop_at_the_second
+    with pytest.raises(Interrupted):
+        head.fit(table, mos)
+    head.watch = None
+
+    with pytest.raises(HeadError, match="is the checkpoint of another training"):
+        head.fit(table, mos + np.arange(48))
+    head.checkpoint.write_bytes(b"torn")
+    with pytest.raises(HeadError, match="is no checkpoint, or damaged"):
+        head.fit(table, mos)
+
+
+def _stop_at_the_second(epoch):
+    if epoch.epoch == 2:
+        raise Interrupted
+
+
+def test_progress_tells_the_srcc_of_held_out_rows(name):
+    table, mos = ragged()
+    told = []
+    head = quick(name)
+    head.watch = told.append
+    head.fit(table, mos)
+
+    best = max(told, key=lambda epoch: epoch.srcc)
+    assert [epoch.epoch for epoch in told] == list(range(1, len(told) + 1))
+    assert head.record_["metrics"]["held_out_srcc"] == [best.srcc]
+    assert all(one.best_srcc <= two.best_srcc for one, two in pairwise(told))
+    assert str(best.epoch) in head.selection_
+
+
+# --- RQ-VQA's mlp
+
+
+def test_the_affine_mlp_is_the_mean_over_its_slots():
+    table, mos = ragged()
+    head = quick("mlp", slots=8, align="repeat").fit(table, mos)
+    assert head._average
+    weight, bias = head.state_["hidden.weight"][0], head.state_["hidden.bias"][0]
+    second, offset = head.state_["score.weight"][0, 0], head.state_["score.bias"][0, 0]
+    scaling = head.scalings_[0]
+    expected = []
+    for row in range(len(table)):
+        slots = []
+        for slot in range(8):
+            parts = []
+            for role in table.roles:
+                own = torch.tensor(table.series(role, row))
+                value = own[min(slot, len(own) - 1)]
+                parts.append((value - scaling.mean[role]) / scaling.deviation[role])
+            slots.append(second @ (weight @ torch.cat(parts) + bias) + offset)
+        expected.append(head.line_[0] * float(torch.stack(slots).mean()) + head.line_[1])
+
+    np.testing.assert_allclose(head.predict(table), expected, atol=1e-4 * np.ptp(mos))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_an_mlp_with_an_activation_sees_every_row(activation):
+    table, mos = ragged()
+    head = quick("mlp", activation=activation).fit(table, mos)
+    assert not head._average
+    spread = FeatureTable.from_arrays(
+        videos(1),
+        {
+            role: [np.float32([[3.0] * d, [-3.0] * d])]
+            for role, d in [("quality", 5), ("semantic", 3)]
+        },
+    )
+    mean = FeatureTable.from_arrays(
+        videos(1),
+        {role: [np.zeros((1, d), np.float32)] for role, d in [("quality", 5), ("semantic", 3)]},
+    )
+    assert abs(head.predict(spread)[0] - head.predict(mean)[0]) > 1e-3 * np.ptp(mos)
+
+
+def test_rqvqa_weights_load_in_the_official_order(tmp_path):
+    widths = {"spatial": 4, "motion": 2, "qalign": 5}
+    rng = np.random.default_rng(0)
+    state = {
+        "module.quality.0.weight": torch.from_numpy(rng.normal(size=(128, 11))).float(),
+        "module.quality.0.bias": torch.from_numpy(rng.normal(size=128)).float(),
+        "module.quality.1.weight": torch.from_numpy(rng.normal(size=(1, 128))).float(),
+        "module.quality.1.bias": torch.zeros(1),
+        "module.swin.norm.weight": torch.ones(3),
+    }
+    torch.save(state, tmp_path / "v0.pth")
+    series = {role: [rng.normal(size=(9, d)).astype(np.float32)] for role, d in widths.items()}
+    table = FeatureTable.from_arrays(videos(1), series)
+    head = HEADS["mlp"].published(tmp_path / "v0.pth", table.specs)
+
+    flat = np.concatenate([own[0][:8] for own in series.values()], axis=1)
+    hidden = (
+        flat @ state["module.quality.0.weight"].numpy().T + state["module.quality.0.bias"].numpy()
+    )
+    expected = (hidden @ state["module.quality.1.weight"].numpy().T).mean()
+    assert head.predict(table)[0] == pytest.approx(expected, abs=1e-4)
+    head.save(tmp_path / "head")
+    assert load_head(tmp_path / "head").predict(table)[0] == head.predict(table)[0]
+
+    with pytest.raises(HeadError, match=r"hidden\.weight has shape"):
+        HEADS["mlp"].published(tmp_path / "v0.pth", {"spatial": table.specs["spatial"]})
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(HeadError, match="is no checkpoint of mlp's paper"):
+        HEADS["mlp"].published(tmp_path / "text.pth", table.specs)
+
+
+# --- VSFA's gru
+
+
+def test_vsfa_published_weights_load(shared_data):
+    spec = FeatureSpec("semantic.last", (4096,), "float16", {"extractor": "semantic"})
+    head = HEADS["gru"].published(shared_data / "data" / "weights" / "VSFA.pt", {"semantic": spec})
+
+    assert {name: tuple(value.shape[1:]) for name, value in head.state_.items()} == {
+        "reduce.weight": (128, 4096),
+        "reduce.bias": (128,),
+        "recurrent.weight_ih_l0": (96, 128),
+        "recurrent.weight_hh_l0": (96, 32),
+        "recurrent.bias_ih_l0": (96,),
+        "recurrent.bias_hh_l0": (96,),
+        "score.weight": (1, 32),
+        "score.bias": (1,),
+    }
+
+
+# --- files
+
+
+def test_tensors_of_another_shape_are_refused(name, tmp_path):
+    table, mos = ragged()
+    head = quick(name).fit(table, mos)
+    head.save(tmp_path)
+    (path,) = tmp_path.glob("model-*.safetensors")
+    tensors = load_file(path)
+    for change in (
+        "line",
+        f"scaling.{table.roles[0]}.mean",
+        min(k for k in tensors if "network" in k),
+    ):
+        other = {key: value for key, value in tensors.items() if key != change}
+        save_file(other, tmp_path / "other")
+        with pytest.raises(HeadError, match="damaged"):
+            clone(head).__class__.load(tmp_path)._restore((tmp_path / "other").read_bytes(), path)
+
+
+# --- bad input
+
+
+def test_a_value_that_is_not_finite_is_named(name):
+    table, mos = ragged()
+    series = {role: [table.series(role, row).copy() for row in range(48)] for role in table.roles}
+    series["semantic"][7][-1, 1] = np.nan
+    bad = FeatureTable.from_arrays(table.videos, series)
+    last = len(series["semantic"][7]) - 1
+    message = rf"semantic of set/7\.mp4 is not finite in row {last}"
+
+    with pytest.raises(HeadError, match=message):
+        quick(name).fit(bad, mos)
+    with pytest.raises(HeadError, match=message):
+        quick(name).fit(table, mos).predict(bad)
+
+
+def test_videos_of_one_row_and_of_two_thousand_are_learnt_from(name):
+    rng = np.random.default_rng(0)
+    lengths = [1] * 24 + [2000, 1999]
+    mos = rng.normal(size=26)
+    series = {
+        role: [
+            rng.normal(size=(t, 3)).astype(np.float32) + m
+            for t, m in zip(lengths, mos, strict=True)
+        ]
+        for role in ("quality", "semantic")
+    }
+    table = FeatureTable.from_arrays(videos(26), series)
+
+    assert np.isfinite(quick(name, epochs=1).fit(table, mos).predict(table)).all()
+
+
+def test_training_rows_that_share_one_score_are_refused(name):
+    table, _ = ragged(20)
+    mos = np.full(20, 3.0)
+    mos[5] = 4.0
+
+    with pytest.raises(HeadError, match="rows share one MOS"):
+        quick(name).fit(table, mos)
+
+
+def test_training_that_diverges_is_refused():
+    table, mos = ragged()
+    with pytest.raises(HeadError, match=r"diverged in epoch 1; lower the learning rate"):
+        quick("mlp", learning_rate=1e38).fit(table, mos)
+
+
+# --- what they learn
+
+
+def moments(n, rng):
+    """Series of noise with a hidden channel, whose hysteresis-pooled course is the quality.
+
+    The mean of the channel is the same for all videos: what is bad is bad for a moment.
+    """
+    course = rng.normal(size=(n, 60)).astype(np.float32) * 0.2
+    for row in range(n):
+        depth, begin = rng.uniform(0, 4), rng.integers(0, 45)
+        course[row, begin : begin + 15] -= depth
+        course[row] -= course[row].mean()
+    mask = torch.ones(n, 60, dtype=torch.bool)
+    quality = hysteresis(torch.from_numpy(course), mask).mean(dim=1).numpy()
+    mixing = np.linalg.qr(np.random.default_rng(9).normal(size=(6, 6)))[0]
+    hidden = np.concatenate([course[..., None], rng.normal(size=(n, 60, 5))], axis=2)
+    return (hidden @ mixing).astype(np.float32), quality.astype(np.float64)
+
+
+def test_gru_finds_bad_moments_that_the_mean_hides():
+    series, quality = moments(260, np.random.default_rng(0))
+    table = FeatureTable.from_arrays(videos(260), {"x": list(series)})
+    train, test = np.arange(200), np.arange(200, 260)
+    found = {}
+    for name, parameters in {
+        "gru": {"learning_rate": 5e-3, "reduction": 16, "width": 16, "epochs": 25},
+        "mlp": {},
+    }.items():
+        head = make_head(name, **parameters).fit(table.subset(train), quality[train])
+        found[name] = srcc(quality[test], head.predict(table.subset(test)))
+
+    assert found["gru"] > found["mlp"] + 0.05
+    assert found["gru"] > 0.8
+
+
+@pytest.mark.parametrize("name", ["gru", "mlp"])
+def test_of_noise_nothing_is_learnt_that_a_test_would_show(name):
+    """Mean test SRCC of eight heads; by chance it is within 3 / sqrt(8 x 39)."""
+    table, _ = ragged(120, longest=4)
+    found = []
+    for seed in range(8):
+        noise = np.random.default_rng(seed).normal(size=120)
+        order = np.random.default_rng(100 + seed).permutation(120)
+        train, test = order[:80], order[80:]
+        head = quick(name, epochs=8, learning_rate=5e-3).fit(table.subset(train), noise[train])
+        found.append(srcc(noise[test], head.predict(table.subset(test))))
+
+    assert abs(np.mean(found)) < 3 / np.sqrt(8 * 39)
