@@ -1,8 +1,10 @@
 """One extractor on one video, and the clips of many videos that wait for one network."""
 
 import ctypes
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +28,8 @@ RETAINED_BYTES = 256 * 2**20
 """A video's frames, after the view, that wait in memory until its motion series is known; where
 there are more, the video is decoded a second time."""
 
-_give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others keep less
+# glibc's; others keep less.
+_give_back = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 @dataclass(eq=False)
@@ -220,24 +223,33 @@ def _is_a_part(seen: Tensor, frames: Tensor) -> bool:
 
 
 class Room:
-    """Memory that several threads share: who needs more than is left waits for the others."""
+    """Memory that several threads share: who needs more than is left waits, in turn."""
 
     def __init__(self, size_bytes: int) -> None:
         self._size_bytes = size_bytes
         self._taken_bytes = 0
+        self._turns: deque[object] = deque()
         self._changed = threading.Condition()
 
     @contextmanager
     def of(self, needed_bytes: int) -> Iterator[None]:
         """Hold so much; who needs more than there is gets it once nobody else holds any."""
+        if not needed_bytes:
+            yield
+            return
+        turn = object()
         with self._changed:
+            self._turns.append(turn)
             self._changed.wait_for(
                 lambda: (
-                    not (needed_bytes and self._taken_bytes)
-                    or self._taken_bytes + needed_bytes <= self._size_bytes
+                    self._turns[0] is turn
+                    # Alone, anybody may.
+                    and self._taken_bytes + needed_bytes <= max(self._size_bytes, needed_bytes)
                 )
             )
+            self._turns.popleft()
             self._taken_bytes += needed_bytes
+            self._changed.notify_all()
         try:
             yield
         finally:

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from extractors import make_extractor
 from extractors import video as decoding
 from extractors.isolated import Decoder
 from pipelines.extract import Extraction
+from pipelines.jobs import Room
 from store.bank import FeatureStore
 from store.errors import ChangedVideoError, ManifestError
 from store.schema import Video
@@ -123,6 +126,8 @@ def test_the_bank_does_not_depend_on_order_company_or_interruption(tmp_path, vid
 
 KILLED = """
 import sys
+import threading
+import time
 from pathlib import Path
 import torch
 from extractors import make_extractor
@@ -345,6 +350,7 @@ from pathlib import Path
 import torch
 from extractors import make_extractor
 from pipelines.extract import Extraction
+from pipelines.jobs import Room
 from store.bank import FeatureStore
 from store.errors import BankError
 from store.schema import Video
@@ -376,3 +382,31 @@ def test_the_callers_torch_is_left_as_it_was(tmp_path, videos):
         assert not torch.is_inference_mode_enabled()
 
     assert torch.get_num_threads() == threads
+
+
+def test_large_computations_share_their_room_and_come_in_turn():
+    room = Room(100)
+    order, inside, most = [], [], []
+
+    def compute(number, needed):
+        with room.of(needed):
+            order.append(number)
+            inside.append(needed)
+            most.append(sum(inside))
+            time.sleep(0.02)
+            inside.remove(needed)
+
+    threads = []
+    with room.of(60):
+        for number, needed in enumerate([60, 500, 40, 60]):
+            threads.append(threading.Thread(target=compute, args=(number, needed)))
+            threads[-1].start()
+            while len(room._turns) <= number:
+                time.sleep(0.001)
+        with room.of(0):  # who needs none never waits
+            assert not order
+    for thread in threads:
+        thread.join()
+
+    assert order[:2] == [0, 1]  # a large one waits for no more than was there before it
+    assert set(most) <= {40, 60, 100, 500}
