@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from extractors.base import ClipFn, Output, WeightedExtractor
+from extractors.networks.flat_convolutions import flatten_convolutions
 from extractors.sampling import Blocks, ClipPerSecond, ClipWithinSecond, Sampling
 from extractors.views import (
     IMAGENET_MEAN,
@@ -81,7 +82,7 @@ class SlowFast(WeightedExtractor):
     deviation, which TCSVT-2022-BVQA uses."""
 
     name = "slowfast"
-    version = 2
+    version = 3
     batch_clips = 2
     files = (
         WeightFile(
@@ -127,26 +128,27 @@ class SlowFast(WeightedExtractor):
             WeightsError: if the file is missing, unsafe or of another network.
         """
         stages = self.stages()
+        flatten_convolutions(stages)
         fast = nn.Sequential(*[_fast(stage) for stage in stages])
         mean, std = _NORMALISATIONS[self.normalisation]
         wanted = {output.name for output in self.wanted}
 
-        def averages(clips: Tensor) -> Mapping[str, Tensor]:
+        def pixels(clips: Tensor) -> Tensor:
             channels_first = normalise(clips, mean, std).transpose(1, 2)  # [b, 3, f, h, w]
-            return {"fast": fast(channels_first).mean(dim=(2, 3, 4))[:, None]}
+            return channels_first.contiguous(memory_format=torch.channels_last_3d)
+
+        def averages(clips: Tensor) -> Mapping[str, Tensor]:
+            return {"fast": fast(pixels(clips)).mean(dim=(2, 3, 4))[:, None]}
 
         def averages_of_both(clips: Tensor) -> Mapping[str, Tensor]:
-            maps = pathways(stages, normalise(clips, mean, std).transpose(1, 2))
+            maps = pathways(stages, pixels(clips))
             both = [values.mean(dim=(2, 3, 4))[:, None] for values in maps]
             found = {"fast": both[1], "slowfast": torch.cat(both, dim=2)}
             return {name: values for name, values in found.items() if name in wanted}
 
         def statistics(clips: Tensor) -> Mapping[str, Tensor]:
             # One by one: a block of full frames is large.
-            rows = [
-                frame_statistics(fast(normalise(clip, mean, std).transpose(0, 1)[None])[0])
-                for clip in clips
-            ]
+            rows = [frame_statistics(fast(pixels(clip[None]))[0]) for clip in clips]
             return {"blocks": torch.stack(rows)}
 
         if "slowfast" in wanted:

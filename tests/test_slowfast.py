@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from extractors import make_extractor
+from extractors.networks.flat_convolutions import flatten_convolutions
 from extractors.sampling import Blocks, ClipWithinSecond, EvenlySpaced, RowsOfBlocks, Timeline
 from extractors.slowfast import SLOW_FRAMES, frame_statistics, pathways
 from extractors.views import normalise
@@ -189,6 +190,28 @@ def test_unknown_rules_and_outputs_are_refused():
         slowfast(chunks="blocks")
     with pytest.raises(UnknownNameError, match="output of slowfast 'fast'"):
         slowfast(chunks="blocks-full", outputs=("fast",)).specs(decoder="pyav")
+
+
+def test_flat_convolutions_change_no_more_than_rounding():
+    stages = slowfast().stages()
+    source = torch.Generator().manual_seed(5)
+    for module in stages.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            size = module.running_mean.shape
+            module.running_mean.copy_(0.1 * torch.randn(size, generator=source))
+            module.running_var.copy_(0.5 + torch.rand(size, generator=source))
+    pixels = torch.randn(2, 3, 32, 72, 104, generator=source)
+    channels_last = pixels.contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        official = pathways(stages, pixels)
+        flatten_convolutions(stages)
+        ours = pathways(stages, channels_last)
+    for expected, maps in zip(official, ours, strict=True):
+        assert (maps - expected).abs().max() <= 2e-5 * expected.abs().max()
+    unfolded = [m for m in stages.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+    left = [m.kernel_size for m in stages.modules() if isinstance(m, torch.nn.Conv3d)]
+    assert not unfolded
+    assert left == [(5, 7, 7)]  # the fast pathway's first
 
 
 # Its size, as measured with fvcore.

@@ -1,1 +1,1 @@
-"""Architectures that no library has."""
+"""Architectures that no library has, and faster forms of their layers."""
