@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.labels import key_of, read_labels
+from pipelines.labels.label import parts_of
 from pipelines.labels.match import match
 from pipelines.labels.merge import agreement, merged
 from pipelines.labels.scenes import likely_pattern, scenes_by_name, scenes_by_pattern
@@ -68,6 +69,29 @@ def test_maxwells_labels_of_the_same_shape_are_told_apart_by_their_numbers(tmp_p
     assert labels.rows[0].other_scores == {"T-all": 3.1, "A-all": 2.9}
     assert "MaxWell" in labels.layout
     assert read(tmp_path, "a.mp4,3.1,2.9,3.0\nb.mp4,1.5,2,1\n", score="A-all").mos[0] == 2.9
+
+
+def test_a_file_is_maxwells_only_where_every_score_is_one(tmp_path):
+    labels = read(tmp_path, "a.mp4, 8.0, 4, 3.0\nb.mp4, 8.5, 5, 1.3\n")
+
+    assert "FAST-VQA" in labels.layout
+    assert "FAST-VQA" in read(tmp_path, "a.mp4, 3.1, 2.9, 3.0\nb.mp4, 1.5, 1.25, 72\n").layout
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (0, 7, 40)])
+def test_the_index_that_pandas_writes_is_no_column(tmp_path, numbers):
+    rows = "".join(f"{number},{name},3.5\n" for number, name in zip(numbers, "abc", strict=True))
+    labels = read(tmp_path, f",video,mos\n{rows}")
+
+    assert rated(labels) == [("a", 3.5), ("b", 3.5), ("c", 3.5)]
+    assert "row numbers before it" in labels.layout
+
+
+def test_names_of_digits_need_no_header(tmp_path):
+    labels = read(tmp_path, "3339962845,4.64\n5319047612,3.5\n")
+
+    assert rated(labels) == [("3339962845", 4.64), ("5319047612", 3.5)]
+    assert "column 1 holds names of digits" in labels.notes
 
 
 def test_four_columns_that_are_neither_are_refused_with_line_and_column(tmp_path):
@@ -272,6 +296,19 @@ def test_vsfas_index_holds_reference_ids_from_1(tmp_path):
     assert [row.scene for row in labels.rows] == ["2", "1", "2"]
 
 
+def test_reference_ids_that_differ_in_every_row_are_what_an_index_orders(tmp_path):
+    index = orders(np.random.default_rng(0), np.arange(1, 5), count=3)
+    save_73(
+        tmp_path / "x.mat", names=["a", "b", "c", "d"], scores=[1.5, 2, 3, 4], index=index,
+        ref_ids=[3, 1, 4, 2],
+    )  # fmt: skip
+    labels = read_labels(tmp_path / "x.mat")
+
+    assert labels.orders.meaning == "reference ids"
+    assert labels.orders.groups.tolist() == [2, 0, 3, 1]
+    assert np.array_equal(labels.orders.orders, index - 1)
+
+
 def test_an_index_that_orders_other_rows_is_not_used_and_says_so(tmp_path):
     content = {
         "video_names": cells(["a", "b", "c"]),
@@ -370,7 +407,11 @@ def test_vmafs_raw_scores_become_mean_deviation_and_number(tmp_path):
         ("a.mp4,3\nb.mp4,nan\n", r"x.txt:2, column 2 is 'nan'"),
         ("a,8,30,3\nb,8,30,NaN\n", r"x.txt:2, column 4 is 'NaN'"),
         ("name,mos\na,3\nb,4\na,3\n", r"x.txt:4, column 1 \(name\): video 'a' is rated in \S+:2 "),
+        ("name,mos\n./a.mp4,3\nA.mp4,4\n", r"x.txt:3, .*'A.mp4' is rated in \S+:2 .*as './a.mp4'"),
+        ("s\\a.mp4,3\ns/a.mp4,4\n", r"x.txt:2, column 1: .* is rated in \S+:1 already, as 's.*a"),
         ("name,mos\n,3\n", r"x.txt:2, column 1 \(name\) is empty"),
+        (",mos\n0,3\n1,4\n", r"x.txt:1 fits no layout: no column names the videos"),
+        (",name,mos\n7,a,3\n7,b,4\n", r"x.txt:1, column 1 has cells and no name in the header"),
         ("name,mos,std\na,3,-1\n", r"x.txt:2, column 3 \(std\): a standard deviation is not -1"),
         ("name,mos,votes\na,3,1.5\n", r"x.txt:2, column 3 \(votes\): a number of ratings is not"),
         ("name,mos,split\na,3,train\nb,3,tset\n", r"x.txt:3, column 3 \(split\): 'tset' is no"),
@@ -476,7 +517,7 @@ def test_no_text_at_all_ends_in_another_error(tmp_path_factory, text):
 @given(
     names=st.lists(
         st.text(st.characters(exclude_categories=["C", "Z"]), max_size=9).map("v{}".format),
-        min_size=2, max_size=8, unique=True,
+        min_size=2, max_size=8, unique_by=parts_of,
     ),
     scores=st.lists(st.floats(-100, 100).map(lambda x: round(x, 4)), min_size=8, max_size=8),
     delimiter=st.sampled_from(",;\t|"),
@@ -552,6 +593,26 @@ def test_scenes_follow_stated_rules_or_nothing_is_grouped():
         "0826trainpullsaway", "0911nightscene", "0911nightscene",
     )  # fmt: skip
     assert scenes_by_name(["a.mp4"]) is None
+
+
+def test_scenes_that_a_file_states_go_before_those_of_its_names(tmp_path):
+    names = [f"train/{number:04d}.mp4" for number in range(1, 15)]
+    stated = "".join(f"{name},3,{row // 2}\n" for row, name in enumerate(names))
+    labels = read(tmp_path, f"filename,mos,content_id\n{stated}")
+
+    assert [row.scene for row in labels.rows] == [str(row // 2) for row in range(14)]
+    assert labels.scene_rule == "column content_id"
+    guessed = read(tmp_path, "filename,mos\n" + "".join(f"{name},3\n" for name in names))
+    assert [row.scene for row in guessed.rows] == ["train-001"] * 7 + ["train-002"] * 7
+    assert any("a guess from names that any data set may have" in note for note in guessed.notes)
+    assert not any("a guess" in note for note in labels.notes)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "y4m", "YUV"])
+def test_scenes_do_not_depend_on_the_container(suffix):
+    names = [f"Test01_City_D01.{suffix}", f"Test06_Talking_head_D02.{suffix}"]
+
+    assert scenes_by_name(names).scenes == ("City", "Talking head")
 
 
 def test_a_pattern_groups_and_a_hint_offers_one():
@@ -658,6 +719,16 @@ def test_labels_and_files_are_reconciled(tmp_path):
     ]
     with pytest.raises(ManifestError, match="is no folder"):
         reconcile(labels.rows, tmp_path / "none", "set")
+
+
+def test_raw_frames_are_found_as_files(tmp_path):
+    name = "0723_ManUnderTree_GS5_03_20150723_130016.yuv"
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / name).touch()
+
+    found = reconcile(read(tmp_path, f"{name},3\n").rows, tmp_path / "videos", "set")
+
+    assert [video.path.name for video in found.videos] == [name]
 
 
 # Published files

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from pipelines.labels.label import key_of
+from pipelines.labels.label import key_of, parts_of
 
 PART_FOLDERS = frozenset(["train", "val", "valid", "validation", "test"])
 SHOWN_NEAR = 20
@@ -75,7 +75,7 @@ def near_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
 
 def _paths(names: Sequence[str]) -> list[tuple[str, ...]]:
     """Folders and key of each name, without the folders that all begin with."""
-    paths = [(*name.replace("\\", "/").lower().split("/")[:-1], key_of(name)) for name in names]
+    paths = [(*parts_of(name)[:-1], key_of(name)) for name in names]
     drop = 0
     for folders in zip(*(path[:-1] for path in paths), strict=False):
         if len(set(folders)) > 1 or folders[0] in PART_FOLDERS:
