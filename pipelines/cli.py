@@ -236,6 +236,9 @@ def evaluate(
         Path | None,
         typer.Option("--labels", help="Label file of any layout, in place of --videos."),
     ] = None,
+    score: Annotated[
+        str | None, typer.Option("--score", help="Column of --labels that is the MOS.")
+    ] = None,
     head: Annotated[
         list[str] | None, typer.Option("--head", help="Name; may be given several times.")
     ] = None,
@@ -268,6 +271,7 @@ def evaluate(
             recipe,
             videos=videos,
             labels=labels,
+            score=score,
             bank=bank,
             features=features,
             heads=head,
