@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.labels import key_of, read_labels
 from pipelines.labels.label import parts_of
-from pipelines.labels.match import match
+from pipelines.labels.match import assumed_data_set, match
 from pipelines.labels.merge import agreement, merged
 from pipelines.labels.scenes import likely_pattern, scenes_by_name, scenes_by_pattern
 from pipelines.labels.videos import reconcile, videos_of
@@ -375,6 +375,49 @@ def test_vmafs_modules_are_read_and_never_run(tmp_path):
         read(tmp_path, VMAF.replace("'c.yuv'", "resource('c')"))
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "dis_videos += [{'path': 'd.yuv', 'dmos': 1}]",
+        "dis_videos.append({'path': 'd.yuv', 'dmos': 1})",
+        "for n in range(3): dis_videos.append({'path': str(n), 'dmos': n})",
+        "dis_videos = [{'path': 'd.yuv', 'dmos': 1}]",
+        "dis_videos = dis_videos + [{'path': 'd.yuv', 'dmos': 1}]",
+        "also = dis_videos",
+    ],
+)
+def test_vmafs_videos_stand_in_one_statement_or_the_file_is_refused(tmp_path, more):
+    with pytest.raises(ManifestError, match=r"x.txt:11:1: `.*` would have to be run"):
+        read(tmp_path, VMAF + more + "\n")
+
+
+def test_vmafs_list_may_have_a_type(tmp_path):
+    typed = VMAF.replace("dis_videos =", "dis_videos: list[dict] =")
+
+    assert rated(read(tmp_path, typed)) == rated(read(tmp_path, VMAF))
+    with pytest.raises(ManifestError, match=r"x.txt:1:1: `dis_videos \+= "):
+        read(tmp_path, "dis_videos += [{'path': 'd.yuv', 'dmos': 1}]\n")
+
+
+@pytest.mark.parametrize(
+    "between",
+    ["folder += '/more'", "folder = resource('y')", "if width:\n    folder = '/other'"],
+)
+def test_vmafs_variables_that_may_have_changed_are_not_used(tmp_path, between):
+    changed = VMAF.replace("ref_videos", f"{between}\nref_videos")
+
+    with pytest.raises(ManifestError, match="`folder` would have to be run"):
+        read(tmp_path, changed)
+
+
+@pytest.mark.parametrize("path", ["f'{width:05d}.yuv'", "f'{folder!r}.yuv'", "'%s.yuv' % folder"])
+def test_what_formats_a_vmaf_path_is_refused_and_never_dropped(tmp_path, path):
+    with pytest.raises(ManifestError, match=r"would have to be run"):
+        read(tmp_path, VMAF.replace("'c.yuv'", path))
+    with pytest.raises(ManifestError, match=r"x.txt:9:5: `.*` would have to be run"):
+        read(tmp_path, VMAF.replace("'path': 'c.yuv'", "'path': 'c.yuv', **base"))
+
+
 def test_vmafs_raw_scores_become_mean_deviation_and_number(tmp_path):
     text = "dis_videos = [{'path': 'a', 'os': [1, 2, 3]}, {'path': 'b', 'os': {'x': 4, 'y': 4}}]\n"
     rows = read(tmp_path, text).rows
@@ -571,6 +614,19 @@ def test_parts_are_not_dropped_as_common_folders():
     assert match(["KoNViD_1k_videos/1.mp4"], ["1"]).pairs == ((0, 0),)
 
 
+def test_names_are_of_one_data_set_that_is_named_where_they_do_not_state_it():
+    ids = ["kvq/train/0000.mp4", "kvq/train/0001.mp4", "vqc/A.mp4"]
+
+    def assumed(*names):
+        return assumed_data_set(match(names, ids), names, ids)
+
+    assert assumed("0000.mp4", "0001.mp4") == "kvq"
+    assert assumed("KVQ/train/0000.mp4", "vqc/a.mp4") == ""
+    assert assumed("kvq/0000.mp4", "x/9.mp4") == ""
+    with pytest.raises(ManifestError, match=r"0000.mp4 fits kvq/train.*, and a.mp4 fits vqc"):
+        assumed("0000.mp4", "a.mp4")
+
+
 def test_scenes_follow_stated_rules_or_nothing_is_grouped():
     kvq = [f"train/{number:04d}.mp4" for number in range(1, 15)]
 
@@ -663,7 +719,7 @@ def test_two_kinds_of_mos_are_never_mixed(tmp_path):
 def test_files_that_agree_are_joined_and_fill_each_other_in(tmp_path):
     one = read(tmp_path, "name,mos,std\nset/a.mp4,3.5,\nset/b.mp4,,0.5\n")
     two = read(tmp_path, "name,mos,votes,split\nb,2,9,test\nc,1,8,train\na,3.50005,7,train\n")
-    rows = merged([one, two])
+    rows = merged([one, two]).rows
 
     assert agreement(one, two).compared == 1
     assert [(r.name, r.mos, r.std, r.ratings, r.part) for r in rows] == [
@@ -673,12 +729,27 @@ def test_files_that_agree_are_joined_and_fill_each_other_in(tmp_path):
     ]
 
 
+def test_files_without_a_shared_score_are_joined_with_a_caution_or_refused(tmp_path):
+    one = read_labels(write(tmp_path, "name,mos\na,1\nb,5\n", "one.csv"))
+    near = read_labels(write(tmp_path, "name,mos\nc,0\nd,90\n", "near.csv"))
+    far = read_labels(write(tmp_path, "name,mos\ne,20\nf,90\n", "far.csv"))
+    unscored = read_labels(write(tmp_path, "name,mos\ng,\nh,\n", "test.csv"))
+
+    (caution,) = merged([one, near, unscored]).cautions
+    assert "from 1 to 5" in caution
+    assert "from 0 to 90, and no video is scored in both: nothing shows" in caution
+    with pytest.raises(ManifestError, match=r"from 1 to 5, .*from 20 to 90, .* are two scales"):
+        merged([one, far])
+
+
 def test_a_name_that_may_be_one_of_two_is_not_joined(tmp_path):
     one = read(tmp_path, "name,mos\n1.mp4,3\n2.mp4,4\n")
     two = read_labels(write(tmp_path, "name,mos\na/1.mp4,3\nb/1.mp4,3\n", "two.csv"))
 
-    with pytest.raises(ManifestError, match=r"1.mp4 \(.*x.txt:2\) may be a/1.mp4 or b/1.mp4 of"):
+    with pytest.raises(ManifestError, match=r"x.txt:2: 1.mp4 may be a/1.mp4 or b/1.mp4 of"):
         merged([one, two])
+    both = agreement(one, two)
+    assert (both.shared, both.unclear) == (0, "1.mp4 may be a/1.mp4 or b/1.mp4")
 
 
 def test_files_that_disagree_are_refused_with_both_places(tmp_path):
