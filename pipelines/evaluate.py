@@ -26,7 +26,9 @@ from pipelines.splits import (
     splits_file,
 )
 from regressors import Head, make_head
+from regressors.base import PooledHead
 from regressors.metrics import QualityMetrics, quality_metrics
+from regressors.pooling import PooledTable, pooled
 from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError
 from store.schema import FeatureSpec, Video
@@ -37,7 +39,7 @@ WORTH_WORKERS_SECONDS = 10.0
 FILLED = "filled_columns"
 """What an import says of a video whose values were not all finite."""
 TABLE_BYTES = 2**30
-"""A table up to this size is read into memory once, for all splits."""
+"""A table up to this size is read into memory once, for all splits of heads of whole series."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,7 +197,12 @@ class Trial:
             jobs: processes.  They start only if, by the time of the first split, what is left
                 takes longer than starting them; results are the same.
         """
-        table = self.table.in_memory(budget_bytes=TABLE_BYTES)
+        table = self.table
+        kinds = [isinstance(head, PooledHead) for head in self.heads.values()]
+        if not all(kinds):
+            table = table.in_memory(budget_bytes=TABLE_BYTES)
+        if any(kinds):
+            table = PooledTable(table, pooled(table))
         trial = replace(self, table=table, labels=None)
         started = time.monotonic()
         yield from trial.run_split(0, self.splits[0])

@@ -397,7 +397,10 @@ def _places(records: Sequence[Record]) -> dict[str, dict[int, int]]:
 
 
 def to_ntire(records: Sequence[Record]) -> str:
-    """The submission of the NTIRE challenges: `filename,score`, the file's name without folders.
+    """The form in which the NTIRE challenges take predictions, of videos that splits tested.
+
+    Each has the mean over the splits that test it.  Videos without a score are in no test part:
+    for these, `vqbank predict -o` writes the same form with a head that was trained on all others.
 
     Raises:
         RecipeError: if the records hold more than one head, of which one has to be chosen.
@@ -407,14 +410,23 @@ def to_ntire(records: Sequence[Record]) -> str:
         heads = ", ".join(head.name for _, head in rows)
         raise RecipeError(f"a submission holds one head, not {heads}; choose by --head")
     ((_, head),) = rows
-    names = [video_id.rpartition("/")[2] for video_id in head.predictions]
+    return submission(head.predictions)
+
+
+def submission(scores: Mapping[str, float]) -> str:
+    """`filename,score` of scores by video id, the file's name without folders.
+
+    Raises:
+        RecipeError: if two videos have the same file name.
+    """
+    names = [video_id.rpartition("/")[2] for video_id in scores]
     if len(set(names)) < len(names):
         raise RecipeError("two videos have the same file name; a submission cannot tell them apart")
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["filename", "score"])
     writer.writerows(
-        [name, f"{score:.6f}"] for name, score in zip(names, head.predictions.values(), strict=True)
+        [name, f"{score:.6f}"] for name, score in zip(names, scores.values(), strict=True)
     )
     return text.getvalue()
 

@@ -191,6 +191,19 @@ def test_heads_without_epochs_leave_out_the_validation_part_of_a_split(name):
     )
 
 
+def test_kernels_too_large_for_memory_change_no_choice(monkeypatch):
+    table, mos = synthetic(60)
+    kept_in_memory = make_head("svr", draws=3).fit(table, mos)
+    computed = []
+    monkeypatch.setattr("regressors.svr.MOST_KERNEL_BYTES", 0)
+    monkeypatch.setattr("regressors.svr.euclidean_distances", lambda *a, **k: computed.append(1))
+    streamed = make_head("svr", draws=3).fit(table, mos)
+
+    assert streamed.selection_ == kept_in_memory.selection_
+    assert np.array_equal(streamed.predict(table), kept_in_memory.predict(table))
+    assert not computed
+
+
 def test_fitting_leaves_the_global_generators_alone(head):
     numpy_before = np.random.get_state()  # noqa: NPY002  # what is looked at is the global one
     torch_before = torch.get_rng_state()

@@ -29,7 +29,7 @@ from pipelines.results import (
     write_record,
 )
 from pipelines.splits import Split, named_splits, write_splits
-from regressors import make_head
+from regressors import make_head, pooling
 from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError, VqbankError
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
@@ -303,6 +303,22 @@ def test_processes_change_nothing(monkeypatch):
     assert record_of(made, list(made.run(jobs=2))) == alone
 
 
+def test_splits_and_heads_share_one_pooling(monkeypatch):
+    made = trial("ridge", "blend", splits="random2")
+    expected = [
+        result.predicted for n, s in enumerate(made.splits) for result in made.run_split(n, s)
+    ]
+    counted = []
+    mean_and_deviation = pooling._mean_and_deviation
+    monkeypatch.setattr(
+        pooling, "_mean_and_deviation", lambda v: counted.append(1) or mean_and_deviation(v)
+    )
+
+    for result, same in zip(made.run(), expected, strict=True):
+        assert np.array_equal(result.predicted, same)
+    assert len(counted) == 40
+
+
 # Label files in place of manifests.
 
 
@@ -417,6 +433,19 @@ def vqbank(*arguments):
     run = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert isinstance(run.exception, VqbankError | SystemExit | None), run.exception
     return run
+
+
+def test_processes_fit_what_lies_in_a_bank(store, tmp_path, monkeypatch):
+    labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
+    recipe = Recipe(
+        labels=labels, bank=store.path, features={"x": "x.feature"}, heads={"ridge": {}},
+        protocol=Protocol(splits="random4"),
+    )  # fmt: skip
+    made = Trial.of(recipe, title="t")
+    alone = record_of(made, list(made.run()))
+    monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+
+    assert record_of(made, list(made.run(jobs=2))) == alone
 
 
 def test_a_recipe_says_what_the_options_say(store, tmp_path):
