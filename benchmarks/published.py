@@ -2,14 +2,16 @@
 
     python benchmarks/published.py [--data FOLDER] [--splits 100] [--jobs N]
 
-Reads `features/` and `labels/` of the optional data folder (default ../shared/data), prints
-published, ours and goal, and exits 1 if a goal is missed.  Absent files are skipped.
+Reads `features/` and `labels/` of the optional data folder (default ../shared/data) and prints
+published, ours and goal.  Exits 1 if a goal is missed, or not tried because its files are absent;
+the goal in seconds counts with 100 splits on 2 processes or more.
 """
 
 import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from pipelines.compare import compare
 from pipelines.evaluate import Trial, all_cores
 from pipelines.recipe import Protocol, Recipe
 from pipelines.results import Record, record_of
+from pipelines.splits import named_splits, write_splits
 from store.bank import FeatureStore
 from store.published import import_feats_mat
 
@@ -31,8 +34,12 @@ ROWS = [
     ("VIDEVAL", "KONVID_1K", 0.7832, 0.7803, 0.012),
     ("VIDEVAL", "LIVE_VQC", 0.7522, 0.7514, 0.015),
 ]
+BEST = "blend"
+"""The head of the next goal, fixed here: the best of several on test rows would be chosen there."""
 GAIN = 0.010
-"""Of the best head against the SVR protocol: median over equal splits, VIDEVAL on KoNViD-1k."""
+"""Of BEST against the SVR protocol: median over equal splits, VIDEVAL on KoNViD-1k."""
+SIGNIFICANT = 0.05
+"""At most this p, of Wilcoxon's test and of the t-test corrected for overlapping training parts."""
 SECONDS = 300
 """For a row of 100 splits with the SVR search on 2 cores."""
 
@@ -57,62 +64,101 @@ def run(
         return record_of(trial, results), time.perf_counter() - started
 
 
+def published_rows(data: Path, splits: int, jobs: int, console: Console) -> bool:
+    """Whether a goal was missed or not tried."""
+    missed = False
+    table = Table("features", "data set", "metric", "published", "ours", "difference", "goal", "s")
+    for feature, data_set, srcc, plcc, slack in ROWS:
+        features = data / "features" / f"{data_set}_{feature}_feats.mat"
+        labels = data / "labels" / f"{data_set}_metadata.csv"
+        if absent(console, features, labels):
+            missed = True
+            continue
+        record, seconds = run(features, labels, ("svr",), f"videval{splits}", jobs)
+        late = splits == 100 and jobs > 1 and seconds > SECONDS
+        missed |= late
+        for metric, number in (("srcc", srcc), ("plcc", plcc)):
+            ours = record.heads[0].statistics[metric].median
+            reached = ours >= number - slack
+            missed |= not reached
+            table.add_row(
+                feature, data_set, metric.upper(), f"{number:.4f}", f"{ours:.4f}",
+                f"{ours - number:+.4f}", f"{'yes' if reached else 'MISSED'} (-{slack:g})",
+                f"{seconds:.0f}{' MISSED' if late else ''}" if metric == "srcc" else "",
+            )  # fmt: skip
+    console.print(table)
+    return missed
+
+
+def against_svr(data: Path, splits: int, jobs: int, console: Console) -> bool:
+    """Whether the goal of BEST was missed or not tried."""
+    features = data / "features" / "KONVID_1K_VIDEVAL_feats.mat"
+    labels = data / "labels" / "KONVID_1K_metadata.csv"
+    if absent(console, features, labels):
+        return True
+    heads = ("svr", "gaussian", BEST)
+    record, _ = run(features, labels, heads, f"videval{splits}", jobs)
+    for name, found in zip(heads[1:], compare([record]), strict=True):
+        paired = found.paired
+        sure = max(paired.wilcoxon_p, paired.corrected_p) <= SIGNIFICANT
+        reached = paired.median_gain >= GAIN and sure
+        goal = f" (goal +{GAIN:g}, p {SIGNIFICANT:g}: {'yes' if reached else 'MISSED'})"
+        console.print(
+            f"{found.other} against {found.reference}: SRCC {paired.median_gain:+.4f}, better in "
+            f"{paired.wins} of {paired.splits}, Wilcoxon p {paired.wilcoxon_p:.2g}, corrected p "
+            f"{paired.corrected_p:.2g}{goal if name == BEST else ''}"
+        )
+    return not reached
+
+
+def scenes_or_not(data: Path, jobs: int, console: Console) -> bool:
+    """CVD2014 in five folds by scene, and in five without scenes; whether files are absent."""
+    features = data / "features" / "CVD2014_ResNet-50_feature.mat"
+    labels = data / "labels" / "vsfa_CVD2014info.mat"
+    if absent(console, features, labels):
+        return True
+    videos = labelled_videos(labels, None)
+    alone = [replace(video, scene=None) for video in videos]
+    with tempfile.TemporaryDirectory() as folder:
+        for what, rows in (("by scene", videos), ("at random", alone)):
+            path = Path(folder) / "splits.json"
+            write_splits(path, "kfold5", videos, named_splits("kfold5", rows))
+            record, _ = run(features, labels, ("svr", "ridge"), str(path), jobs)
+            for head in record.heads:
+                numbers = head.per_split["srcc"]
+                console.print(
+                    f"CVD2014, ResNet-50, 5 folds {what} of {min(record.test_videos)} to "
+                    f"{max(record.test_videos)} videos, {head.name}: median SRCC "
+                    f"{np.nanmedian(numbers):.4f}, {min(numbers):.4f} to {max(numbers):.4f}"
+                )
+    console.print(
+        "The difference is what a head gains by having seen the content of a test video, recorded "
+        "by other cameras: of that it says nothing about new content."
+    )
+    return False
+
+
+def absent(console: Console, *paths: Path) -> bool:
+    """Whether any of the files is, which is then printed."""
+    names = [path.name for path in paths if not path.exists()]
+    if names:
+        console.print(f"{' and '.join(names)} absent: a goal that was not tried")
+    return bool(names)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--splits", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=all_cores())
     given = parser.parse_args()
-    console = Console(width=120)
-    missed = False
-
-    table = Table("features", "data set", "metric", "published", "ours", "difference", "goal", "s")
-    for feature, data_set, srcc, plcc, slack in ROWS:
-        features = given.data / "features" / f"{data_set}_{feature}_feats.mat"
-        labels = given.data / "labels" / f"{data_set}_metadata.csv"
-        if not (features.exists() and labels.exists()):
-            console.print(f"{features.name} or {labels.name} is absent: skipped")
-            continue
-        record, seconds = run(features, labels, ("svr",), f"videval{given.splits}", given.jobs)
-        for metric, published in (("srcc", srcc), ("plcc", plcc)):
-            ours = record.heads[0].statistics[metric].median
-            reached = ours >= published - slack
-            missed |= not reached
-            table.add_row(
-                feature, data_set, metric.upper(), f"{published:.4f}", f"{ours:.4f}",
-                f"{ours - published:+.4f}", f"{'yes' if reached else 'MISSED'} (-{slack:g})",
-                f"{seconds:.0f}" if metric == "srcc" else "",
-            )  # fmt: skip
-        if given.splits == 100 and seconds > SECONDS:
-            console.print(f"{feature} on {data_set} took {seconds:.0f} s, the goal is {SECONDS} s")
-    console.print(table)
-
-    features = given.data / "features" / "KONVID_1K_VIDEVAL_feats.mat"
-    labels = given.data / "labels" / "KONVID_1K_metadata.csv"
-    if features.exists() and labels.exists():
-        heads = ("svr", "gaussian", "blend")
-        record, seconds = run(features, labels, heads, f"videval{given.splits}", given.jobs)
-        for found in compare([record]):
-            paired = found.paired
-            console.print(
-                f"{found.other} against {found.reference}: SRCC {paired.median_gain:+.4f} "
-                f"(goal +{GAIN:g} for the best), better in {paired.wins} of {paired.splits}, "
-                f"Wilcoxon p {paired.wilcoxon_p:.2g}, corrected p {paired.corrected_p:.2g}"
-            )
-        missed |= max(found.paired.median_gain for found in compare([record])) < GAIN
-
-    features = given.data / "features" / "CVD2014_ResNet-50_feature.mat"
-    labels = given.data / "labels" / "vsfa_CVD2014info.mat"
-    if features.exists() and labels.exists():
-        for splits, what in (("random10", "videos at random"), ("kfold5", "by scene, of 5")):
-            record, _ = run(features, labels, ("svr", "ridge"), splits, given.jobs)
-            said = "; ".join(
-                f"{head.name} mean {head.statistics['srcc'].mean:.4f}, lowest "
-                f"{np.nanmin(head.per_split['srcc']):.4f}"
-                for head in record.heads
-            )
-            console.print(f"CVD2014, ResNet-50, {what}: SRCC {said}")
-    sys.exit(missed)
+    console = Console()
+    missed = [
+        published_rows(given.data, given.splits, given.jobs, console),
+        against_svr(given.data, given.splits, given.jobs, console),
+        scenes_or_not(given.data, given.jobs, console),
+    ]
+    sys.exit(any(missed))
 
 
 if __name__ == "__main__":

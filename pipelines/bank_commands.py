@@ -288,6 +288,10 @@ DataSet = Annotated[
     str | None,
     typer.Option("--dataset", help="First part of every id (default: the label file's name)."),
 ]
+Score = Annotated[
+    str | None,
+    typer.Option("--score", metavar="COLUMN", help="Which column of the label file is the MOS."),
+]
 
 
 @import_app.command("exported")
@@ -333,6 +337,7 @@ def feats_mat(
     bank: IntoBank,
     name: Name,
     dataset: DataSet = None,
+    score: Score = None,
     variable: Annotated[
         str | None, typer.Option("--variable", help="Of the file (default: the one that fits).")
     ] = None,
@@ -342,7 +347,7 @@ def feats_mat(
     from store.bank import FeatureStore
     from store.published import import_feats_mat
 
-    videos = labelled_videos(labels, dataset)
+    videos = labelled_videos(labels, dataset, score)
     ids = [video.id for video in videos]
     store = FeatureStore.create(bank)
     _say_imported(
@@ -357,13 +362,14 @@ def numbered_npy(
     bank: IntoBank,
     name: Name,
     dataset: DataSet = None,
+    score: Score = None,
     note: Note = "",
 ) -> None:
     """Bank the tree of VSFA, MDTVSFA or TCSVT-2022-BVQA: files numbered as a label file's rows."""
     from store.bank import FeatureStore
     from store.published import import_numbered_npy
 
-    videos = labelled_videos(labels, dataset)
+    videos = labelled_videos(labels, dataset, score)
     done = import_numbered_npy(
         source,
         FeatureStore.create(bank),
@@ -384,37 +390,52 @@ def per_second_npy(
     bank: IntoBank,
     name: Name,
     dataset: DataSet = None,
+    score: Score = None,
     note: Note = "",
 ) -> None:
     """Bank the tree of SimpleVQA or RQ-VQA: a folder per video, a file per second."""
-    from pipelines.labels.match import match
+    from pipelines.labels.match import assumed_data_set, match, unclear_pair
     from store.bank import FeatureStore
+    from store.errors import ManifestError
     from store.published import import_per_second_npy
 
-    videos = labelled_videos(labels, dataset)
+    videos = labelled_videos(labels, dataset, score)
     folders = sorted({path.parent.relative_to(source).as_posix() for path in source.rglob("*.npy")})
-    found = match(folders, [video.id for video in videos])
+    known = [video.id for video in videos]
+    found = match(folders, known)
+    if found.unclear:
+        raise ManifestError(
+            f"{source}: {unclear_pair(found, folders, known)} of {labels}; give a manifest with "
+            f"the ids, or folders as the labels have them ({len(found.unclear)} are so)"
+        )
+    data_set = assumed_data_set(found, folders, known)
     ids = {folders[row]: videos[video].id for row, video in found.pairs}
     done = import_per_second_npy(source, FeatureStore.create(bank), name=name, ids=ids, note=note)
     _say_imported(done)
     for folder in [folders[row] for row in found.only_one][:SHOWN]:
         typer.echo(f"  no label for {folder}; it keeps its name")
-    typer.echo(f"  {len(ids)} folders of {len(folders)} are labelled")
+    under = f", as videos of {data_set}" if data_set else ""
+    typer.echo(f"  {len(ids)} folders of {len(folders)} are labelled{under}")
 
 
-def labelled_videos(source: Path, dataset: str | None) -> "list[Video]":
+def labelled_videos(source: Path, dataset: str | None, score: str | None) -> "list[Video]":
     """The rows of a manifest, or of a label file of any layout, in its order.
 
     Raises:
-        ManifestError: naming file, line and column.
+        ManifestError: naming file, line and column; or if a column is named of a manifest.
     """
     from pipelines.labels import read_labels
     from pipelines.labels.videos import videos_of
     from pipelines.manifest import is_manifest, read_manifest
+    from store.errors import ManifestError
 
     if is_manifest(source):
+        if score is not None:
+            raise ManifestError(f"--score is for label files; the score of {source} is `mos`")
         return read_manifest(source)
-    return videos_of(read_labels(source).rows, source.stem if dataset is None else dataset)
+    return videos_of(
+        read_labels(source, score=score).rows, source.stem if dataset is None else dataset
+    )
 
 
 def _say_imported(done: "list[Imported]") -> None:

@@ -236,6 +236,9 @@ def evaluate(
         Path | None,
         typer.Option("--labels", help="Label file of any layout, in place of --videos."),
     ] = None,
+    score: Annotated[
+        str | None, typer.Option("--score", help="Column of --labels that is the MOS.")
+    ] = None,
     head: Annotated[
         list[str] | None, typer.Option("--head", help="Name; may be given several times.")
     ] = None,
@@ -268,6 +271,7 @@ def evaluate(
             recipe,
             videos=videos,
             labels=labels,
+            score=score,
             bank=bank,
             features=features,
             heads=head,
@@ -394,12 +398,17 @@ def predict(
     ] = None,
     weights: Weights = None,
     device: Device = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.csv", help="Also as an NTIRE submission."),
+    ] = None,
 ) -> None:
     """Score videos with a shipped head; prints `score<TAB>id` per video."""
     import platformdirs
 
     from pipelines.display import show_extraction
     from pipelines.predict import Scorer, videos_to_score
+    from pipelines.results import submission
     from store.bank import FeatureStore
 
     store = FeatureStore.create(bank or platformdirs.user_cache_path("vqbank") / "predicted")
@@ -411,7 +420,12 @@ def predict(
     done = [video for video in wanted if video.id not in failed]
     if done:
         seen = scorer.card["trained_on"]
-        for video, score in zip(done, scorer.scores(done, store), strict=True):
+        scored = scorer.scores(done, store)
+        if output is not None and not failed:
+            ids = [video.id for video in done]
+            text = submission(dict(zip(ids, scored.tolist(), strict=True)))
+            output.write_text(text, encoding="utf-8")
+        for video, score in zip(done, scored, strict=True):
             typer.echo(f"{score:.4f}\t{video.id}")
             if not seen["lowest"] <= score <= seen["highest"]:
                 typer.echo(
@@ -420,6 +434,8 @@ def predict(
                     err=True,
                 )
     if failed:
+        if output is not None:
+            typer.echo(f"{output} was not written: {len(failed)} videos failed", err=True)
         raise typer.Exit(1)
 
 

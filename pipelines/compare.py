@@ -27,8 +27,8 @@ def compare(records: Sequence[Record], *, metric: str = "srcc") -> list[Comparis
     """Every head of the records against the first head of the first.
 
     Raises:
-        RecipeError: if there is no such metric, nothing to compare, or the splits are not the
-            same.
+        RecipeError: if there is no such metric, nothing to compare, or the splits or the scores
+            are not the same.
     """
     if metric not in METRICS:
         raise RecipeError(unknown_name("metric", metric, METRICS))
@@ -42,6 +42,12 @@ def compare(records: Sequence[Record], *, metric: str = "srcc") -> list[Comparis
                 f"{head.name} on {_features(record)} was tried on other splits than "
                 f"{reference.name} on {_features(first)} ({record.splits_name}, {record.videos} "
                 f"videos; {first.splits_name}, {first.videos} videos); paired tests need the same"
+            )
+        if record.mos_sha256 != first.mos_sha256:
+            raise RecipeError(
+                f"{head.name} on {_features(record)} was tried on other scores of the same videos "
+                f"than {reference.name} on {_features(first)} ({_scores(record)}; "
+                f"{_scores(first)}); their numbers cannot be compared"
             )
     share = float(np.mean(np.array(first.test_videos) / np.array(first.train_videos)))
     sign = -1.0 if metric in LESS_IS_BETTER else 1.0
@@ -67,6 +73,10 @@ def compare(records: Sequence[Record], *, metric: str = "srcc") -> list[Comparis
 
 def _values(head: HeadRecord, metric: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     return np.array(head.per_split[metric], np.float64)
+
+
+def _scores(record: Record) -> str:
+    return record.mos_kind or record.labels or f"{record.score_name} of {record.title}"
 
 
 def _features(record: Record) -> str:

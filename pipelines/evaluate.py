@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,9 +16,19 @@ from pipelines.labels.match import match
 from pipelines.labels.videos import videos_of
 from pipelines.manifest import is_manifest, read_videos, scores
 from pipelines.recipe import Protocol, Recipe, required
-from pipelines.splits import SCHEMES, Split, named_splits, scene_splits, scheme_of
+from pipelines.splits import (
+    SCHEMES,
+    Split,
+    named_splits,
+    same_videos,
+    scene_splits,
+    scheme_of,
+    splits_file,
+)
 from regressors import Head, make_head
+from regressors.base import PooledHead
 from regressors.metrics import QualityMetrics, quality_metrics
+from regressors.pooling import PooledTable, pooled
 from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError
 from store.schema import FeatureSpec, Video
@@ -26,8 +36,10 @@ from store.table import FeatureTable
 
 WORTH_WORKERS_SECONDS = 10.0
 """What is left of a trial goes to worker processes if it takes longer: to start them takes some."""
+FILLED = "filled_columns"
+"""What an import says of a video whose values were not all finite."""
 TABLE_BYTES = 2**30
-"""A table up to this size is read into memory once, for all splits."""
+"""A table up to this size is read into memory once, for all splits of heads of whole series."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +73,9 @@ class Trial:
     protocol: Protocol
     labels: Labels | None = None
     """The label file, with the same rows, where the scores come from one."""
+    filled: Mapping[str, int] = field(default_factory=dict)
+    """By feature, how many videos came with values that were not finite, and at their import got
+    the mean over all videos, those of test parts included."""
 
     @classmethod
     def of(cls, recipe: Recipe, *, title: str) -> "Trial":
@@ -77,14 +92,20 @@ class Trial:
         store = FeatureStore(required(recipe, "bank", option="--bank"))
         features = required(recipe, "features", option="--features")
         labels = None
+        specs = [store.resolve(name) for name in features.values()]
         if recipe.labels is None or is_manifest(source):
-            videos = read_videos(source)
+            if recipe.score is not None:
+                raise RecipeError(
+                    f"score {recipe.score!r} is a column of a label file, and {source} is none: a "
+                    "manifest's scores are its column mos"
+                )
+            videos = _banked_manifest(read_videos(source), store, specs)
         else:
-            labels = read_labels(source)
-            videos = banked_videos(labels, store, [store.resolve(f) for f in features.values()])
+            labels = read_labels(source, score=recipe.score)
+            videos = banked_videos(labels, store, specs)
         table = store.table(videos, features)
-        for name in features.values():
-            _refuse_one_file_in_two_scenes(store, store.resolve(name), videos)
+        for spec in specs:
+            _refuse_one_file_in_two_scenes(store, spec, videos)
         named = {label: recipe.head(label) for label in required(recipe, "heads", option="--head")}
         return cls(
             title=title,
@@ -94,6 +115,7 @@ class Trial:
             heads={label: make_head(name, **own) for label, (name, own) in named.items()},
             protocol=recipe.protocol,
             labels=labels,
+            filled=_filled(store, specs, videos),
         )
 
     @cached_property
@@ -111,6 +133,17 @@ class Trial:
         )
 
     @property
+    def splits_name(self) -> str:
+        """The name of the scheme, also where a file holds what it made."""
+        name = self.protocol.splits
+        return splits_file(Path(name)).name if name.endswith(".json") else name
+
+    @property
+    def leaves_out_sets(self) -> bool:
+        """Whether whole data sets are tested by heads that saw others, each with its own scale."""
+        return self.splits_name == "across"
+
+    @property
     def protocol_text(self) -> str:
         """How the splits are made, in a sentence."""
         alone = sum(video.scene is None for video in self.table.videos)
@@ -121,9 +154,21 @@ class Trial:
                 f"scenes for testing (seed {self.protocol.seed}), no scene on two sides.{caution}"
             )
         if self.protocol.splits.endswith(".json"):
-            return f"The {len(self.splits)} splits of {Path(self.protocol.splits).name}."
-        scheme, _ = scheme_of(self.protocol.splits)
-        how = f"Splits {self.protocol.splits}: {SCHEMES[scheme].about}."
+            file = Path(self.protocol.splits).name
+            how = f"The {len(self.splits)} splits {self.splits_name} of {file}."
+        else:
+            scheme, _ = scheme_of(self.protocol.splits)
+            how = f"Splits {self.protocol.splits}: {SCHEMES[scheme].about}."
+        if any(len(split.validation) for split in self.splits):
+            how += (
+                " Epochs are chosen on the validation part; heads without epochs are not fitted "
+                "on it."
+            )
+        if self.leaves_out_sets:
+            how += (
+                " Training scores are in standard deviations from the mean of their own data set, "
+                "and so are predictions."
+            )
         scenes = [video.scene for video in self.table.videos if video.scene is not None]
         if len(set(scenes)) < len(scenes) and self.mixed_scenes:
             how += (
@@ -152,7 +197,12 @@ class Trial:
             jobs: processes.  They start only if, by the time of the first split, what is left
                 takes longer than starting them; results are the same.
         """
-        table = self.table.in_memory(budget_bytes=TABLE_BYTES)
+        table = self.table
+        kinds = [isinstance(head, PooledHead) for head in self.heads.values()]
+        if not all(kinds):
+            table = table.in_memory(budget_bytes=TABLE_BYTES)
+        if any(kinds):
+            table = PooledTable(table, pooled(table))
         trial = replace(self, table=table, labels=None)
         started = time.monotonic()
         yield from trial.run_split(0, self.splits[0])
@@ -169,9 +219,13 @@ class Trial:
         """Every head on one split."""
         train = self.table.subset(split.train)
         test = self.table.subset(split.test)
+        validation = np.searchsorted(split.train, split.validation)
+        mos = self.mos[split.train]
+        if self.leaves_out_sets:
+            mos = _standardised(mos, [video.id.partition("/")[0] for video in train.videos])
         results = []
         for name, head in self.heads.items():
-            fitted = clone(head).fit(train, self.mos[split.train])
+            fitted = clone(head).fit(train, mos, validation=validation)
             predicted = fitted.predict(test)
             results.append(
                 SplitResult(
@@ -185,6 +239,15 @@ class Trial:
                 )
             )
         return results
+
+
+def _standardised(mos: NDArray[np.float64], sets: Sequence[str]) -> NDArray[np.float64]:
+    """Scores in standard deviations from the mean of their data set: scales differ between sets."""
+    out = np.empty_like(mos)
+    for name in set(sets):
+        own = np.array([one == name for one in sets])
+        out[own] = (mos[own] - mos[own].mean()) / (mos[own].std() or 1.0)
+    return out
 
 
 def all_cores() -> int:
@@ -228,6 +291,28 @@ def banked_videos(labels: Labels, store: FeatureStore, specs: Sequence[FeatureSp
         )
     id_of = {row: banked[place] for row, place in found.pairs}
     return [replace(video, id=id_of[row]) for row, video in enumerate(stated)]
+
+
+def _banked_manifest(
+    videos: Sequence[Video], store: FeatureStore, specs: Sequence[FeatureSpec]
+) -> list[Video]:
+    """The same videos, under the ids of the bank where it knows them by another data set's name."""
+    banked = sorted(set.intersection(*(set(store.video_ids(spec)) for spec in specs)))
+    paired = same_videos([video.id for video in videos], banked)
+    return [replace(video, id=paired.get(video.id, video.id)) for video in videos]
+
+
+def _filled(
+    store: FeatureStore, specs: Sequence[FeatureSpec], videos: Sequence[Video]
+) -> dict[str, int]:
+    """By feature, how many of the videos an import filled; features without such are left out."""
+    counts = {}
+    for spec in specs:
+        places = store.find(spec, [video.id for video in videos])
+        filled = [place for place in places if place and place[0].video(place[1]).probe.get(FILLED)]
+        if filled:
+            counts[spec.name] = len(filled)
+    return counts
 
 
 def _refuse_one_file_in_two_scenes(

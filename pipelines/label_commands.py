@@ -1,5 +1,6 @@
 """The commands for label files and splits.  Libraries are imported inside them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,16 +57,19 @@ def import_(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="MANIFEST.csv", help="What to write.")
     ],
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="Of the data set, in every id (default: the manifest's)."),
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            help="Of the data set, in every id (default: the manifest's); or one for each file, "
+            "which keeps data sets of other names apart: videos of each lie in FOLDER/NAME.",
+        ),
     ] = None,
     videos: Folder = None,
     score: Score = None,
     scene: Scene = None,
 ) -> None:
     """Write a manifest; with --videos of those that have a file, and exit 1 if some have none."""
-    from pipelines.labels.merge import merged
     from pipelines.labels.videos import reconcile, videos_of
     from pipelines.manifest import write_manifest
     from store.errors import ManifestError
@@ -73,21 +77,28 @@ def import_(
     read = [_read(file, score, scene) for file in files]
     for labels in read:
         _describe(labels)
-    rows = merged(read)
-    dataset = output.stem if name is None else name
-    if videos is None:
-        made = videos_of(rows, dataset)
-        write_manifest(output, made)
-        _say_written(output, made)
-        return
-    _refuse_unnamed(read, videos)
-    found = reconcile(rows, videos, dataset)
-    _report(found, len(rows), videos)
-    if not found.videos:
+    if videos is not None:
+        _refuse_unnamed(read, videos)
+    data_sets = _data_sets(read, names or [output.stem])
+    made: list[Video] = []
+    wanted = 0
+    for name, of_set in data_sets.items():
+        rows = _merged(of_set)
+        if len(data_sets) > 1:  # scene 1 of one data set is not scene 1 of another
+            rows = tuple(replace(r, scene=r.scene and f"{name}/{r.scene}") for r in rows)
+        wanted += len(rows)
+        if videos is None:
+            made += videos_of(rows, name)
+            continue
+        folder = videos if len(data_sets) == 1 else videos / name
+        found = reconcile(rows, folder, name)
+        _report(found, len(rows), folder)
+        made += found.videos
+    if not made:
         raise ManifestError(f"no video of {files[0]} is in {videos}; nothing was written")
-    write_manifest(output, found.videos)
-    _say_written(output, found.videos)
-    if len(found.videos) < len(rows):
+    write_manifest(output, made)
+    _say_written(output, made)
+    if len(made) < wanted:
         raise typer.Exit(1)
 
 
@@ -102,7 +113,7 @@ def check(
     from itertools import combinations
 
     from pipelines.labels.match import near_names
-    from pipelines.labels.merge import agreement, merged
+    from pipelines.labels.merge import agreement
     from pipelines.labels.videos import reconcile
 
     read = [_read(file, score, scene) for file in files]
@@ -114,22 +125,46 @@ def check(
             f"{one.path} and {two.path}: {both.shared} of {len(one)} and {len(two)} videos in "
             f"both, {both.compared} scored in both, largest difference {both.largest:.2g}"
         )
+        _some("caution", [both.caution] if both.caution else [])
+        _some("not compared", [both.unclear] if both.unclear else [])
         if both.shared:
             near = near_names(both.only_one, both.only_two)
             _some("near", [f"{name} and {other}" for name, other in near.items()])
     if videos is None:
         return
     _refuse_unnamed(read, videos)
-    rows = merged(read)
+    rows = _merged(read)
     found = reconcile(rows, videos, videos.name)
     _report(found, len(rows), videos)
     if len(found.videos) < len(rows):
         raise typer.Exit(1)
 
 
-def _read(file: Path, score: str | None, scene: str | None) -> "Labels":
-    from dataclasses import replace
+def _data_sets(read: "list[Labels]", names: list[str]) -> "dict[str, list[Labels]]":
+    """Files by the name of their data set; one name is that of all."""
+    from store.errors import ManifestError
 
+    if len(names) not in (1, len(read)):
+        raise ManifestError(
+            f"--name: {len(names)} names for {len(read)} files; give one for all, or one for each "
+            "in their order"
+        )
+    found: dict[str, list[Labels]] = {}
+    for labels, name in zip(read, names * (len(read) if len(names) == 1 else 1), strict=True):
+        found.setdefault(name, []).append(labels)
+    return found
+
+
+def _merged(read: "list[Labels]") -> "tuple[Label, ...]":
+    from pipelines.labels.merge import merged
+
+    done = merged(read)
+    for caution in done.cautions:
+        typer.echo(f"  caution: {caution}")
+    return done.rows
+
+
+def _read(file: Path, score: str | None, scene: str | None) -> "Labels":
     from pipelines.labels import read_labels
     from pipelines.labels.scenes import scenes_by_pattern
 
@@ -205,8 +240,16 @@ def _some(what: str, lines: list[str]) -> None:
         typer.echo(f"  ... and {len(lines) - SHOWN} more")
 
 
-def _say_written(manifest: Path, videos: "list[Video] | tuple[Video, ...]") -> None:
+def _say_written(manifest: Path, videos: "list[Video]") -> None:
+    from pipelines.labels.videos import RAW_SUFFIX
+
     typer.echo(f"manifest: {manifest}: {len(videos)} videos")
+    raw = sum(video.path.suffix.lower() == RAW_SUFFIX for video in videos)
+    if raw:
+        typer.echo(
+            f"  {raw} are {RAW_SUFFIX}: frames without their size, which `extract` cannot read; "
+            "convert them without loss and import the labels again"
+        )
     if not any(video.path.suffix for video in videos):
         typer.echo("  the names have no suffix, so paths are not files; --videos FOLDER finds them")
 
@@ -226,13 +269,12 @@ def make(
         str | None,
         typer.Option("--name", help="Data set in the ids of a label file (default: its name)."),
     ] = None,
+    score: Score = None,
 ) -> None:
     """Write splits as JSON, by video id."""
-    from pipelines.labels import read_labels
     from pipelines.splits import named_splits, write_splits
 
-    videos, own = _videos(source, name)
-    stated = read_labels(labels) if labels is not None else own
+    videos, stated = _videos(source, name, labels, score)
     made = named_splits(splits, videos, labels=stated)
     write_splits(output, splits, videos, made)
     sizes = sorted(
@@ -262,11 +304,11 @@ def audit(
         Path | None, typer.Option("--labels", help="As of `make`; --splits may be its file.")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="As of `make`.")] = None,
+    score: Score = None,
 ) -> None:
     """Find scenes and near-duplicates on both sides of splits; exit 1 if there are any."""
     from pipelines.audit import near_pairs, shared_scenes
     from pipelines.bank_commands import roles_of
-    from pipelines.labels import read_labels
     from pipelines.splits import named_splits
     from regressors.pooling import pooled
     from store.bank import FeatureStore
@@ -274,8 +316,7 @@ def audit(
 
     if (bank is None) != (not features):
         raise RecipeError("give --bank and --features together, or neither")
-    videos, own = _videos(source, name)
-    stated = read_labels(labels) if labels is not None else own
+    videos, stated = _videos(source, name, labels, score)
     made = named_splits(splits, videos, labels=stated)
     scenes = shared_scenes(made, videos)
     alone = sum(video.scene is None for video in videos)
@@ -300,13 +341,22 @@ def audit(
         raise typer.Exit(1)
 
 
-def _videos(source: Path, name: str | None) -> "tuple[list[Video], Labels | None]":
-    """Of a manifest, or of a label file."""
+def _videos(
+    source: Path, name: str | None, labels: Path | None, score: str | None
+) -> "tuple[list[Video], Labels | None]":
+    """Of a manifest, or of a label file; and what says how to split them.
+
+    `score` is a column of `source`, or where that is a manifest, of `labels`.
+    """
     from pipelines.labels import read_labels
     from pipelines.labels.videos import videos_of
     from pipelines.manifest import is_manifest, read_manifest
+    from store.errors import ManifestError
 
     if is_manifest(source):
-        return read_manifest(source), None
-    labels = read_labels(source)
-    return videos_of(labels.rows, source.stem if name is None else name), labels
+        if score is not None and labels is None:
+            raise ManifestError(f"--score is for label files; the score of {source} is `mos`")
+        return read_manifest(source), read_labels(labels, score=score) if labels else None
+    own = read_labels(source, score=score)
+    stated = own if labels is None else read_labels(labels)
+    return videos_of(own.rows, source.stem if name is None else name), stated

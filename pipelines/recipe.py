@@ -16,8 +16,8 @@ class Protocol(BaseModel):
 
     splits: str = "scene"
     """Random parts with no scene on two sides; or a name of `pipelines.splits.SCHEMES`, such as
-    `official`, `videval100`; or a file that `vqbank split make` wrote.  All but `scene` take no
-    further keys."""
+    `official`, `videval100`; or a file (`.json`) that `vqbank split make` wrote, relative to the
+    recipe's folder.  All but `scene` take no further keys."""
     count: int = Field(default=10, ge=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     min_test_scenes: int = Field(default=1, ge=1)
@@ -40,6 +40,8 @@ class Recipe(BaseModel):
     """Manifest (.csv), folder, or one video."""
     labels: Path | None = None
     """Instead of `videos`, where features are banked: a label file of any layout."""
+    score: str | None = None
+    """The column of the label file that is the MOS, where it has several."""
     bank: Path | None = None
     decoder: str = "pyav"
     extractors: dict[str, dict[str, Any]] = {}
@@ -104,13 +106,15 @@ def read_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         raise RecipeError(f"{path}: {_first_problem(error)}") from error
     folder = path.parent
-    return recipe.model_copy(
-        update={
-            key: folder / value
-            for key in ("videos", "labels", "bank")
-            if (value := getattr(recipe, key)) is not None
-        }
-    )
+    update: dict[str, Any] = {
+        key: folder / value
+        for key in ("videos", "labels", "bank")
+        if (value := getattr(recipe, key)) is not None
+    }
+    if recipe.protocol.splits.endswith(".json"):
+        splits = str(folder / recipe.protocol.splits)
+        update["protocol"] = recipe.protocol.model_copy(update={"splits": splits})
+    return recipe.model_copy(update=update)
 
 
 def required(recipe: Recipe, key: str, *, option: str) -> Any:

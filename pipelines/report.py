@@ -123,6 +123,11 @@ def result_table(trial: Trial, results: Sequence[SplitResult]) -> Table:
     imported = unknown_provenance(trial)
     if imported:
         caption += f"\nProvenance unknown, because imported: {', '.join(imported)}."
+    for name, count in trial.filled.items():
+        caption += (
+            f"\n{name}: {count} videos had values that were not finite; their import filled these "
+            "with means over all videos, tested ones included."
+        )
     fits = [result.metrics.fit for result in results if result.metrics.fit]
     for fit in dict.fromkeys(fits):
         caption += f"\nPLCC and RMSE of {fits.count(fit)} of {len(results)} fits: {fit}."

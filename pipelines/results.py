@@ -75,13 +75,15 @@ class HeadRecord(_Strict):
 class Record(_Strict):
     """One run: some heads on some splits of the features of some videos."""
 
-    vqbank_results: Literal[1] = 1
+    vqbank_results: Literal[2] = 2
     title: str
     score_name: str
     features: dict[str, str]
     """Feature key by role."""
     provenance_unknown: list[str]
     """Features that were imported, so that nobody knows how they were made."""
+    filled: dict[str, int]
+    """By feature, videos with values that were filled at the import by means over all videos."""
     random_weights: bool
     seen_by_weights: list[str]
     """Data sets that the weights of a feature were trained on."""
@@ -92,7 +94,11 @@ class Record(_Strict):
     """The protocol in a sentence."""
     splits_name: str
     splits_sha256: str
-    """Of the ids on every side: equal for equal splits of the same videos."""
+    """Of the ids on every side: equal for equal splits of the same videos in any order."""
+    mos_sha256: str
+    """Of every video's id and score: numbers of other scores are other numbers."""
+    mos_kind: str
+    """Which kind of MOS, where the data set has several and the label file tells."""
     test_videos: list[int]
     """Per split."""
     train_videos: list[int]
@@ -115,10 +121,11 @@ def record_of(trial: Trial, results: Sequence[SplitResult]) -> Record:
     """What a run found, for the file."""
     splits = trial.splits
     ids = [video.id for video in trial.table.videos]
-    digest = hashlib.sha256()
-    for split in splits:
-        sides = [[ids[row] for row in side.tolist()] for side in (split.train, split.test)]
-        digest.update(json.dumps(sides).encode())
+    sides = [
+        [sorted(ids[row] for row in side.tolist()) for side in (s.train, s.validation, s.test)]
+        for s in splits
+    ]
+    scores = sorted(zip(ids, trial.mos.tolist(), strict=True))
     tested = np.unique(np.concatenate([split.test for split in splits]))
     labels = trial.labels
     return Record(
@@ -126,13 +133,16 @@ def record_of(trial: Trial, results: Sequence[SplitResult]) -> Record:
         score_name=trial.score_name,
         features={role: spec.key for role, spec in trial.table.specs.items()},
         provenance_unknown=unknown_provenance(trial),
+        filled=dict(trial.filled),
         random_weights=trial.has_random_weights,
         seen_by_weights=seen_by_weights(trial, tested),
         labels=f"{labels.path.name}: {labels.layout}" if labels is not None else None,
         videos=len(ids),
         splits=trial.protocol_text,
-        splits_name=trial.protocol.splits,
-        splits_sha256=digest.hexdigest(),
+        splits_name=trial.splits_name,
+        splits_sha256=_sha256(sides),
+        mos_sha256=_sha256(scores),
+        mos_kind=labels.kind if labels is not None else "",
         test_videos=[len(split.test) for split in splits],
         train_videos=[len(split.train) for split in splits],
         heads=[
@@ -140,6 +150,10 @@ def record_of(trial: Trial, results: Sequence[SplitResult]) -> Record:
             for name in dict.fromkeys(result.head for result in results)
         ],
     )
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _head_record(trial: Trial, name: str, results: Sequence[SplitResult]) -> HeadRecord:
@@ -228,25 +242,32 @@ def _marks(record: Record) -> list[str]:
     return [
         *(["random weights"] if record.random_weights else []),
         *(["provenance unknown"] if record.provenance_unknown else []),
+        *(
+            f"{count} videos of {name} filled with means over all videos, tested ones included"
+            for name, count in record.filled.items()
+        ),
         *(["weights saw the test data"] if record.seen_by_weights else []),
     ]
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """Every statistic of every head, one line each."""
+    """Every statistic of every head, one line each.
+
+    `low` and `high` are the ends of the median's 95 % bootstrap interval.
+    """
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     statistics = ("median", "mean", "std")
     rows.writerow(
         ["title", "features", "head", "splits", "videos"]
-        + [f"{metric}_{statistic}" for metric in METRICS for statistic in statistics]
+        + [f"{m}_{s}" for m in METRICS for s in (*statistics, "low", "high")]
         + ["undefined", "marks", "selection"]
     )
     for record, head in _rows(records):
         numbers = [
-            f"{getattr(head.statistics[metric], statistic):.6f}"
-            for metric in METRICS
-            for statistic in statistics
+            f"{number:.6f}"
+            for own in (head.statistics[metric] for metric in METRICS)
+            for number in (*(getattr(own, name) for name in statistics), *own.confidence)
         ]
         own = [record.title, "+".join(record.features.values()), head.name]
         counts = [record.splits_name, record.videos]
@@ -284,10 +305,15 @@ def to_latex(records: Sequence[Record]) -> str:
     return "\n".join([*start, *lines, *end, *notes]) + "\n"
 
 
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "^": "\\textasciicircum{}",
+    "~": "\\textasciitilde{}",
+}
+
+
 def _latex(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, f"\\{character}")
-    return text
+    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def _table(
@@ -309,7 +335,8 @@ def _table(
     ]
     lines = [row(header), rule]
     notes = []
-    for number, (record, head) in enumerate(_rows(records)):
+    rows = list(_rows(records))
+    for number, (record, head) in enumerate(rows):
         cells = [escape(_names(record)), escape(head.name)]
         marks = _marks(record)
         if marks:
@@ -326,11 +353,21 @@ def _table(
             cells.append(text)
         lines.append(row(cells))
     protocols = dict.fromkeys(record.splits for record in records)
-    how = [f"Medians {plus_minus} standard deviations over splits. {text}" for text in protocols]
-    chosen = [f"{head.name}: {_selection(head)}" for _, head in _rows(records)]
-    said = dict.fromkeys([*notes, *how, *chosen])
+    how = [f"Medians and standard deviations over splits. {text}" for text in protocols]
+    sure = [f"{_names(record)}, {head.name}: {_confidence(head)}" for record, head in rows]
+    chosen = [f"{head.name}: {_selection(head)}" for _, head in rows]
+    said = dict.fromkeys([*notes, *how, *sure, *chosen])
     end = [f"% {note}" for note in said] if latex else ["", *(f"- {note}" for note in said)]
     return "\n".join([*lines, *end]) + "\n"
+
+
+def _confidence(head: HeadRecord) -> str:
+    intervals = (
+        f"{metric.upper()} {low:.4f} to {high:.4f}"
+        for metric in SPREAD
+        for low, high in [head.statistics[metric].confidence]
+    )
+    return f"95 % bootstrap interval of the median: {', '.join(intervals)}"
 
 
 def _selection(head: HeadRecord) -> str:
@@ -339,11 +376,11 @@ def _selection(head: HeadRecord) -> str:
 
 
 def _places(records: Sequence[Record]) -> dict[str, dict[int, int]]:
-    """By metric, which rows are best (0) and second (1) among those on equal splits."""
+    """By metric, which rows are best (0) and second (1) among equal splits and scores."""
     rows = list(_rows(records))
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[str, str], list[int]] = {}
     for number, (record, _) in enumerate(rows):
-        groups.setdefault(record.splits_sha256, []).append(number)
+        groups.setdefault((record.splits_sha256, record.mos_sha256), []).append(number)
     places: dict[str, dict[int, int]] = {metric: {} for metric in SHOWN}
     for metric in SHOWN:
         sign = 1 if metric in LESS_IS_BETTER else -1
@@ -360,7 +397,10 @@ def _places(records: Sequence[Record]) -> dict[str, dict[int, int]]:
 
 
 def to_ntire(records: Sequence[Record]) -> str:
-    """The submission of the NTIRE challenges: `filename,score`, the file's name without folders.
+    """The form in which the NTIRE challenges take predictions, of videos that splits tested.
+
+    Each has the mean over the splits that test it.  Videos without a score are in no test part:
+    for these, `vqbank predict -o` writes the same form with a head that was trained on all others.
 
     Raises:
         RecipeError: if the records hold more than one head, of which one has to be chosen.
@@ -370,14 +410,23 @@ def to_ntire(records: Sequence[Record]) -> str:
         heads = ", ".join(head.name for _, head in rows)
         raise RecipeError(f"a submission holds one head, not {heads}; choose by --head")
     ((_, head),) = rows
-    names = [video_id.rpartition("/")[2] for video_id in head.predictions]
+    return submission(head.predictions)
+
+
+def submission(scores: Mapping[str, float]) -> str:
+    """`filename,score` of scores by video id, the file's name without folders.
+
+    Raises:
+        RecipeError: if two videos have the same file name.
+    """
+    names = [video_id.rpartition("/")[2] for video_id in scores]
     if len(set(names)) < len(names):
         raise RecipeError("two videos have the same file name; a submission cannot tell them apart")
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["filename", "score"])
     writer.writerows(
-        [name, f"{score:.6f}"] for name, score in zip(names, head.predictions.values(), strict=True)
+        [name, f"{score:.6f}"] for name, score in zip(names, scores.values(), strict=True)
     )
     return text.getvalue()
 

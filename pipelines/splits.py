@@ -4,15 +4,19 @@ import json
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sklearn.model_selection import GroupKFold, train_test_split
 
 from pipelines.labels import Labels, Orders
+from pipelines.labels.match import match
 from regressors.training import hold_out_scenes, scenes_of
 from store.errors import HeadError, RecipeError, UnknownNameError, unknown_name
 from store.schema import Part, Video
@@ -36,9 +40,9 @@ class Split:
     """What a head may see, `validation` included."""
     test: NDArray[np.int64]
     validation: NDArray[np.int64] = field(default_factory=_no_rows)
-    """Rows of `train` that the protocol sets aside to choose epochs and hyper-parameters.
+    """Rows of `train` that the protocol sets aside to choose epochs.
 
-    Empty: heads take such rows out of `train` themselves.
+    Heads without epochs leave them out.  Empty: heads take such rows out of `train` themselves.
     """
 
 
@@ -154,6 +158,22 @@ def named_splits(
     return splits
 
 
+def same_videos(ids: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """For each id the known one that means the same video, as far as there is one.
+
+    Ids begin with the name of a data set, which is often that of a file.  So where none of the ids
+    is known as it stands, what follows that name is compared, as names of label files are.
+    """
+    if not set(ids).isdisjoint(known):
+        return {video_id: video_id for video_id in set(ids) & set(known)}
+    found = match([_without_set(video_id) for video_id in ids], [_without_set(k) for k in known])
+    return {ids[one]: known[two] for one, two in found.pairs}
+
+
+def _without_set(video_id: str) -> str:
+    return video_id.partition("/")[2] or video_id
+
+
 def scheme_of(name: str) -> tuple[str, int]:
     """The scheme and the number of splits in `name`; 0 where the videos or a file decide.
 
@@ -191,11 +211,34 @@ def write_splits(path: Path, name: str, videos: Sequence[Video], splits: Sequenc
     path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_splits(path: Path, videos: Sequence[Video]) -> list[Split]:
-    """What `write_splits` wrote, for these videos in whatever order.
+_Rows = list[Annotated[int, Field(ge=0)]]
+
+
+class _Sides(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    train: _Rows = Field(min_length=1)
+    validation: _Rows
+    test: _Rows = Field(min_length=1)
+
+
+class SplitsFile(BaseModel):
+    """What `write_splits` writes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    vqbank_splits: Literal[1]
+    name: str
+    """By which they were made, such as `videval100`."""
+    videos: list[str]
+    splits: list[_Sides] = Field(min_length=1)
+
+
+def splits_file(path: Path) -> SplitsFile:
+    """The file as it stands.
 
     Raises:
-        RecipeError: if the file is no such file, or names other videos.
+        RecipeError: if it is no such file, or names a video twice.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -205,8 +248,32 @@ def read_splits(path: Path, videos: Sequence[Video]) -> list[Split]:
         raise RecipeError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("vqbank_splits") != SPLITS_FORMAT:
         raise RecipeError(f"{path} was not written by `vqbank split make`, or by a newer one")
-    ids = content["videos"]
-    row_of = {video.id: row for row, video in enumerate(videos)}
+    try:
+        file = SplitsFile.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(step) for step in problem["loc"])
+        raise RecipeError(f"{path}: {place}: {problem['msg'].lower()}") from error
+    twice = [video for video, count in Counter(file.videos).items() if count > 1]
+    if twice:
+        raise RecipeError(f"{path}: video {twice[0]!r} stands there twice")
+    return file
+
+
+def read_splits(path: Path, videos: Sequence[Video]) -> list[Split]:
+    """What `write_splits` wrote, for these videos in whatever order.
+
+    The same videos under the name of another data set, such as that of another label file, are
+    found as `same_videos` finds them.
+
+    Raises:
+        RecipeError: if the file is no such file, or names other videos.
+    """
+    file = splits_file(path)
+    known = [video.id for video in videos]
+    paired = same_videos(file.videos, known)
+    ids = [paired.get(video_id, video_id) for video_id in file.videos]
+    row_of = {video_id: row for row, video_id in enumerate(known)}
     strange = sorted(set(ids) ^ set(row_of))
     if strange:
         where = "the splits" if strange[0] not in row_of else "the videos"
@@ -216,15 +283,15 @@ def read_splits(path: Path, videos: Sequence[Video]) -> list[Split]:
         )
     here = np.array([row_of[video] for video in ids], np.int64)
     splits = []
-    for number, sides in enumerate(content["splits"]):
-        rows = [*sides["train"], *sides["validation"], *sides["test"]]
+    for number, sides in enumerate(file.splits):
+        rows = [*sides.train, *sides.validation, *sides.test]
         if sorted(rows) != list(range(len(ids))):
             raise RecipeError(f"{path}: split {number} does not hold every video once")
-        validation = here[sides["validation"]]
+        validation = here[sides.validation]
         splits.append(
             Split(
-                train=np.sort(np.concatenate([here[sides["train"]], validation])),
-                test=np.sort(here[sides["test"]]),
+                train=np.sort(np.concatenate([here[sides.train], validation])),
+                test=np.sort(here[sides.test]),
                 validation=np.sort(validation),
             )
         )

@@ -56,12 +56,20 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     record_: Mapping[str, Any] = MappingProxyType({})
     """What else the card tells of fitting, as JSON values: split, metrics."""
 
-    def fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> Self:
+    def fit(
+        self,
+        table: FeatureTable,
+        mos: NDArray[np.float64],
+        *,
+        validation: NDArray[np.int64] | None = None,
+    ) -> Self:
         """Learn from training rows only.
 
         Args:
             table: n videos.
             mos: [n], in any unit; predictions come in the same.
+            validation: rows that the protocol sets aside to choose the epoch by.  Heads without
+                epochs leave them out.  None, or no rows: the head holds out rows of its own.
 
         Raises:
             HeadError: for a parameter out of its range, for fewer than `min_videos` videos, or a
@@ -69,7 +77,10 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         """
         mos = self._checked(table, mos)
         with threadpool_limits(limits=1):  # BLAS threads cost small fits 10 times what they give
-            self.selection_ = self._fit(table, mos)
+            if validation is None or len(validation) == 0:
+                self.selection_ = self._fit(table, mos)
+            else:
+                self.selection_ = self._fit_beside(table, mos, validation)
         self.specs_ = dict(table.specs)
         return self
 
@@ -250,6 +261,15 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     @abstractmethod
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
         """Learn from a checked table; says by which rule hyper-parameters were chosen."""
+
+    def _fit_beside(
+        self, table: FeatureTable, mos: NDArray[np.float64], validation: NDArray[np.int64]
+    ) -> str:
+        """As `_fit`, where the protocol sets rows aside; by these, heads choose their epochs."""
+        rest = np.setdiff1d(np.arange(len(table)), validation)
+        part = table.subset(rest)
+        selection = self._fit(part, self._checked(part, mos[rest]))
+        return f"{selection}; the {len(validation)} validation videos of the split were not fitted"
 
     @abstractmethod
     def _predict(self, table: FeatureTable) -> NDArray[np.float64]:

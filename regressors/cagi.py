@@ -179,9 +179,15 @@ class Cagi(SequenceHead):
         self.threads = threads
         self.device = device
 
-    def fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> Self:
+    def fit(
+        self,
+        table: FeatureTable,
+        mos: NDArray[np.float64],
+        *,
+        validation: NDArray[np.int64] | None = None,
+    ) -> Self:
         """As every head; of the table only `roles`."""
-        return super().fit(self._chosen(table), mos)
+        return super().fit(self._chosen(table), mos, validation=validation)
 
     def predict(self, table: FeatureTable) -> NDArray[np.float64]:
         """As every head; of the table only `roles`."""
@@ -194,8 +200,9 @@ class Cagi(SequenceHead):
         table: FeatureTable,
         mos: NDArray[np.float64],
         rows: Sequence[NDArray[np.int64]],
+        validation: NDArray[np.int64] | None = None,
     ) -> None:
-        super()._fit_alike(heads, heads[0]._chosen(table), mos, rows)
+        super()._fit_alike(heads, heads[0]._chosen(table), mos, rows, validation)
 
     def _chosen(self, table: FeatureTable) -> FeatureTable:
         return table if self.roles is None else table.select(self.roles)

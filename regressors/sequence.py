@@ -180,8 +180,9 @@ class SequenceHead(Head):
         table: FeatureTable,
         mos: NDArray[np.float64],
         rows: Sequence[NDArray[np.int64]],
+        validation: NDArray[np.int64] | None = None,
     ) -> None:
-        """Heads that differ by seed alone, on their rows of a table."""
+        """Heads that differ by seed alone, on their rows of a table; one may be given its rows."""
         every = np.unique(np.concatenate(rows))
         series = heads[0]._series(table)
         if len(heads) > 1 and not series.fits(every):
@@ -192,11 +193,16 @@ class SequenceHead(Head):
             cls._fit_in_processes(heads, table, mos, rows)
             return
         pairs = list(zip(heads, rows, strict=True))
-        jobs = [job for head, own in pairs for job in head._jobs(table, mos, own)]
+        jobs = [job for head, own in pairs for job in head._jobs(table, mos, own, validation)]
         trained = heads[0]._train(series, jobs)
         for number, (head, own) in enumerate(pairs):
             runs = slice(number * head.runs, (number + 1) * head.runs)
-            head._take(series, own, mos[own], trained[runs], jobs[runs])
+            whose = (
+                f"{head.validation_fraction:.0%} of the training scenes"
+                if validation is None
+                else "the validation part of the split"
+            )
+            head._take(series, own, mos[own], trained[runs], jobs[runs], whose)
             head.specs_ = dict(table.specs)
 
     @classmethod
@@ -225,6 +231,12 @@ class SequenceHead(Head):
 
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
         self._fit_alike([self], table, mos, [np.arange(len(table))])
+        return self.selection_
+
+    def _fit_beside(
+        self, table: FeatureTable, mos: NDArray[np.float64], validation: NDArray[np.int64]
+    ) -> str:
+        self._fit_alike([self], table, mos, [np.arange(len(table))], validation)
         return self.selection_
 
     def _predict(self, table: FeatureTable) -> NDArray[np.float64]:
@@ -283,15 +295,23 @@ class SequenceHead(Head):
         )
 
     def _jobs(
-        self, table: FeatureTable, mos: NDArray[np.float64], rows: NDArray[np.int64]
+        self,
+        table: FeatureTable,
+        mos: NDArray[np.float64],
+        rows: NDArray[np.int64],
+        validation: NDArray[np.int64] | None = None,
     ) -> list[Job]:
-        """One per run, on these rows of the table."""
+        """One per run, on these rows of the table, of which `validation` may be held out."""
         jobs = []
         for seed in range(self.seed, self.seed + self.runs):
-            held = hold_out_scenes(
-                [table.videos[row] for row in rows.tolist()],
-                fraction=self.validation_fraction,
-                rng=np.random.default_rng(seed),
+            held = (
+                np.isin(rows, validation)
+                if validation is not None
+                else hold_out_scenes(
+                    [table.videos[row] for row in rows.tolist()],
+                    fraction=self.validation_fraction,
+                    rng=np.random.default_rng(seed),
+                )
             )
             fit = rows[~held]
             low, high = mos[fit].min(), mos[fit].max()
@@ -331,8 +351,9 @@ class SequenceHead(Head):
         mos: NDArray[np.float64],
         trained: Sequence[Trained],
         jobs: Sequence[Job],
+        held_out: str,
     ) -> None:
-        """Be what was trained."""
+        """Be what was trained; `held_out` says what the held rows are."""
         states = [one.state for one in trained]
         self.state_ = {
             name: torch.stack([state[name].cpu() for state in states]) for name in states[0]
@@ -356,10 +377,10 @@ class SequenceHead(Head):
             },
         }
         epochs = ", ".join(str(one.epoch) for one in trained)
-        held_out = ", ".join(str(len(job.held)) for job in jobs)
+        counts = ", ".join(str(len(job.held)) for job in jobs)
         self.selection_ = (
-            f"epoch {epochs} of {self.epochs} by SRCC on {held_out} of {len(rows)} training "
-            f"videos, {self.validation_fraction:.0%} of the training scenes"
+            f"epoch {epochs} of {self.epochs} by SRCC on {counts} of {len(rows)} training "
+            f"videos, {held_out}"
         )
 
     @classmethod

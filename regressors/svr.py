@@ -23,6 +23,9 @@ LOG2_COST = tuple(range(1, 11))
 LOG2_GAMMA = tuple(range(-6, 4))
 """Of gamma times the mean squared distance of two training videos, which VIDEVAL's 60 features
 scaled to [0, 1] have at about 3: BVQA_Benchmark's range 2^-8 to 2^1, whatever the width."""
+MOST_KERNEL_BYTES = 2**30
+"""Of the distances and kernels of a fold, of which several may be computed at the same time: some
+10,000 training videos."""
 GRID = len(LOG2_COST) * len(LOG2_GAMMA)
 
 
@@ -91,14 +94,21 @@ class Svr(PooledHead):
         """[points]: summed over the held rows.
 
         Distances are computed once per fold, and kernels once per gamma; a search by scikit-learn
-        computes them for every point.
+        computes them for every point.  Beyond MOST_KERNEL_BYTES libsvm computes what it needs.
         """
+        errors = np.empty(len(points))
         scaler = MinMaxScaler().fit(inputs[kept])
         support, query = scaler.transform(inputs[kept]), scaler.transform(inputs[held])
         spread = _spread(support)
+        if 16 * len(support) * len(inputs) > MOST_KERNEL_BYTES:
+            for place, (log2_cost, log2_gamma) in enumerate(points):
+                gamma = 2.0**log2_gamma / spread
+                regressor = self._regressor(mos, log2_cost, kernel="rbf", gamma=gamma)
+                predicted = regressor.fit(support, mos[kept]).predict(query)
+                errors[place] = np.sum((predicted - mos[held]) ** 2)
+            return errors
         near = euclidean_distances(support, squared=True) / spread
         far = euclidean_distances(query, support, squared=True) / spread
-        errors = np.empty(len(points))
         computed = None
         for place, (log2_cost, log2_gamma) in enumerate(points):
             if log2_gamma != computed:

@@ -52,9 +52,9 @@ def import_feats_mat(
 ) -> Imported:
     """Bank a matrix [n, d] of a MATLAB file, version 5 or 7.3: one row per video.
 
-    A matrix [d, n] is turned; a cell array of n matrices [t, d] gives t rows per video.  Values
-    that are not finite become the mean of their column over the file, as in BVQA_Benchmark; the
-    notes say which, and so does each video's record.
+    A matrix [d, n] is turned, and one of n x n is not; a cell array of n matrices [t, d] gives t
+    rows per video.  Values that are not finite become the mean of their column over the file, as in
+    BVQA_Benchmark; the notes say which, and so does each video's record.
 
     Args:
         path: the file.
@@ -70,7 +70,7 @@ def import_feats_mat(
         InvalidFeatureError: naming variable, row and column, if a column or a row has no finite
             value at all.
     """
-    chosen, rows, turned = _fitting(path, _mat_variables(path), len(ids), variable)
+    chosen, rows, cautions = _fitting(path, _mat_variables(path), len(ids), variable)
     dtype = rows[0].dtype.name
     if dtype not in NPY_DTYPES:
         raise InvalidFeatureError(f"{path}: {chosen} holds {dtype}; that is no feature")
@@ -105,9 +105,7 @@ def import_feats_mat(
                 feature=numbered,
             )
         )
-    notes = [f"{path.name}: {chosen}, {len(filled)} videos x {spec.shape[0]}"]
-    if turned:
-        notes.append(f"{chosen} has videos in its columns and was turned")
+    notes = [f"{path.name}: {chosen}, {len(filled)} videos x {spec.shape[0]}", *cautions]
     notes += [
         f"row {row + 1} ({ids[row]}), column {', '.join(str(column + 1) for column in columns)}: "
         "not finite, filled with the mean of the column"
@@ -128,7 +126,8 @@ def import_numbered_npy(
     """Bank `{row}_{extractor}.npy` files [t, d], as VSFA, MDTVSFA and TCSVT-2022-BVQA write them.
 
     Row numbers may begin at 0 or 1 and must be complete.  Where `{row}_score.npy` lie beside them,
-    they must agree with the label file's scores, which shows that the order is the same.
+    they must agree with the label file's scores, which shows that the order is the same; the notes
+    say how many could be compared.
 
     Args:
         folder: with the files.
@@ -159,8 +158,14 @@ def import_numbered_npy(
     if scored is None:
         notes.append("no score files: nothing shows that the label file has the same order")
     else:
-        _check_scores(folder, scored, ids, mos)
-        notes.append(f"{len(scored)} score files agree with the label file")
+        compared = _check_scores(folder, scored, ids, mos)
+        notes.append(
+            f"{compared} of {len(scored)} score files agree with the label file"
+            if compared
+            else f"{len(scored)} score files could not be compared with the label file: that "
+            "takes three scores, not all alike, on both sides; nothing shows that the order is "
+            "the same"
+        )
     if not ordered:
         raise BankError(f"{folder} has scores and no features")
     imported = []
@@ -308,8 +313,8 @@ def _fitting(
     variables: Mapping[str, list[NDArray[Any]] | NDArray[Any]],
     n: int,
     variable: str | None,
-) -> tuple[str, list[NDArray[Any]], bool]:
-    """Name, [t, d] of each video, and whether the matrix was turned."""
+) -> tuple[str, list[NDArray[Any]], list[str]]:
+    """Name, [t, d] of each video, and what could have been read otherwise."""
     shapes = {
         name: f"{len(value)} cells"
         if isinstance(value, list)
@@ -317,6 +322,7 @@ def _fitting(
         for name, value in variables.items()
     }
     seen = ", ".join(f"{name} ({shape})" for name, shape in shapes.items()) or "no matrix"
+    cautions = []
     if variable is not None:
         if variable not in variables:
             raise BankError(f"{path} has no matrix {variable!r}; it has {seen}")
@@ -325,6 +331,12 @@ def _fitting(
         fits = [name for name, value in variables.items() if n in _lengths(value)]
         wide = [name for name in fits if _width(variables[name], n) > 1]
         usual = [name for name in USUAL_VARIABLES if name in fits]
+        others = [name for name in wide if name not in usual[:1]]
+        if usual and others:
+            cautions.append(
+                f"{' and '.join(others)} would fit, too; {usual[0]} was taken for its name, and "
+                "--variable takes another"
+            )
         fits = usual[:1] or wide or fits
     if len(fits) != 1 or n not in _lengths(variables[fits[0]]):
         which = "no variable has" if len(fits) < 2 else f"{' and '.join(fits)} all have"
@@ -338,10 +350,17 @@ def _fitting(
         widths = {cell.shape[1] for cell in value}
         if len(widths) > 1:
             raise BankError(f"{path}: cells of {name} have {sorted(widths)} columns, not one width")
-        return name, [np.ascontiguousarray(cell) for cell in value], False
+        return name, [np.ascontiguousarray(cell) for cell in value], cautions
     turned = value.shape[0] != n
+    if turned:
+        cautions.append(f"{name} has videos in its columns and was turned")
+    elif value.shape[1] == n:
+        cautions.append(
+            f"{name} is {n} x {n}, so nothing shows whether its rows or its columns are the "
+            "videos; rows were taken"
+        )
     matrix = np.ascontiguousarray(value.T if turned else value)
-    return name, list(matrix[:, None]), turned
+    return name, list(matrix[:, None]), cautions
 
 
 def _lengths(value: list[NDArray[Any]] | NDArray[Any]) -> tuple[int, ...]:
@@ -404,12 +423,13 @@ def _in_rows(folder: Path, kind: str, files: Mapping[int, Path], n: int) -> list
 
 def _check_scores(
     folder: Path, files: Sequence[Path], ids: Sequence[str], mos: Sequence[float | None]
-) -> None:
+) -> int:
+    """How many scores agree; 0 where too few are known, or all are alike."""
     known = [row for row, score in enumerate(mos) if score is not None]
     given = np.array([float(npy_rows(files[row]).ravel()[0]) for row in known])
     stated = np.array([mos[row] for row in known], np.float64)
     if len(known) < 3 or given.std() == 0 or stated.std() == 0:
-        return
+        return 0
     slope, offset = np.polyfit(given, stated, 1)  # VSFA keeps scores as they are, others scaled
     correlation = float(np.corrcoef(given, stated)[0, 1])
     if correlation < SAME_ORDER:
@@ -418,6 +438,7 @@ def _check_scores(
             f"{folder}: the scores beside the features are those of other rows than the label "
             f"file's (correlation {correlation:.4f}; {files[worst].name} against {ids[worst]})"
         )
+    return len(known)
 
 
 def _feature_name(name: str, kind: str, *, alone: bool) -> str:

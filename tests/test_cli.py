@@ -111,13 +111,22 @@ def test_a_shipped_head_scores_new_videos_and_banks_what_it_extracts(project, tm
     videos = [tmp_path / "clean.mp4", tmp_path / "noisy.mp4"]
 
     first = vqbank("predict", tmp_path / "head", *videos, "--bank", tmp_path / "bank")
-    again = vqbank("predict", tmp_path / "head", *videos, "--bank", tmp_path / "bank")
+    again = vqbank(
+        "predict", tmp_path / "head", *videos, "--bank", tmp_path / "bank",
+        "-o", tmp_path / "submission.csv",
+    )  # fmt: skip
 
     assert first.returncode == again.returncode == 0, first.stderr
     clean, noisy = (float(line.split("\t")[0]) for line in first.stdout.splitlines())
     assert clean > noisy + 20
     assert again.stdout == first.stdout
     assert "0 frames decoded" in again.stderr
+    with (tmp_path / "submission.csv").open() as file:
+        submitted = [(row["filename"], float(row["score"])) for row in csv.DictReader(file)]
+    assert submitted == [
+        ("clean.mp4", pytest.approx(clean, abs=1e-4)),
+        ("noisy.mp4", pytest.approx(noisy, abs=1e-4)),
+    ]
     card = yaml.safe_load((tmp_path / "head" / "card.yaml").read_text())
     assert set(card["keys"]) == {"quality", "motion"}
 

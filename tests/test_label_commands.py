@@ -64,6 +64,68 @@ def test_import_joins_files_and_takes_name_score_and_scenes(tmp_path):
     ]  # fmt: skip
 
 
+def test_import_keeps_data_sets_of_different_names_apart(tmp_path):
+    one = write(tmp_path / "one.csv", "name,mos,scene\n1.mp4,1,x\n2.mp4,5,x\n")
+    two = write(tmp_path / "two.csv", "name,mos,scene\n1.mp4,20,x\n2.mp4,90,x\n")
+    more = write(tmp_path / "more.csv", "name,mos,scene\n3.mp4,30,x\n2.mp4,90,x\n")
+    names = ("--name", "a", "--name", "b", "--name", "b")
+    write(tmp_path / "videos" / "a" / "1.mp4", "")
+    write(tmp_path / "videos" / "b" / "1.mkv", "")
+    manifest = tmp_path / "m.csv"
+    code, _ = vqbank("labels", "import", one, two, more, "-o", manifest, *names)
+    videos = read_manifest(manifest)
+
+    assert code == 0
+    assert [(video.id, video.mos, video.scene) for video in videos] == [
+        ("a/1.mp4", 1, "a/x"), ("a/2.mp4", 5, "a/x"),
+        ("b/1.mp4", 20, "b/x"), ("b/2.mp4", 90, "b/x"), ("b/3.mp4", 30, "b/x"),
+    ]  # fmt: skip
+    vqbank("split", "make", manifest, "--splits", "across", "-o", tmp_path / "s.json")
+    assert len(json.loads((tmp_path / "s.json").read_text())["splits"]) == 2
+
+    folder = ("--videos", tmp_path / "videos")
+    code, _ = vqbank("labels", "import", one, two, more, "-o", manifest, *names, *folder)
+    assert code == 1
+    assert [video.id for video in read_manifest(manifest)] == ["a/1.mp4", "b/1.mkv"]
+    with pytest.raises(ManifestError, match="2 names for 3 files"):
+        vqbank("labels", "import", one, two, more, "-o", manifest, *names[:4])
+    with pytest.raises(ManifestError, match="cannot be mixed"):
+        vqbank("labels", "import", one, more, "-o", manifest)
+
+
+def test_import_says_which_files_are_raw_and_which_scales_are_not_shown_to_be_one(tmp_path):
+    one = write(tmp_path / "one.csv", "name,mos\na.yuv,1\nb.yuv,5\n")
+    two = write(tmp_path / "two.csv", "name,mos\nc.mp4,2\nd.mp4,70\n")
+    _, answer = vqbank("labels", "import", one, two, "-o", tmp_path / "m.csv")
+
+    assert "2 are .yuv: frames without their size" in answer
+    assert "caution: " in answer
+    _, answer = vqbank("labels", "check", one, two)
+    assert "nothing shows that both are on one scale" in answer
+
+
+def test_check_names_what_could_not_be_compared(tmp_path):
+    one = write(tmp_path / "one.csv", "name,mos\n1.mp4,3\n2.mp4,4\n")
+    two = write(tmp_path / "two.csv", "name,mos\na/1.mp4,3\nb/1.mp4,5\n")
+
+    assert "not compared: 1.mp4 may be a/1.mp4 or b/1.mp4" in vqbank("labels", "check", one, two)[1]
+
+
+def test_the_score_of_a_label_file_can_be_named_wherever_it_is_read(tmp_path):
+    labels = write(tmp_path / "l.csv", "name,mos,score\n" + "".join(f"{n},1,2\n" for n in range(9)))
+    made = ("split", "make", labels, "--splits", "random2", "-o", tmp_path / "s.json")
+
+    with pytest.raises(ManifestError, match="'mos' and 'score' may be the score; --score says"):
+        vqbank(*made)
+    assert vqbank(*made, "--score", "mos")[0] == 0
+    audit = ("split", "audit", labels, "--splits", tmp_path / "s.json", "--score", "mos")
+    assert vqbank(*audit)[0] == 0
+    manifest = tmp_path / "m.csv"
+    vqbank("labels", "import", labels, "-o", manifest, "--score", "mos")
+    with pytest.raises(ManifestError, match=r"--score is for label files; the score of \S+m.csv"):
+        vqbank("split", "make", manifest, *made[3:], "--score", "mos")
+
+
 def test_import_finds_files_and_tells_what_is_left_over(tmp_path):
     labels = write(tmp_path / "labels.txt", "a.mp4,1\nbee,2\ncolour_1.mp4,3\n")
     for name in ("x/a.mkv", "bee.mp4", "color_1.mp4"):
@@ -158,7 +220,12 @@ def test_audit_finds_near_duplicates_in_a_bank(tmp_path):
     writer.commit()
     rows = list(range(20))
     sides = {"train": [row for row in rows if row != 4], "validation": [], "test": [4]}
-    splits = {"vqbank_splits": 1, "videos": [f"v{row}" for row in rows], "splits": [sides]}
+    splits = {
+        "vqbank_splits": 1,
+        "name": "own",
+        "videos": [f"v{row}" for row in rows],
+        "splits": [sides],
+    }
     file = write(tmp_path / "s.json", json.dumps(splits))
     arguments = ("split", "audit", manifest, "--splits", file, "--bank", tmp_path / "bank")
     code, answer = vqbank(*arguments, "--features", "clip.embedding")

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.labels import key_of, read_labels
-from pipelines.labels.match import match
+from pipelines.labels.label import parts_of
+from pipelines.labels.match import assumed_data_set, match
 from pipelines.labels.merge import agreement, merged
 from pipelines.labels.scenes import likely_pattern, scenes_by_name, scenes_by_pattern
 from pipelines.labels.videos import reconcile, videos_of
@@ -68,6 +69,29 @@ def test_maxwells_labels_of_the_same_shape_are_told_apart_by_their_numbers(tmp_p
     assert labels.rows[0].other_scores == {"T-all": 3.1, "A-all": 2.9}
     assert "MaxWell" in labels.layout
     assert read(tmp_path, "a.mp4,3.1,2.9,3.0\nb.mp4,1.5,2,1\n", score="A-all").mos[0] == 2.9
+
+
+def test_a_file_is_maxwells_only_where_every_score_is_one(tmp_path):
+    labels = read(tmp_path, "a.mp4, 8.0, 4, 3.0\nb.mp4, 8.5, 5, 1.3\n")
+
+    assert "FAST-VQA" in labels.layout
+    assert "FAST-VQA" in read(tmp_path, "a.mp4, 3.1, 2.9, 3.0\nb.mp4, 1.5, 1.25, 72\n").layout
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (0, 7, 40)])
+def test_the_index_that_pandas_writes_is_no_column(tmp_path, numbers):
+    rows = "".join(f"{number},{name},3.5\n" for number, name in zip(numbers, "abc", strict=True))
+    labels = read(tmp_path, f",video,mos\n{rows}")
+
+    assert rated(labels) == [("a", 3.5), ("b", 3.5), ("c", 3.5)]
+    assert "row numbers before it" in labels.layout
+
+
+def test_names_of_digits_need_no_header(tmp_path):
+    labels = read(tmp_path, "3339962845,4.64\n5319047612,3.5\n")
+
+    assert rated(labels) == [("3339962845", 4.64), ("5319047612", 3.5)]
+    assert "column 1 holds names of digits" in labels.notes
 
 
 def test_four_columns_that_are_neither_are_refused_with_line_and_column(tmp_path):
@@ -272,6 +296,19 @@ def test_vsfas_index_holds_reference_ids_from_1(tmp_path):
     assert [row.scene for row in labels.rows] == ["2", "1", "2"]
 
 
+def test_reference_ids_that_differ_in_every_row_are_what_an_index_orders(tmp_path):
+    index = orders(np.random.default_rng(0), np.arange(1, 5), count=3)
+    save_73(
+        tmp_path / "x.mat", names=["a", "b", "c", "d"], scores=[1.5, 2, 3, 4], index=index,
+        ref_ids=[3, 1, 4, 2],
+    )  # fmt: skip
+    labels = read_labels(tmp_path / "x.mat")
+
+    assert labels.orders.meaning == "reference ids"
+    assert labels.orders.groups.tolist() == [2, 0, 3, 1]
+    assert np.array_equal(labels.orders.orders, index - 1)
+
+
 def test_an_index_that_orders_other_rows_is_not_used_and_says_so(tmp_path):
     content = {
         "video_names": cells(["a", "b", "c"]),
@@ -338,6 +375,49 @@ def test_vmafs_modules_are_read_and_never_run(tmp_path):
         read(tmp_path, VMAF.replace("'c.yuv'", "resource('c')"))
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "dis_videos += [{'path': 'd.yuv', 'dmos': 1}]",
+        "dis_videos.append({'path': 'd.yuv', 'dmos': 1})",
+        "for n in range(3): dis_videos.append({'path': str(n), 'dmos': n})",
+        "dis_videos = [{'path': 'd.yuv', 'dmos': 1}]",
+        "dis_videos = dis_videos + [{'path': 'd.yuv', 'dmos': 1}]",
+        "also = dis_videos",
+    ],
+)
+def test_vmafs_videos_stand_in_one_statement_or_the_file_is_refused(tmp_path, more):
+    with pytest.raises(ManifestError, match=r"x.txt:11:1: `.*` would have to be run"):
+        read(tmp_path, VMAF + more + "\n")
+
+
+def test_vmafs_list_may_have_a_type(tmp_path):
+    typed = VMAF.replace("dis_videos =", "dis_videos: list[dict] =")
+
+    assert rated(read(tmp_path, typed)) == rated(read(tmp_path, VMAF))
+    with pytest.raises(ManifestError, match=r"x.txt:1:1: `dis_videos \+= "):
+        read(tmp_path, "dis_videos += [{'path': 'd.yuv', 'dmos': 1}]\n")
+
+
+@pytest.mark.parametrize(
+    "between",
+    ["folder += '/more'", "folder = resource('y')", "if width:\n    folder = '/other'"],
+)
+def test_vmafs_variables_that_may_have_changed_are_not_used(tmp_path, between):
+    changed = VMAF.replace("ref_videos", f"{between}\nref_videos")
+
+    with pytest.raises(ManifestError, match="`folder` would have to be run"):
+        read(tmp_path, changed)
+
+
+@pytest.mark.parametrize("path", ["f'{width:05d}.yuv'", "f'{folder!r}.yuv'", "'%s.yuv' % folder"])
+def test_what_formats_a_vmaf_path_is_refused_and_never_dropped(tmp_path, path):
+    with pytest.raises(ManifestError, match=r"would have to be run"):
+        read(tmp_path, VMAF.replace("'c.yuv'", path))
+    with pytest.raises(ManifestError, match=r"x.txt:9:5: `.*` would have to be run"):
+        read(tmp_path, VMAF.replace("'path': 'c.yuv'", "'path': 'c.yuv', **base"))
+
+
 def test_vmafs_raw_scores_become_mean_deviation_and_number(tmp_path):
     text = "dis_videos = [{'path': 'a', 'os': [1, 2, 3]}, {'path': 'b', 'os': {'x': 4, 'y': 4}}]\n"
     rows = read(tmp_path, text).rows
@@ -370,7 +450,11 @@ def test_vmafs_raw_scores_become_mean_deviation_and_number(tmp_path):
         ("a.mp4,3\nb.mp4,nan\n", r"x.txt:2, column 2 is 'nan'"),
         ("a,8,30,3\nb,8,30,NaN\n", r"x.txt:2, column 4 is 'NaN'"),
         ("name,mos\na,3\nb,4\na,3\n", r"x.txt:4, column 1 \(name\): video 'a' is rated in \S+:2 "),
+        ("name,mos\n./a.mp4,3\nA.mp4,4\n", r"x.txt:3, .*'A.mp4' is rated in \S+:2 .*as './a.mp4'"),
+        ("s\\a.mp4,3\ns/a.mp4,4\n", r"x.txt:2, column 1: .* is rated in \S+:1 already, as 's.*a"),
         ("name,mos\n,3\n", r"x.txt:2, column 1 \(name\) is empty"),
+        (",mos\n0,3\n1,4\n", r"x.txt:1 fits no layout: no column names the videos"),
+        (",name,mos\n7,a,3\n7,b,4\n", r"x.txt:1, column 1 has cells and no name in the header"),
         ("name,mos,std\na,3,-1\n", r"x.txt:2, column 3 \(std\): a standard deviation is not -1"),
         ("name,mos,votes\na,3,1.5\n", r"x.txt:2, column 3 \(votes\): a number of ratings is not"),
         ("name,mos,split\na,3,train\nb,3,tset\n", r"x.txt:3, column 3 \(split\): 'tset' is no"),
@@ -476,7 +560,7 @@ def test_no_text_at_all_ends_in_another_error(tmp_path_factory, text):
 @given(
     names=st.lists(
         st.text(st.characters(exclude_categories=["C", "Z"]), max_size=9).map("v{}".format),
-        min_size=2, max_size=8, unique=True,
+        min_size=2, max_size=8, unique_by=parts_of,
     ),
     scores=st.lists(st.floats(-100, 100).map(lambda x: round(x, 4)), min_size=8, max_size=8),
     delimiter=st.sampled_from(",;\t|"),
@@ -530,6 +614,19 @@ def test_parts_are_not_dropped_as_common_folders():
     assert match(["KoNViD_1k_videos/1.mp4"], ["1"]).pairs == ((0, 0),)
 
 
+def test_names_are_of_one_data_set_that_is_named_where_they_do_not_state_it():
+    ids = ["kvq/train/0000.mp4", "kvq/train/0001.mp4", "vqc/A.mp4"]
+
+    def assumed(*names):
+        return assumed_data_set(match(names, ids), names, ids)
+
+    assert assumed("0000.mp4", "0001.mp4") == "kvq"
+    assert assumed("KVQ/train/0000.mp4", "vqc/a.mp4") == ""
+    assert assumed("kvq/0000.mp4", "x/9.mp4") == ""
+    with pytest.raises(ManifestError, match=r"0000.mp4 fits kvq/train.*, and a.mp4 fits vqc"):
+        assumed("0000.mp4", "a.mp4")
+
+
 def test_scenes_follow_stated_rules_or_nothing_is_grouped():
     kvq = [f"train/{number:04d}.mp4" for number in range(1, 15)]
 
@@ -552,6 +649,26 @@ def test_scenes_follow_stated_rules_or_nothing_is_grouped():
         "0826trainpullsaway", "0911nightscene", "0911nightscene",
     )  # fmt: skip
     assert scenes_by_name(["a.mp4"]) is None
+
+
+def test_scenes_that_a_file_states_go_before_those_of_its_names(tmp_path):
+    names = [f"train/{number:04d}.mp4" for number in range(1, 15)]
+    stated = "".join(f"{name},3,{row // 2}\n" for row, name in enumerate(names))
+    labels = read(tmp_path, f"filename,mos,content_id\n{stated}")
+
+    assert [row.scene for row in labels.rows] == [str(row // 2) for row in range(14)]
+    assert labels.scene_rule == "column content_id"
+    guessed = read(tmp_path, "filename,mos\n" + "".join(f"{name},3\n" for name in names))
+    assert [row.scene for row in guessed.rows] == ["train-001"] * 7 + ["train-002"] * 7
+    assert any("a guess from names that any data set may have" in note for note in guessed.notes)
+    assert not any("a guess" in note for note in labels.notes)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "y4m", "YUV"])
+def test_scenes_do_not_depend_on_the_container(suffix):
+    names = [f"Test01_City_D01.{suffix}", f"Test06_Talking_head_D02.{suffix}"]
+
+    assert scenes_by_name(names).scenes == ("City", "Talking head")
 
 
 def test_a_pattern_groups_and_a_hint_offers_one():
@@ -602,7 +719,7 @@ def test_two_kinds_of_mos_are_never_mixed(tmp_path):
 def test_files_that_agree_are_joined_and_fill_each_other_in(tmp_path):
     one = read(tmp_path, "name,mos,std\nset/a.mp4,3.5,\nset/b.mp4,,0.5\n")
     two = read(tmp_path, "name,mos,votes,split\nb,2,9,test\nc,1,8,train\na,3.50005,7,train\n")
-    rows = merged([one, two])
+    rows = merged([one, two]).rows
 
     assert agreement(one, two).compared == 1
     assert [(r.name, r.mos, r.std, r.ratings, r.part) for r in rows] == [
@@ -612,12 +729,27 @@ def test_files_that_agree_are_joined_and_fill_each_other_in(tmp_path):
     ]
 
 
+def test_files_without_a_shared_score_are_joined_with_a_caution_or_refused(tmp_path):
+    one = read_labels(write(tmp_path, "name,mos\na,1\nb,5\n", "one.csv"))
+    near = read_labels(write(tmp_path, "name,mos\nc,0\nd,90\n", "near.csv"))
+    far = read_labels(write(tmp_path, "name,mos\ne,20\nf,90\n", "far.csv"))
+    unscored = read_labels(write(tmp_path, "name,mos\ng,\nh,\n", "test.csv"))
+
+    (caution,) = merged([one, near, unscored]).cautions
+    assert "from 1 to 5" in caution
+    assert "from 0 to 90, and no video is scored in both: nothing shows" in caution
+    with pytest.raises(ManifestError, match=r"from 1 to 5, .*from 20 to 90, .* are two scales"):
+        merged([one, far])
+
+
 def test_a_name_that_may_be_one_of_two_is_not_joined(tmp_path):
     one = read(tmp_path, "name,mos\n1.mp4,3\n2.mp4,4\n")
     two = read_labels(write(tmp_path, "name,mos\na/1.mp4,3\nb/1.mp4,3\n", "two.csv"))
 
-    with pytest.raises(ManifestError, match=r"1.mp4 \(.*x.txt:2\) may be a/1.mp4 or b/1.mp4 of"):
+    with pytest.raises(ManifestError, match=r"x.txt:2: 1.mp4 may be a/1.mp4 or b/1.mp4 of"):
         merged([one, two])
+    both = agreement(one, two)
+    assert (both.shared, both.unclear) == (0, "1.mp4 may be a/1.mp4 or b/1.mp4")
 
 
 def test_files_that_disagree_are_refused_with_both_places(tmp_path):
@@ -658,6 +790,16 @@ def test_labels_and_files_are_reconciled(tmp_path):
     ]
     with pytest.raises(ManifestError, match="is no folder"):
         reconcile(labels.rows, tmp_path / "none", "set")
+
+
+def test_raw_frames_are_found_as_files(tmp_path):
+    name = "0723_ManUnderTree_GS5_03_20150723_130016.yuv"
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / name).touch()
+
+    found = reconcile(read(tmp_path, f"{name},3\n").rows, tmp_path / "videos", "set")
+
+    assert [video.path.name for video in found.videos] == [name]
 
 
 # Published files

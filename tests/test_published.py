@@ -128,6 +128,28 @@ def test_two_matrices_that_fit_are_refused_until_one_is_named(tmp_path, store):
     np.testing.assert_allclose(banked(store, got), 2 * ROWS, rtol=1e-6)
 
 
+def test_a_matrix_taken_for_its_name_says_which_others_fit(tmp_path, store):
+    path = version_5(tmp_path / "x.mat", feats_mat=ROWS, deep=2 * ROWS, mos=np.ones((5, 1)))
+
+    got = import_feats_mat(path, store, name="x", ids=IDS)
+
+    np.testing.assert_allclose(banked(store, got), ROWS, rtol=1e-6)
+    assert any("deep would fit, too; feats_mat was taken" in note for note in got.notes)
+    named = import_feats_mat(path, store, name="y", ids=IDS, variable="feats_mat")
+    assert not any("would fit" in note for note in named.notes)
+
+
+def test_a_square_matrix_says_that_its_rows_were_taken(tmp_path, store):
+    square = np.random.default_rng(2).normal(size=(5, 5))
+
+    got = import_feats_mat(
+        version_5(tmp_path / "x.mat", feats_mat=square), store, name="s", ids=IDS
+    )
+
+    np.testing.assert_allclose(banked(store, got), square, rtol=1e-6)
+    assert any("feats_mat is 5 x 5, so nothing shows" in note for note in got.notes)
+
+
 def test_importing_again_banks_nothing_and_other_numbers_are_refused(tmp_path, store):
     path = version_5(tmp_path / "x.mat", feats_mat=ROWS)
     import_feats_mat(path, store, name="x", ids=IDS)
@@ -177,7 +199,25 @@ def test_numbered_files_are_rows_of_the_label_file(tmp_path, store, base):
 
     assert [len(store.read(got.spec, video_id).values) for video_id in IDS] == [1, 2, 3, 4, 5]
     assert store.read(got.spec, IDS[2]).values[0].tolist() == [2] * 4
-    assert "5 score files agree" in got.notes[0]
+    assert "5 of 5 score files agree" in got.notes[0]
+
+
+@pytest.mark.parametrize("mos", [[None] * 5, [3.0, 1, None, None, None], [2.0] * 5])
+def test_scores_that_cannot_be_compared_do_not_agree(tmp_path, store, mos):
+    folder = numbered(tmp_path / "tree", scores=[3.0, 1, 4, 1, 5])
+
+    (got,) = import_numbered_npy(folder, store, name="vsfa", ids=IDS, mos=mos)
+
+    assert "5 score files could not be compared with the label file" in got.notes[0]
+    assert not any("agree" in note for note in got.notes)
+
+
+def test_only_rows_with_a_score_count_as_compared(tmp_path, store):
+    folder = numbered(tmp_path / "tree", scores=[3.0, 1, 4, 1, 5])
+
+    (got,) = import_numbered_npy(folder, store, name="x", ids=IDS, mos=[3.0, 1, 4, None, None])
+
+    assert "3 of 5 score files agree" in got.notes[0]
 
 
 def test_scores_of_another_order_are_refused(tmp_path, store):
@@ -274,3 +314,57 @@ def test_a_matrix_is_imported_and_evaluated_by_name(tmp_path):
     assert "Provenance unknown, because imported: imported.x." in said
     assert (tmp_path / "out.json").exists()
     assert "unknown" in vqbank("ls", bank)
+
+
+def per_second(tmp_path, *videos):
+    for video in videos:
+        folder = tmp_path / "tree" / video
+        folder.mkdir(parents=True)
+        for second in range(2):
+            np.save(folder / f"{second}.npy", np.full((1, 3), second, np.float32))
+    return tmp_path / "tree"
+
+
+def import_seconds(tmp_path, labels, *more):
+    (tmp_path / "l.csv").write_text(labels)
+    return str(
+        vqbank(
+            "import", "per-second-npy", tmp_path / "tree", "--labels", tmp_path / "l.csv",
+            "--bank", tmp_path / "bank", "--name", "x", *more,
+        )
+    )  # fmt: skip
+
+
+def test_a_folder_that_may_be_one_of_two_videos_is_refused(tmp_path):
+    per_second(tmp_path, "a")
+    said = import_seconds(tmp_path, "filename,mos\ntrain/a.mp4,1\ntest/a.mp4,2\n")
+
+    assert "a may be l/train/a.mp4 or l/test/a.mp4 of" in said
+
+
+def test_folders_say_of_which_data_set_they_were_taken_to_be(tmp_path):
+    per_second(tmp_path, "a", "b")
+    said = import_seconds(tmp_path, "filename,mos\na.mp4,1\nc.mp4,2\n")
+    assert "1 folders of 2 are labelled, as videos of l" in said
+
+    said = import_seconds(tmp_path, "id,path,mos\none/a.mp4,a.mp4,1\ntwo/b.mp4,b.mp4,2\n")
+    assert "a fits one/a.mp4, and b fits two/b.mp4" in said
+
+
+@pytest.mark.parametrize("kind", ["feats-mat", "numbered-npy", "per-second-npy"])
+def test_every_import_takes_the_column_of_the_score(tmp_path, kind):
+    per_second(tmp_path, *"abcde")
+    numbered(tmp_path / "numbered", scores=[3.0, 1, 4, 1, 5])
+    version_5(tmp_path / "x.mat", feats_mat=ROWS)
+    rows = zip("abcde", [3, 1, 4, 1, 5], strict=True)
+    (tmp_path / "l.csv").write_text(
+        "filename,mos,score\n" + "".join(f"{name}.mp4,{mos},7\n" for name, mos in rows)
+    )
+    source = {"feats-mat": "x.mat", "numbered-npy": "numbered", "per-second-npy": "tree"}[kind]
+    arguments = (
+        "import", kind, tmp_path / source, "--labels", tmp_path / "l.csv",
+        "--bank", tmp_path / "bank", "--name", "x",
+    )  # fmt: skip
+
+    assert "'mos' and 'score' may be the score; --score says which" in str(vqbank(*arguments))
+    assert "5 videos banked" in vqbank(*arguments, "--score", "mos")

@@ -175,6 +175,35 @@ def test_every_head_says_how_it_was_selected(fitted):
     assert rule[fitted.name] in fitted.selection_
 
 
+@pytest.mark.parametrize("name", ["ridge", "svr", "gaussian"])
+def test_heads_without_epochs_leave_out_the_validation_part_of_a_split(name):
+    table, mos = synthetic(40)
+    validation = np.arange(0, 40, 4)
+    rest = np.setdiff1d(np.arange(40), validation)
+    beside = make_head(name).fit(table, mos, validation=validation)
+    alone = make_head(name).fit(table.subset(rest), mos[rest])
+
+    assert np.array_equal(beside.predict(table), alone.predict(table))
+    assert beside.selection_.endswith("the 10 validation videos of the split were not fitted")
+    assert (
+        make_head(name).fit(table, mos, validation=validation[:0]).predict(table)[0]
+        != (beside.predict(table)[0])
+    )
+
+
+def test_kernels_too_large_for_memory_change_no_choice(monkeypatch):
+    table, mos = synthetic(60)
+    kept_in_memory = make_head("svr", draws=3).fit(table, mos)
+    computed = []
+    monkeypatch.setattr("regressors.svr.MOST_KERNEL_BYTES", 0)
+    monkeypatch.setattr("regressors.svr.euclidean_distances", lambda *a, **k: computed.append(1))
+    streamed = make_head("svr", draws=3).fit(table, mos)
+
+    assert streamed.selection_ == kept_in_memory.selection_
+    assert np.array_equal(streamed.predict(table), kept_in_memory.predict(table))
+    assert not computed
+
+
 def test_fitting_leaves_the_global_generators_alone(head):
     numpy_before = np.random.get_state()  # noqa: NPY002  # what is looked at is the global one
     torch_before = torch.get_rng_state()

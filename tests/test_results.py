@@ -3,17 +3,21 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.compare import compare
 from pipelines.evaluate import Trial, banked_videos
 from pipelines.labels import read_labels
+from pipelines.manifest import read_videos
 from pipelines.recipe import Protocol, Recipe
+from pipelines.report import result_table, write_report
 from pipelines.results import (
     Record,
     read_records,
@@ -24,7 +28,8 @@ from pipelines.results import (
     to_ntire,
     write_record,
 )
-from regressors import make_head
+from pipelines.splits import Split, named_splits, write_splits
+from regressors import make_head, pooling
 from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError, VqbankError
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
@@ -141,6 +146,30 @@ def test_latex_escapes_what_latex_would_read(record):
     assert "clip\\_b32.embedding" in to_latex([named])
 
 
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a\\b", "a\\textbackslash{}b"),
+        ("2^8", "2\\textasciicircum{}8"),
+        ("~", "\\textasciitilde{}"),
+        ("{50%}", "\\{50\\%\\}"),
+    ],
+)
+def test_latex_prints_a_heads_label_as_it_is(record, text, escaped):
+    heads = [record.heads[0].model_copy(update={"name": text})]
+
+    assert f"& {escaped} &" in to_latex([record.model_copy(update={"heads": heads})])
+
+
+def test_every_table_shows_the_bootstrap_interval(record):
+    low, high = record.heads[0].statistics["srcc"].confidence
+    row = next(csv.DictReader(io.StringIO(to_csv([record]))))
+
+    assert (float(row["srcc_low"]), float(row["srcc_high"])) == pytest.approx((low, high), abs=1e-6)
+    for text in (to_markdown([record]), to_latex([record])):
+        assert f"ridge: 95 % bootstrap interval of the median: SRCC {low:.4f} to {high:.4f}" in text
+
+
 def test_csv_has_every_statistic(record):
     ridge, svr = csv.DictReader(io.StringIO(to_csv([record])))
 
@@ -187,6 +216,68 @@ def test_runs_on_other_splits_are_not_compared(record):
         compare([record], metric="sroc")
 
 
+def shuffled(made, order, **more):
+    """The trial with its rows in another order, and the splits that belong to it."""
+    order = np.array(order)
+    other = replace(made, table=made.table.subset(order), mos=made.mos[order], **more)
+    place = np.argsort(order)
+    other.__dict__["splits"] = [
+        Split(np.sort(place[s.train]), np.sort(place[s.test]), np.sort(place[s.validation]))
+        for s in made.splits
+    ]
+    return other
+
+
+def test_the_order_of_rows_makes_no_other_splits_and_the_validation_part_does():
+    made = trial("ridge", splits="minimalistic2")
+    one = record_of(made, list(made.run()))
+    turned = shuffled(made, range(39, -1, -1))
+    two = record_of(turned, list(turned.run()))
+    whole = replace(made)
+    whole.__dict__["splits"] = [Split(split.train, split.test) for split in made.splits]
+    three = record_of(whole, list(whole.run()))
+
+    assert (one.splits_sha256, one.mos_sha256) == (two.splits_sha256, two.mos_sha256)
+    assert one.splits_sha256 != three.splits_sha256
+    assert compare([one, two])[0].paired.median_gain == pytest.approx(0, abs=1e-6)
+
+
+def test_runs_on_other_scores_are_not_compared_and_do_not_compete(record):
+    made = trial("ridge", "svr")
+    other = replace(made, mos=made.mos + np.linspace(0, 0.1, 40))
+    realigned = record_of(other, list(other.run()))
+    labelled = [
+        record.model_copy(update={"mos_kind": "original MOS"}),
+        realigned.model_copy(update={"mos_kind": "realigned MOS"}),
+    ]
+
+    assert realigned.splits_sha256 == record.splits_sha256
+    with pytest.raises(RecipeError, match=r"other scores .* \(realigned MOS; original MOS\)"):
+        compare(labelled)
+    assert to_markdown(labelled).count("**") == 2 * to_markdown(labelled[:1]).count("**")
+
+
+def test_a_data_set_that_is_left_out_is_tested_by_scores_in_deviations():
+    rng = np.random.default_rng(0)
+    videos = [Video(f"{name}/{row}.mp4", Path("x")) for name in "abc" for row in range(20)]
+    x = rng.normal(size=(60, 1)).astype(np.float32)
+    mos = x[:, 0].astype(np.float64)
+    mos[20:40] = 1000 - 100 + 40 * x[20:40, 0]  # another scale, far away
+    made = Trial(
+        title="t",
+        score_name="MOS",
+        table=FeatureTable.from_arrays(videos, {"x": list(x[:, None])}),
+        mos=mos,
+        heads={"ridge": make_head("ridge")},
+        protocol=Protocol(splits="across"),
+    )
+
+    for result in made.run():
+        assert result.metrics.srcc > 0.99
+        assert np.abs(result.predicted).max() < 4
+    assert "in standard deviations from the mean of their own data set" in made.protocol_text
+
+
 def test_more_rmse_is_a_loss(record):
     (by_srcc,) = compare([record])
     (by_rmse,) = compare([record], metric="rmse")
@@ -196,12 +287,36 @@ def test_more_rmse_is_a_loss(record):
     assert by_srcc.reference == "ridge on memory.x"
 
 
+def test_the_middle_part_of_a_split_is_not_trained_on():
+    made = trial("ridge", "mlp", splits="minimalistic1")
+    ridge, mlp = made.run()
+
+    assert "the 8 validation videos of the split were not fitted" in ridge.selection
+    assert "on 8 of 32 training videos, the validation part of the split" in mlp.selection
+
+
 def test_processes_change_nothing(monkeypatch):
     made = trial("ridge")
     alone = record_of(made, list(made.run()))
     monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
 
     assert record_of(made, list(made.run(jobs=2))) == alone
+
+
+def test_splits_and_heads_share_one_pooling(monkeypatch):
+    made = trial("ridge", "blend", splits="random2")
+    expected = [
+        result.predicted for n, s in enumerate(made.splits) for result in made.run_split(n, s)
+    ]
+    counted = []
+    mean_and_deviation = pooling._mean_and_deviation
+    monkeypatch.setattr(
+        pooling, "_mean_and_deviation", lambda v: counted.append(1) or mean_and_deviation(v)
+    )
+
+    for result, same in zip(made.run(), expected, strict=True):
+        assert np.array_equal(result.predicted, same)
+    assert len(counted) == 40
 
 
 # Label files in place of manifests.
@@ -246,6 +361,63 @@ def test_rows_without_features_are_named_with_their_line(store, tmp_path):
         banked_videos(labels, store, store.specs())
 
 
+def test_a_manifest_of_the_same_videos_under_another_name_finds_them(store, tmp_path):
+    manifest = tmp_path / "man.csv"
+    rows = [f"man/v{row}.mp4,v{row}.mp4,{row}" for row in range(12)]
+    manifest.write_text("\n".join(["id,path,mos", *rows]) + "\n")
+    recipe = Recipe(
+        bank=store.path, videos=manifest, features={"x": "x.feature"}, heads={"ridge": {}}
+    )
+    labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
+    by_labels = Recipe(**{**recipe.__dict__, "videos": None, "labels": labels})
+
+    made, other = Trial.of(recipe, title="t"), Trial.of(by_labels, title="t")
+    assert [video.id for video in made.table.videos] == [video.id for video in other.table.videos]
+    splits = tmp_path / "splits.json"
+    mine = read_videos(manifest)
+    write_splits(splits, "random3", mine, named_splits("random3", mine))
+    read = replace(other, protocol=Protocol(splits=str(splits)))
+    assert [s.test.tolist() for s in read.splits] == [
+        s.test.tolist() for s in named_splits("random3", mine)
+    ]
+
+
+def test_some_known_ids_are_no_reason_to_guess_the_others(store, tmp_path):
+    manifest = tmp_path / "man.csv"
+    manifest.write_text("id,path,mos\nset/clips/v1.mp4,v1.mp4,1\nman/v2.mp4,v2.mp4,2\n")
+    recipe = Recipe(
+        bank=store.path, videos=manifest, features={"x": "x.feature"}, heads={"ridge": {}}
+    )
+
+    with pytest.raises(MissingFeatureError, match=r"man/v2\.mp4"):
+        Trial.of(recipe, title="t")
+
+
+def test_videos_that_an_import_filled_are_counted_in_every_table(tmp_path):
+    features = np.random.default_rng(0).normal(size=(12, 4))
+    features[3, 1] = np.nan
+    scipy.io.savemat(tmp_path / "features.mat", {"feats_mat": features})
+    labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
+    vqbank(
+        "import", "feats-mat", tmp_path / "features.mat", "--labels", labels, "--bank",
+        tmp_path / "filled", "--name", "x",
+    )  # fmt: skip
+    recipe = Recipe(
+        labels=labels, bank=tmp_path / "filled", features={"x": "imported.x"}, heads={"ridge": {}},
+        protocol=Protocol(splits="random2"),
+    )  # fmt: skip
+    made = Trial.of(recipe, title="t")
+    results = list(made.run())
+    said = "1 videos of imported.x filled with means over all videos, tested ones included"
+
+    for table in (to_markdown, to_latex, to_csv):
+        assert said in table([record_of(made, results)])
+    assert "imported.x: 1 videos had values" in str(result_table(made, results).caption)
+    assert "imported.x: 1 videos had values" in write_report(
+        made, results, tmp_path / "report"
+    ).read_text(encoding="utf-8")
+
+
 def test_videos_and_labels_together_are_refused(store, tmp_path):
     labels = label_file(tmp_path, ["v1.mp4", "v2.mp4"])
     recipe = Recipe(
@@ -261,6 +433,19 @@ def vqbank(*arguments):
     run = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert isinstance(run.exception, VqbankError | SystemExit | None), run.exception
     return run
+
+
+def test_processes_fit_what_lies_in_a_bank(store, tmp_path, monkeypatch):
+    labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
+    recipe = Recipe(
+        labels=labels, bank=store.path, features={"x": "x.feature"}, heads={"ridge": {}},
+        protocol=Protocol(splits="random4"),
+    )  # fmt: skip
+    made = Trial.of(recipe, title="t")
+    alone = record_of(made, list(made.run()))
+    monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+
+    assert record_of(made, list(made.run(jobs=2))) == alone
 
 
 def test_a_recipe_says_what_the_options_say(store, tmp_path):
@@ -282,6 +467,49 @@ def test_a_recipe_says_what_the_options_say(store, tmp_path):
     assert table.startswith("\\begin{tabular}")
     compared = vqbank("compare", tmp_path / "one.json", tmp_path / "two.json").output
     assert "+0.0000" in compared
+
+
+def test_a_recipes_splits_lie_beside_it_and_a_table_names_their_scheme(store, tmp_path):
+    rows = range(12)
+    labels = label_file(tmp_path, [f"v{row}.mp4" for row in rows])
+    labels.write_text("scene,filename,score\n" + "".join(f"{r // 2},v{r}.mp4,{r}\n" for r in rows))
+    vqbank("split", "make", labels, "--splits", "videval3", "-o", tmp_path / "splits.json")
+    (tmp_path / "recipe.yaml").write_text(
+        "labels: labels.csv\nbank: bank\nfeatures: {x.feature: x.feature}\nheads: {ridge: }\n"
+        "protocol: {splits: splits.json}\n"
+    )
+    run = vqbank("evaluate", tmp_path / "recipe.yaml", "--json", tmp_path / "one.json")
+
+    assert run.exit_code == 0, run.exception
+    (record,) = read_records(tmp_path / "one.json")
+    assert record.splits_name == "videval3"
+    assert record.splits.startswith("The 3 splits videval3 of splits.json.")
+    assert "Scenes stand on both sides in 3 of 3" in record.splits
+
+
+def test_the_column_of_the_scores_can_be_named(store, tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.write_text(
+        "filename,mos_sharp,mos_overall\n"
+        + "".join(f"v{row}.mp4,{row},{(row * 5) % 12}\n" for row in range(12))
+    )
+    options = (
+        "--bank", store.path, "--features", "x.feature", "--head", "ridge", "--splits", "random2",
+        "--labels",
+    )  # fmt: skip
+    run = vqbank(
+        "evaluate", *options, labels, "--score", "mos_sharp", "--json", tmp_path / "a.json"
+    )
+    assert run.exit_code == 0, run.exception
+    recipe = Recipe(
+        labels=labels, score="mos_overall", bank=store.path, features={"x": "x.feature"},
+        heads={"ridge": {}},
+    )  # fmt: skip
+
+    assert Trial.of(recipe, title="t").mos.tolist()[:3] == [0, 5, 10]
+    labels.write_text("id,path,mos\nset/clips/v1.mp4,v1.mp4,1\n")
+    with pytest.raises(RecipeError, match="'mos_overall' is a column of a label file"):
+        Trial.of(recipe, title="t")
 
 
 def test_a_wrong_name_of_splits_lists_all_and_a_score_that_is_missing_is_named(store, tmp_path):

@@ -157,6 +157,18 @@ def test_any_head_fits_many():
         assert np.array_equal(head.predict(table), expected.predict(table))
 
 
+def test_the_validation_part_of_a_split_chooses_the_epoch_and_is_not_trained_on(name):
+    table, mos = ragged()
+    validation = np.arange(3, 48, 5)
+    head = quick(name).fit(table, mos, validation=validation)
+    (job,) = head._jobs(table, mos, np.arange(48), validation)
+
+    assert "on 9 of 48 training videos, the validation part of the split" in head.selection_
+    assert head.record_["split"]["held_out_videos"] == [9]
+    assert job.held.tolist() == validation.tolist()
+    assert job.fit.tolist() == np.setdiff1d(np.arange(48), validation).tolist()
+
+
 # --- ensembles
 
 

@@ -336,3 +336,26 @@ def test_splits_of_other_videos_or_of_another_format_are_refused(tmp_path):
             read_splits(path, plain(9))
     with pytest.raises(RecipeError, match="cannot be read"):
         read_splits(tmp_path / "none.json", plain(9))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("videos"), "videos: field required"),
+        (lambda c: c["splits"][0].pop("validation"), "splits.0.validation: field required"),
+        (lambda c: c.update(splits=[]), "splits: list should have at least 1 item"),
+        (lambda c: c["splits"][0].update(test=[]), "splits.0.test: list should have at least 1"),
+        (lambda c: c["splits"][0].update(test=["1"]), "splits.0.test.0: input should be a valid"),
+        (lambda c: c["splits"][0].update(test=[-1]), "splits.0.test.0: input should be greater"),
+        (lambda c: c["videos"].__setitem__(1, "set/0.mp4"), "'set/0.mp4' stands there twice"),
+    ],
+)
+def test_a_splits_file_that_was_changed_by_hand_is_refused(tmp_path, change, message):
+    path = tmp_path / "splits.json"
+    write_splits(path, "random2", plain(9), named_splits("random2", plain(9)))
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+    with pytest.raises(RecipeError, match=message):
+        read_splits(path, plain(9))

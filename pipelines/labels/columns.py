@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.labels.label import IndexMeaning, Label, Labels, Orders
+from pipelines.labels.label import IndexMeaning, Label, Labels, Orders, parts_of
 from pipelines.labels.scenes import scenes_by_name
 from pipelines.labels.sheet import Sheet, is_number
 from store.errors import ManifestError, unknown_name
@@ -250,6 +250,10 @@ def _without_header(sheet: Sheet, score: str | None) -> Labels:
     columns = list(sheet.columns)
     if width == 4 and texts == ["1"]:
         return _four_columns(sheet, score)
+    taken = []
+    if width == 2 and not texts:  # ids of digits; the other column has fractions or repeats
+        texts = [column for column in columns if _are_ids(sheet.columns[column])]
+        taken = [f"column {column} holds names of digits" for column in texts]
     if width == 2 and len(texts) == 1:
         (name,) = texts
         (number,) = set(columns) - {name}
@@ -262,6 +266,7 @@ def _without_header(sheet: Sheet, score: str | None) -> Labels:
             names=sheet.columns[name],
             name_column=name,
             score=number,
+            notes=taken,
         )
     kinds = ", ".join(
         "numbers" if is_numbers else "text" if column in texts else "text and numbers"
@@ -274,16 +279,19 @@ def _without_header(sheet: Sheet, score: str | None) -> Labels:
     )
 
 
+def _are_ids(cells: Sequence[str]) -> bool:
+    return all(cell.isdecimal() for cell in cells) and len(set(cells)) == len(cells)
+
+
 def _four_columns(sheet: Sheet, score: str | None) -> Labels:
     """FAST-VQA's and DOVER's labels.txt, and MaxWell's of the same shape.
 
     Seconds and frames per second are positive, or -1 where unknown.  MaxWell's scores are all below
-    6; frames per second are so for single videos (one of YouTube-UGC has 4), never for a whole set.
+    6; durations and frames per second are both so for single videos, never for a whole set.
     """
     seconds, rates = sheet.numbers("2"), sheet.numbers("3")
-    known = [rate for rate in rates if rate is not None and rate != -1]
-    is_maxwell = bool(known) and all(0 < rate < 6 for rate in known) and len(known) == len(rates)
-    if is_maxwell:
+    cells = [*seconds, *rates, *sheet.numbers("4")]
+    if all(cell is not None and 0 < cell < 6 for cell in cells):
         names = {"2": "T-all", "3": "A-all", "4": "O"}
         renamed = Sheet(
             path=sheet.path,
@@ -415,16 +423,17 @@ def _labels(
 
 
 def _refuse_names(sheet: Sheet, column: str, names: Sequence[str]) -> None:
-    first: dict[str, int] = {}
+    first: dict[tuple[str, ...], int] = {}
     for row, name in enumerate(names):
         if not name:
             raise ManifestError(f"{sheet.cell_place(row, column)} is empty; it names the video")
-        if name in first:
+        earlier = first.setdefault(parts_of(name), row)
+        if earlier != row:
+            other = f", as {names[earlier]!r}" if names[earlier] != name else ""
             raise ManifestError(
                 f"{sheet.cell_place(row, column)}: video {name!r} is rated in "
-                f"{sheet.row_place(first[name])} already"
+                f"{sheet.row_place(earlier)} already{other}"
             )
-        first[name] = row
 
 
 def _refuse_cut_cell(sheet: Sheet, used: Sequence[str | None]) -> None:
@@ -453,17 +462,17 @@ def _decimals(cell: str) -> int:
 def _scenes(
     sheet: Sheet, names: Sequence[str], column: str | None
 ) -> tuple[list[str | None], str, str]:
-    """Scene of each row, the rule, and a note."""
+    """Scene of each row, the rule, and a note; what the file states goes before its names."""
+    note = ""
+    if column is not None:
+        cells = sheet.columns[column]
+        if len(set(cells)) < len(cells):
+            return [cell or None for cell in cells], f"column {column}", ""
+        note = f"{column} differs in every row, so it groups nothing into scenes"
     by_name = scenes_by_name(names)
     if by_name is not None:
-        return list(by_name.scenes), by_name.rule, ""
-    nothing: list[str | None] = [None] * len(names)
-    if column is None:
-        return nothing, "", ""
-    cells = sheet.columns[column]
-    if len(set(cells)) == len(cells):
-        return nothing, "", f"{column} differs in every row, so it groups nothing into scenes"
-    return [cell or None for cell in cells], f"column {column}", ""
+        return list(by_name.scenes), by_name.rule, by_name.caution
+    return [None] * len(names), "", note
 
 
 def _orders(sheet: Sheet, n: int) -> tuple[Orders | None, str]:
@@ -497,6 +506,8 @@ def _orders(sheet: Sheet, n: int) -> tuple[Orders | None, str]:
                 orders = Orders(groups, np.searchsorted(values, lines).astype(np.int64), meaning)
                 if not any(_same(orders, other) for other in found):
                     found.append(orders)
+        if found:  # reference ids come first: where they fit, row numbers would be a coincidence
+            break
     if len(found) == 1:
         return found[0], ""
     shape = " x ".join(map(str, matrix.shape))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines.labels.label import Label, Labels, key_of
+from pipelines.labels.scenes import scenes_by_name
 from store.errors import ManifestError
 
 ORIGINAL = "CVD2014's original MOS"
@@ -41,7 +42,8 @@ def with_kind(labels: Labels) -> Labels:
             f"{first.mos:g}, {one}; {second.name} ({second.place}) has {second.mos:g}, {two}"
         )
     if not known:
-        is_cvd2014 = labels.scene_rule.startswith("CVD2014")
+        by_name = scenes_by_name(labels.names)
+        is_cvd2014 = by_name is not None and by_name.rule.startswith("CVD2014")
         hint = "which of CVD2014's two kinds of MOS this is cannot be told: no video is a D01"
         return labels.with_notes(hint if is_cvd2014 else "")
     if not kinds:

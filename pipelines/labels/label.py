@@ -47,8 +47,14 @@ class Label:
         return key_of(self.name)
 
 
-def key_of(name: str) -> str:
-    """`name` without folders and suffix, in lower case; known long names become short ones.
+def parts_of(name: str) -> tuple[str, ...]:
+    """Folders and file of `name`, in lower case: `./Set/A.mp4` and `set\\a.mp4` are one video."""
+    parts = name.lower().replace("\\", "/").split("/")
+    return tuple(part for part in parts if part not in ("", ".")) or (name.lower(),)
+
+
+def stem_of(name: str) -> str:
+    """`name` without folders and suffix.
 
     A suffix is a dot and up to four letters or digits with a letter among them, so that `a.mp4`
     loses one and `clip_0.5` does not; but `3339962845.0` is an id that was read as a number.
@@ -57,7 +63,13 @@ def key_of(name: str) -> str:
     stem, dot, suffix = last.rpartition(".")
     is_suffix = dot and stem and len(suffix) <= 4 and suffix.isalnum() and not suffix.isdecimal()
     if is_suffix or (stem.isdecimal() and suffix == "0"):
-        last = stem
+        return stem
+    return last
+
+
+def key_of(name: str) -> str:
+    """The stem of `name` in lower case; known long names become short ones."""
+    last = stem_of(name)
     long = _LONG_NAME.fullmatch(last.lower())
     return (long[1] or long[2]) if long else last.lower()
 

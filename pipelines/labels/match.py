@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from pipelines.labels.label import key_of
+from pipelines.labels.label import key_of, parts_of
+from store.errors import ManifestError
 
 PART_FOLDERS = frozenset(["train", "val", "valid", "validation", "test"])
 SHOWN_NEAR = 20
@@ -61,6 +62,46 @@ def match(one: Sequence[str], two: Sequence[str]) -> Match:
     )
 
 
+def unclear_pair(found: Match, one: Sequence[str], two: Sequence[str]) -> str:
+    """The first name of `one` that has no pair because several fit, in words; empty if none."""
+    if not found.unclear:
+        return ""
+    row, others = found.unclear[0]
+    also = ", and so may another" if len(others) == 1 else ""
+    return f"{one[row]} may be {' or '.join(two[other] for other in others[:3])}{also}"
+
+
+def assumed_data_set(found: Match, one: Sequence[str], two: Sequence[str]) -> str:
+    """The data set that names of `one` were taken to be of, though they do not state it.
+
+    Ids begin with their data set.  `0000.mp4` fits `kvq/train/0000.mp4`, and may be of another data
+    set that numbers its videos, too: who pairs by `match` says so with this.
+
+    Args:
+        found: `match(one, two)`.
+        one: names as a file states them.
+        two: ids.
+
+    Returns:
+        The data set; empty where all names that have a pair state it, or there are none.
+
+    Raises:
+        ManifestError: if the names would be of several.
+    """
+    first: dict[str, tuple[int, int]] = {}
+    for row, other in found.pairs:
+        data_set, *rest = parts_of(two[other])
+        if rest and data_set not in parts_of(one[row])[:-1]:
+            first.setdefault(two[other].partition("/")[0], (row, other))
+    if len(first) > 1:
+        (row, other), (row_two, other_two) = list(first.values())[:2]
+        raise ManifestError(
+            f"{one[row]} fits {two[other]}, and {one[row_two]} fits {two[other_two]}: one list of "
+            "names is not taken for videos of several data sets; begin each name with its data set"
+        )
+    return next(iter(first), "")
+
+
 def near_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
     """For the first unmatched names, the nearest of the known: perhaps a spelling mistake."""
     by_key = {key_of(name): name for name in known}
@@ -75,7 +116,7 @@ def near_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
 
 def _paths(names: Sequence[str]) -> list[tuple[str, ...]]:
     """Folders and key of each name, without the folders that all begin with."""
-    paths = [(*name.replace("\\", "/").lower().split("/")[:-1], key_of(name)) for name in names]
+    paths = [(*parts_of(name)[:-1], key_of(name)) for name in names]
     drop = 0
     for folders in zip(*(path[:-1] for path in paths), strict=False):
         if len(set(folders)) > 1 or folders[0] in PART_FOLDERS:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from pipelines.labels.kinds import refuse_other_kind
 from pipelines.labels.label import Label, Labels
-from pipelines.labels.match import match
+from pipelines.labels.match import match, unclear_pair
 from store.errors import ManifestError
 
 TOLERANCE = 1e-4
@@ -25,14 +25,28 @@ class Agreement:
     only_one: tuple[str, ...]
     """Names that the second file does not have."""
     only_two: tuple[str, ...]
+    unclear: str
+    """A name of the first that may be several of the second, in words; they were not compared."""
+    caution: str
+    """Where nothing shows that both are on one scale: both ranges, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Label files of one data set, joined."""
+
+    rows: tuple[Label, ...]
+    cautions: tuple[str, ...]
+    """As of `Agreement`, for every two files."""
 
 
 def agreement(one: Labels, two: Labels) -> Agreement:
     """Compare the scores of the videos that both files name.
 
     Raises:
-        ManifestError: if a file names no videos, the files hold different kinds of MOS, or a score
-            differs by more than `TOLERANCE`; names the video, both scores and their places.
+        ManifestError: if a file names no videos, the files hold different kinds of MOS, a score
+            differs by more than `TOLERANCE` (names the video, both scores and their places), or no
+            video is scored in both and the ranges of the scores have nothing in common.
     """
     refuse_other_kind(one, two)
     if not one.named or not two.named:
@@ -63,10 +77,34 @@ def agreement(one: Labels, two: Labels) -> Agreement:
         largest=worst[2] if worst is not None else 0.0,
         only_one=tuple(one.names[row] for row in found.only_one),
         only_two=tuple(two.names[row] for row in found.only_two),
+        unclear=unclear_pair(found, one.names, two.names),
+        caution="" if scored else _scale_caution(one, two),
     )
 
 
-def merged(files: Sequence[Labels]) -> tuple[Label, ...]:
+def _scale_caution(one: Labels, two: Labels) -> str:
+    """That nothing shows that two files are on one scale.
+
+    Raises:
+        ManifestError: if their ranges have nothing in common.
+    """
+    scores = [[row.mos for row in labels.rows if row.mos is not None] for labels in (one, two)]
+    if not all(scores):
+        return ""
+    (low, high), (low_two, high_two) = ((min(some), max(some)) for some in scores)
+    ranges = (
+        f"{one.path} has scores from {low:g} to {high:g}, {two.path} from {low_two:g} to "
+        f"{high_two:g}, and no video is scored in both"
+    )
+    if high < low_two or high_two < low:
+        raise ManifestError(
+            f"{ranges}, so these are two scales; `labels import` with a --name for "
+            "each file keeps two data sets apart"
+        )
+    return f"{ranges}: nothing shows that both are on one scale"
+
+
+def merged(files: Sequence[Labels]) -> Merged:
     """The rows of all files in their order; a video that several name stands once.
 
     What the first leaves open (score, scene, part, std, ratings) the next fills in.
@@ -75,20 +113,20 @@ def merged(files: Sequence[Labels]) -> tuple[Label, ...]:
         ManifestError: as `agreement` does, or if a name may be one of two.
     """
     rows = list(files[0].rows)
+    cautions = []
     for number, labels in enumerate(files[1:], 1):
-        for earlier in files[:number]:
-            agreement(earlier, labels)
-        found = match([row.name for row in rows], labels.names)
+        names = [row.name for row in rows]
+        found = match(names, labels.names)
         if found.unclear:
-            row, others = found.unclear[0]
             raise ManifestError(
-                f"{rows[row].name} ({rows[row].place}) may be "
-                f"{' or '.join(labels.rows[other].name for other in others)} of {labels.path}"
+                f"{rows[found.unclear[0][0]].place}: {unclear_pair(found, names, labels.names)} of "
+                f"{labels.path}"
             )
+        cautions += [agreement(earlier, labels).caution for earlier in files[:number]]
         for row, other in found.pairs:
             rows[row] = _filled(rows[row], labels.rows[other])
         rows.extend(labels.rows[row] for row in found.only_two)
-    return tuple(rows)
+    return Merged(tuple(rows), tuple(filter(None, cautions)))
 
 
 def _filled(row: Label, other: Label) -> Label:

@@ -1,11 +1,15 @@
-"""Which videos show the same content, by rules that a data set's names allow."""
+"""Which videos show the same content, by rules that a data set's names allow.
+
+LIVE-WC and TaoLive have versions of contents, too, and no rule here: their names were not available
+to check one against.  `--scene` groups them, and `likely_pattern` offers an expression.
+"""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
+from pipelines.labels.label import stem_of
 from store.errors import RecipeError
 
 
@@ -15,6 +19,8 @@ class Scenes:
 
     scenes: tuple[str, ...]
     rule: str
+    caution: str = ""
+    """What a reader of the import should know where the names alone do not prove the data set."""
 
 
 # CVD2014 (Nuutinen et al. 2016): Test01_Talking_Head_D01.avi; five contents, filmed again by the
@@ -64,13 +70,8 @@ def scenes_by_pattern(names: Sequence[str], pattern: str) -> Scenes:
 
 
 def _all(names: Sequence[str], pattern: re.Pattern[str]) -> list[str] | None:
-    found = [pattern.fullmatch(_stem(name)) for name in names]
+    found = [pattern.fullmatch(stem_of(name)) for name in names]
     return [match[1] for match in found if match] if all(found) else None
-
-
-def _stem(name: str) -> str:
-    path = PurePosixPath(name.replace("\\", "/"))
-    return path.stem if path.suffix.lower() in (".avi", ".mp4", ".yuv") else path.name
 
 
 def _cvd2014(names: Sequence[str]) -> Scenes | None:
@@ -101,6 +102,8 @@ def _kvq(names: Sequence[str]) -> Scenes | None:
     return Scenes(
         tuple(f"{part}-{(number - 1) // KVQ_VERSIONS + 1:03d}" for number in numbers),
         f"KVQ: {KVQ_VERSIONS} consecutive numbers are versions of one content",
+        "these scenes are a guess from names that any data set may have; if this is not KVQ, a "
+        "column of scenes or --scene says otherwise (--scene '(.+)': each video its own)",
     )
 
 
@@ -110,7 +113,7 @@ def likely_pattern(names: Sequence[str]) -> str | None:
     For a hint only: nothing is grouped by it unless somebody says so.
     """
     for mark in ("_", "-"):
-        heads = [_stem(name).rpartition(mark)[0] for name in names]
+        heads = [stem_of(name).rpartition(mark)[0] for name in names]
         if not all(heads):
             continue
         sizes = set(Counter(heads).values())

@@ -122,8 +122,11 @@ def _sheet(path: Path, text: str, rows: list[tuple[int, list[str]]], seen: str) 
         width -= 1  # trailing empty columns, as spreadsheets write them
     head_line, head = rows[0][0], rows[0][1][:width]
     has_header = not any(is_number(cell) for cell in head)
+    numbered = has_header and not head[0] and _are_row_numbers([cells[0] for _, cells in rows[1:]])
     if has_header:
         for number, cell in enumerate(head, 1):
+            if numbered and number == 1:
+                continue
             if not cell and any(cells[number - 1] for _, cells in rows):
                 raise ManifestError(
                     f"{path}:{head_line}, column {number} has cells and no name in the header"
@@ -146,7 +149,8 @@ def _sheet(path: Path, text: str, rows: list[tuple[int, list[str]]], seen: str) 
 
     return Sheet(
         path=path,
-        seen=f"{seen}, {'with' if has_header else 'without'} a header",
+        seen=f"{seen}, {'with' if has_header else 'without'} a header"
+        f"{', and row numbers before it' if numbered else ''}",
         columns=columns,
         has_header=has_header,
         head_place=f"{path}:{head_line}",
@@ -154,3 +158,8 @@ def _sheet(path: Path, text: str, rows: list[tuple[int, list[str]]], seen: str) 
         cell_place=cell_place,
         unended=width == whole_width and not text.endswith(("\n", "\r")) and ends_with_row,
     )
+
+
+def _are_row_numbers(cells: Sequence[str]) -> bool:
+    """Whether a column without a name is the index that pandas writes: distinct whole numbers."""
+    return all(cell.isdecimal() for cell in cells) and 0 < len(set(cells)) == len(cells)

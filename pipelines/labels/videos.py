@@ -10,6 +10,10 @@ from pipelines.manifest import VIDEO_SUFFIXES
 from store.errors import ManifestError
 from store.schema import Video
 
+RAW_SUFFIX = ".yuv"
+"""Frames and nothing else, as LIVE-Qualcomm has them: found, but no decoder knows their size."""
+LABELLED_SUFFIXES = VIDEO_SUFFIXES | {RAW_SUFFIX}
+
 
 def videos_of(rows: Sequence[Label], dataset: str) -> list[Video]:
     """One video per row, in the same order; its path is the name that the file states."""
@@ -42,10 +46,10 @@ def reconcile(rows: Sequence[Label], folder: Path, dataset: str) -> Reconciled:
     files = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES
+        if path.suffix.lower() in LABELLED_SUFFIXES
     )
     if not files:
-        raise ManifestError(f"{folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        raise ManifestError(f"{folder} holds no videos ({', '.join(sorted(LABELLED_SUFFIXES))})")
     found = match([row.name for row in rows], files)
     without_file = tuple(rows[row] for row in found.only_one)
     without_label = tuple(files[file] for file in found.only_two)

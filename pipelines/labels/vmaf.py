@@ -1,6 +1,7 @@
 """Data sets of VMAF: Python modules, of which only literals are read and nothing is run."""
 
 import ast
+import re
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,18 +11,22 @@ from pipelines.labels.sheet import Sheet
 from store.errors import ManifestError
 
 SCORES = ("dmos", "mos", "groundtruth", "os")
+VIDEOS = "dis_videos"
+_ASSIGNED = re.compile(rf"^\s*{VIDEOS}\s*(?::[^=\n]*|\+)?=(?!=)", re.MULTILINE)
 
 
 def is_vmaf(text: str) -> bool:
     """Whether a text assigns `dis_videos`, as the data sets of VMAF do."""
-    return any(line.split("=")[0].strip() == "dis_videos" for line in text.splitlines())
+    return _ASSIGNED.search(text) is not None
 
 
 def sheet(path: Path, text: str) -> Sheet:
     """The distorted videos: path, content_id, score; raw scores (`os`) become mean and deviation.
 
+    One statement must hold them all; where another one names them, videos would be missing.
+
     Raises:
-        ManifestError: with line and column of what is no literal.
+        ManifestError: with line and column of what is no literal, or of a second statement.
     """
     try:
         module = ast.parse(text)
@@ -29,21 +34,33 @@ def sheet(path: Path, text: str) -> Sheet:
         line = getattr(error, "lineno", 1)
         raise ManifestError(f"{path}:{line}: this is no Python: {error}") from error
     known: dict[str, Any] = {}
-    videos: list[ast.expr] = []
+    videos: list[ast.expr] | None = None
+    rows: list[Any] = []
     for statement in module.body:
-        if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
+        name, value = _assigned(statement)
+        if name == VIDEOS and videos is None:
+            if not isinstance(value, ast.List):
+                raise ManifestError(f"{_at(path, value or statement)}: {VIDEOS} is no list")
+            videos = value.elts
+            rows = [_literal(path, video, known) for video in videos]
             continue
-        name = statement.targets[0].id
-        if name == "dis_videos":
-            if not isinstance(statement.value, ast.List):
-                raise ManifestError(f"{_at(path, statement.value)}: dis_videos is no list")
-            videos = statement.value.elts
-        elif name != "ref_videos":
+        names = [part for part in ast.walk(statement) if isinstance(part, ast.Name)]
+        if any(used.id == VIDEOS for used in names):
+            line = ast.unparse(statement).splitlines()[0]
+            raise ManifestError(
+                f"{_at(path, statement)}: `{line[:60]}` would have to be run, nothing is; write "
+                f"all videos into one `{VIDEOS} = [...]`"
+            )
+        for used in names:  # what may have changed is known no longer
+            if isinstance(used.ctx, ast.Store) or isinstance(known.get(used.id), list | dict):
+                known.pop(used.id, None)
+        if name is not None and value is not None and name != "ref_videos":
             try:
-                known[name] = _literal(path, statement.value, known)
+                known[name] = _literal(path, value, known)
             except ManifestError:
                 continue  # a variable that nothing needs; one that is needed says so where it is
-    rows = [_literal(path, video, known) for video in videos]
+    if videos is None:
+        raise ManifestError(f"{path}: no statement of the module's own gives {VIDEOS} a list")
     for node, row in zip(videos, rows, strict=True):
         if not isinstance(row, dict) or "path" not in row or not set(SCORES) & set(row):
             raise ManifestError(
@@ -71,6 +88,16 @@ def sheet(path: Path, text: str) -> Sheet:
     )
 
 
+def _assigned(statement: ast.stmt) -> tuple[str | None, ast.expr | None]:
+    """Name and value of `NAME = ...` and `NAME: type = ...`; nothing for other statements."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            return name, value
+        case ast.AnnAssign(target=ast.Name(id=name), value=annotated):
+            return name, annotated
+    return None, None
+
+
 _NAMES = {"groundtruth": "score"}
 
 
@@ -94,7 +121,7 @@ def _raw_scores(
 
 
 def _literal(path: Path, node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """The value of constants, lists, dictionaries, known names and `+` and `%` of strings."""
+    """The value of constants, lists, dictionaries, known names, `+` of strings, plain f-strings."""
     match node:
         case ast.Constant():
             return node.value
@@ -102,9 +129,9 @@ def _literal(path: Path, node: ast.expr, known: Mapping[str, Any]) -> Any:
             return known[node.id]
         case ast.List() | ast.Tuple():
             return [_literal(path, item, known) for item in node.elts]
-        case ast.Dict():
+        case ast.Dict() if None not in node.keys:  # a None is `**`
             return {
-                _key(path, key, known): _literal(path, value, known)
+                str(_literal(path, key, known)): _literal(path, value, known)
                 for key, value in zip(node.keys, node.values, strict=True)
                 if key is not None
             }
@@ -115,23 +142,14 @@ def _literal(path: Path, node: ast.expr, known: Mapping[str, Any]) -> Any:
             if isinstance(one, str) and isinstance(two, str):
                 return one + two
         case ast.JoinedStr():
-            return "".join(
-                str(
-                    _literal(
-                        path, value.value if isinstance(value, ast.FormattedValue) else value, known
-                    )
-                )
-                for value in node.values
-            )
+            return "".join(str(_literal(path, value, known)) for value in node.values)
+        case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
+            return _literal(path, value, known)
     raise ManifestError(
         f"{_at(path, node)}: `{ast.unparse(node)[:60]}` would have to be run, and nothing is; "
         "write it as a literal"
     )
 
 
-def _key(path: Path, node: ast.expr, known: Mapping[str, Any]) -> str:
-    return str(_literal(path, node, known))
-
-
-def _at(path: Path, node: ast.expr) -> str:
+def _at(path: Path, node: ast.expr | ast.stmt) -> str:
     return f"{path}:{node.lineno}:{node.col_offset + 1}"
