@@ -411,7 +411,9 @@ def predict(
     done = [video for video in wanted if video.id not in failed]
     if done:
         seen = scorer.card["trained_on"]
-        for video, score in zip(done, scorer.scores(done, store), strict=True):
+        for video, score in zip(
+            done, scorer.scores(done, store, device=_device(device)), strict=True
+        ):
             typer.echo(f"{score:.4f}\t{video.id}")
             if not seen["lowest"] <= score <= seen["highest"]:
                 typer.echo(

@@ -1,6 +1,6 @@
 """Features with different rows on one grid of rows: per second, per frame, per clip, per video."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -66,6 +66,26 @@ class Alignment:
                 f"align has rules for {', '.join(self.align) or 'no role'}, but none for {role}"
             )
         return self.align[role]
+
+    def check(self, roles: Sequence[str]) -> None:
+        """Compare the rules with the roles of a table.
+
+        Raises:
+            HeadError: if a role after the first has no rule, or a rule is for no such role.
+        """
+        first, *others = roles
+        for role in others:
+            self.rule(role)
+        for role in () if isinstance(self.align, str) else self.align:
+            if role == first:
+                raise HeadError(
+                    f"align has a rule for {role}, the first role, whose rows are those to which "
+                    "all others are brought; leave it out"
+                )
+            if role not in others:
+                raise HeadError(
+                    f"align has a rule for {role}, which is no role; there are {', '.join(roles)}"
+                )
 
     def length(self, table: FeatureTable, row: int) -> int:
         """Rows of one video on the grid, without looking at its values."""
@@ -148,17 +168,22 @@ def _same_frame(frames: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray
 
 
 def _nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Times need not ascend, nor do frames in `_same_frame`."""
+    order = np.argsort(times, kind="stable")
+    times = times[order]
     high = np.minimum(np.searchsorted(times, wanted), len(times) - 1)
     low = np.maximum(high - 1, 0)
-    return np.where(wanted - times[low] <= times[high] - wanted, low, high)
+    return order[np.where(wanted - times[low] <= times[high] - wanted, low, high)]
 
 
 def _between(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> Placement | None:
+    order = np.argsort(times, kind="stable")
+    times = times[order]
     high = np.clip(np.searchsorted(times, wanted), 0, len(times) - 1)
     low = np.maximum(high - 1, 0)
     gap = times[high] - times[low]
     share = np.divide(wanted - times[low], gap, out=np.ones(len(wanted)), where=gap > 0)
     weight = np.clip(share, 0, 1).astype(np.float32)
     if not (weight % 1).any():
-        return _unless_identity(np.where(weight == 1, high, low), len(times))
-    return Placement(low, high, weight)
+        return _unless_identity(order[np.where(weight == 1, high, low)], len(times))
+    return Placement(order[low], order[high], weight)

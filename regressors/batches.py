@@ -123,6 +123,9 @@ class Series:
             average: one row per video, the mean over its aligned rows in float32, in place of all.
             budget_bytes: what rows may take in memory.
             device: where batches are made.
+
+        Raises:
+            HeadError: if the alignment is not of these roles, or a role has rows without values.
         """
         self.table = table
         self.alignment = alignment
@@ -131,9 +134,8 @@ class Series:
         self.device = device
         self._held: Window | None = None
         self._subsets: dict[bytes, FeatureTable] = {}
+        alignment.check(table.roles)
         for role, spec in table.specs.items():
-            if role in table.roles[1:]:
-                alignment.rule(role)
             if np.prod(spec.shape, dtype=np.int64) == 0:
                 raise HeadError(f"{role} = {spec.key} has rows without values")
 

@@ -83,6 +83,7 @@ class SequenceHead(Head):
     """
 
     suffix: ClassVar[str] = ".safetensors"
+    unkept: ClassVar[frozenset[str]] = frozenset({"device"})
     min_videos: ClassVar[int] = 10
     stackable: ClassVar[bool] = True
     """Whether several may be trained as one stacked network, or each in a process of its own: large
@@ -112,6 +113,7 @@ class SequenceHead(Head):
     combine: Combine = "mean"
     threads: int = 1
     device: str = "cpu"
+    """Of PyTorch.  Not kept with the head, which is loaded for the processor of any machine."""
 
     watch: Watch | None = None
     checkpoint: Path | None = None
@@ -279,7 +281,7 @@ class SequenceHead(Head):
             Alignment(self.align, self.slots),
             average=self._average,
             budget_bytes=self._budget_bytes,
-            device=torch.device(self.device),
+            device=_usable(self.device),
         )
 
     def _jobs(
@@ -306,6 +308,12 @@ class SequenceHead(Head):
         rows = [rows for job in jobs for rows in (job.fit, job.held)]
         together = self._stacks(series.widths) and series.hold(np.unique(np.concatenate(rows)))
         size = STACK if together else 1
+        identity = {
+            "head": self.name,
+            "parameters": {n: v for n, v in self.get_params().items() if n not in self.unkept},
+            "keys": [[role, spec.key] for role, spec in series.table.specs.items()],
+            "videos": [video.id for video in series.table.videos],
+        }
         for start in range(0, len(jobs), size):
             path = self.checkpoint
             if path is not None:
@@ -317,8 +325,10 @@ class SequenceHead(Head):
                 network=partial(self._network, series.widths),
                 loss=self._loss,
                 plan=self._plan,
+                first=start,
                 watch=self.watch,
                 checkpoint=path,
+                identity=identity,
             )
         for path in kept:
             path.unlink()
@@ -457,6 +467,18 @@ class SequenceHead(Head):
 
 def _widths(specs: Mapping[str, FeatureSpec]) -> dict[str, int]:
     return {role: int(np.prod(spec.shape, dtype=np.int64)) for role, spec in specs.items()}
+
+
+def _usable(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise HeadError(
+            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}; "
+            "use cpu, or another that this machine has"
+        ) from error
+    return device
 
 
 def _fitted(head: SequenceHead, table: FeatureTable, mos: NDArray[np.float64]) -> SequenceHead:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -159,8 +160,10 @@ def train(
     network: Callable[[torch.Generator], nn.Module],
     loss: Callable[[Tensor, Tensor], Tensor],
     plan: Plan,
+    first: int = 0,
     watch: Watch | None = None,
     checkpoint: Path | None = None,
+    identity: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Trained]:
     """Train one network per job, all at the same time as one stack.
 
@@ -178,12 +181,15 @@ def train(
         network: makes a module that maps a Batch to scores [b]; called with the job's generator.
         loss: of scores [b] and targets [b].
         plan: how.
+        first: number of the first job, where these are some of many; the others follow.
         watch: told of every epoch of every job.
         checkpoint: a file that is written as training goes, and from which it goes on.
+        identity: all else that makes a training this one and no other, as JSON values.
 
     Raises:
         HeadError: if the rows on either side of a job share one target, a value is not finite,
-            training diverges or never ranks anything, or the checkpoint is of another training.
+            training diverges or never ranks anything, or the checkpoint is of another training or
+            cannot be written.
     """
     every = np.unique(np.concatenate([rows for job in jobs for rows in (job.fit, job.held)]))
     if len(jobs) > 1 and not series.hold(every):
@@ -192,7 +198,7 @@ def train(
     with _threads(plan.threads):
         members = [
             _Member(number, job, network(generator), plan, generator, series.device)
-            for number, job in enumerate(jobs)
+            for number, job in enumerate(jobs, start=first)
             for generator in [torch.Generator().manual_seed(job.seed)]
         ]
         for member in members:
@@ -203,7 +209,7 @@ def train(
             ):
                 member.scaling = scaling
         module = network(torch.Generator()).to(series.device)
-        journal = _Journal(checkpoint, members, plan)
+        journal = _Journal(checkpoint, members, plan, identity)
         while active := [member for member in members if not member.done]:
             stack = _Stack(module, active, series.device)
             while not any(member.done for member in active):
@@ -327,8 +333,8 @@ class _Member:
         return [batches[number] for number in order.tolist()]
 
     def noise(self) -> int:
-        """Of the step that comes."""
-        return self.job.seed * 2**32 + self.steps
+        """Of the step that comes; the last of many runs may have a seed beyond 31 bits."""
+        return (self.job.seed * 2**32 + self.steps) % 2**63
 
     def judge(self, loss: float, held_srcc: float) -> None:
         """Close an epoch; SRCC of NaN, where all predictions agree, is never better."""
@@ -603,21 +609,35 @@ def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling
 class _Journal:
     """The checkpoint of a training, if there is to be one."""
 
-    def __init__(self, path: Path | None, members: Sequence[_Member], plan: Plan) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        members: Sequence[_Member],
+        plan: Plan,
+        identity: Mapping[str, Any],
+    ) -> None:
         self.path = path
         self.members = members
         self.written = time.monotonic()
         self.identity = json.dumps(
             {
+                **identity,
                 "plan": repr(plan),
                 "shapes": {n: list(v.shape) for n, v in members[0].parameters.items()},
                 "jobs": [
                     [m.job.seed, m.job.fit.tolist(), m.job.held.tolist(), m.job.targets.tolist()]
                     for m in members
                 ],
-            }
+            },
+            sort_keys=True,
         )
-        if path is not None and path.exists():
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # before training, which may take long
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        if path.exists():
             self._go_on(path)
 
     def keep(self, *, now: bool = False) -> None:
@@ -632,9 +652,11 @@ class _Journal:
             for name, tensor in member.state().items()
         }
         counters = json.dumps([member.counters() for member in self.members])
-        write_atomically(
-            self.path, save(tensors, {"identity": self.identity, "counters": counters})
-        )
+        content = save(tensors, {"identity": self.identity, "counters": counters})
+        try:
+            write_atomically(self.path, content)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         self.written = time.monotonic()
 
     def _go_on(self, path: Path) -> None:
@@ -654,3 +676,7 @@ class _Journal:
             member.go_on(
                 {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}, counters
             )
+
+
+def _unwritable(path: Path, error: OSError) -> HeadError:
+    return HeadError(f"the checkpoint {path} cannot be written: {error.strerror}")

@@ -69,6 +69,14 @@ def test_the_nearest_row_in_seconds():
     ]
 
 
+def test_times_need_not_ascend():
+    """Segments that go round the end of a video do not."""
+    x, y = ([1.0, 2.0, 0.5], [0, 1, 2]), ([0.0, 2.0, 1.0, 3.0], [0, 2, 1, 3])
+    assert aligned(table(x=x, y=y), "nearest")["y"] == [20, 10, 0]
+    assert aligned(table(x=x, y=y), "interpolate")["y"] == [20, 10, 10]
+    assert aligned(table(x=([2.5], [0]), y=y), "interpolate")["y"] == [20]
+
+
 def test_interpolating_is_linear_in_seconds_and_holds_the_ends():
     made = table(x=([-1.0, 0.25, 1.0, 1.9, 7.0], [0, 1, 2, 3, 4]), y=SECONDS)
     assert aligned(made, "interpolate")["y"] == pytest.approx([0, 2.5, 10, 19, 20])
@@ -106,6 +114,13 @@ def test_every_role_may_have_a_rule_of_its_own():
     assert (got["y"], got["z"]) == ([10] * 5, [0, 0, 10, 10, 20])
     with pytest.raises(HeadError, match="align has rules for y, but none for z"):
         aligned(made, {"y": "mean"})
+
+
+def test_rules_for_no_role_are_refused():
+    with pytest.raises(HeadError, match="a rule for typo, which is no role; there are x"):
+        aligned(table(x=FRAMES), {"typo": "mean"})
+    with pytest.raises(HeadError, match="a rule for x, the first role"):
+        aligned(table(x=FRAMES, y=SECONDS), {"x": "mean", "y": "mean"})
 
 
 def test_slots_cut_or_fill_every_video():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 
 from regressors import HEADS, load_head, make_head
+from regressors.base import read_card
 from regressors.batches import Batch
 from regressors.metrics import srcc
 from regressors.score_pooling import hysteresis
@@ -298,6 +299,65 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
         head.fit(table, mos)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gru", {"loss": "plcc"}),
+        ("gru", {"pooling": "min"}),
+        ("gru", {"align": "repeat"}),
+        ("mlp", {"activation": "relu"}),
+        ("mlp", {"dropout": 0.5}),
+        ("mlp", {"slots": 3}),
+        ("cagi", {"norm_axis": "channel"}),
+        ("cagi", {"gate": "before-convolution"}),
+    ],
+)
+def test_the_checkpoint_of_another_parameter_is_refused(name, change, tmp_path, monkeypatch):
+    """Of which neither shapes nor rows nor scores tell."""
+    table, mos = ragged()
+    head = checkpointed(name, table, mos, tmp_path, monkeypatch)
+    head.set_params(**change)
+
+    with pytest.raises(HeadError, match="is the checkpoint of another training"):
+        head.fit(table, mos)
+
+
+def test_the_checkpoint_of_other_features_or_videos_is_refused(tmp_path, monkeypatch):
+    table, mos = ragged()
+    head = checkpointed("gru", table, mos, tmp_path, monkeypatch)
+    series = {role: [table.series(role, row) for row in range(48)] for role in table.roles}
+    renamed = dict(zip(("quality", "motion"), series.values(), strict=True))
+    other = FeatureTable.from_arrays(table.videos, renamed)
+    elsewhere = [Video(f"other/{video.id}", video.path, scene=video.id) for video in table.videos]
+
+    for made in (other, FeatureTable.from_arrays(elsewhere, series)):
+        with pytest.raises(HeadError, match="is the checkpoint of another training"):
+            head.fit(made, mos)
+
+
+def checkpointed(name, table, mos, folder, monkeypatch):
+    """A head whose training was interrupted."""
+    monkeypatch.setattr("regressors.training.CHECKPOINT_SECONDS", 0.0)
+    head = quick(name)
+    head.checkpoint = folder / "training"
+    head.watch = _stop_at_the_second
+    with pytest.raises(Interrupted):
+        head.fit(table, mos)
+    head.watch = None
+    return head
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_training(tmp_path):
+    table, mos = ragged()
+    (tmp_path / "file").touch()
+    head = quick("mlp")
+    head.watch = lambda epoch: pytest.fail("was trained")
+    head.checkpoint = tmp_path / "file" / "training"
+
+    with pytest.raises(HeadError, match="file/training cannot be written"):
+        head.fit(table, mos)
+
+
 def _stop_at_the_second(epoch):
     if epoch.epoch == 2:
         raise Interrupted
@@ -315,6 +375,49 @@ def test_progress_tells_the_srcc_of_held_out_rows(name):
     assert head.record_["metrics"]["held_out_srcc"] == [best.srcc]
     assert all(one.best_srcc <= two.best_srcc for one, two in pairwise(told))
     assert str(best.epoch) in head.selection_
+
+
+def test_runs_that_do_not_stack_are_told_apart(monkeypatch):
+    table, mos = ragged()
+    told = []
+    for size, stacks in ((2, True), (16, False)):
+        monkeypatch.setattr("regressors.sequence.STACK", size)
+        monkeypatch.setattr(HEADS["gru"], "stackable", stacks)
+        head = quick("gru", runs=3, epochs=1)
+        head.watch = told.append
+        with joblib.parallel_config("sequential"):
+            head.fit(table, mos)
+
+    assert [epoch.member for epoch in told] == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_last_seed_has_runs_beyond_it():
+    table, mos = ragged()
+
+    head = quick("mlp", seed=2**31 - 1, runs=2, dropout=0.5, epochs=1).fit(table, mos)
+
+    assert np.isfinite(head.predict(table)).all()
+
+
+# --- devices
+
+
+def test_a_head_of_another_device_is_loaded_for_the_processor(name, tmp_path):
+    table, mos = ragged()
+    head = quick(name).fit(table, mos)
+    expected = head.predict(table)
+    head.device = "cuda"
+    head.save(tmp_path)
+
+    assert "device" not in read_card(tmp_path)["parameters"]
+    assert load_head(tmp_path).predict(table).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:77"])
+def test_a_device_that_is_not_there_is_refused(device):
+    table, mos = ragged()
+    with pytest.raises(HeadError, match=f"device '{device}' cannot be used here"):
+        quick("mlp", device=device).fit(table, mos)
 
 
 # --- RQ-VQA's mlp
