@@ -101,11 +101,14 @@ class Alignment:
         The mean of a role has one row, on which its placement then stands.
 
         Raises:
-            HeadError: naming the video, if roles that are aligned by frame have none in common.
+            HeadError: naming the video, if roles that are aligned by frame have none in common, or
+                roles are aligned by times that only one of them has.
         """
         first, *others = table.roles
         if not others and self.slots is None:
             return {first: None}
+        for role in others:
+            self._refuse_unlike_times(table, role, row)
         grid = self._grid(table, row)
         slot = np.arange(len(grid))
         if self.slots is not None:
@@ -133,6 +136,19 @@ class Alignment:
                     continue
             placements[role] = _unless_identity(low, count)
         return placements
+
+    def _refuse_unlike_times(self, table: FeatureTable, role: str, row: int) -> None:
+        first, rule = table.roles[0], self.rule(role)
+        alone = table.lengths(role)[row] == 1 and rule != "frame"  # on every row, at any time
+        if rule in {"repeat", "mean"} or alone:
+            return
+        known = {one: table.has_times(one, row) for one in (first, role)}
+        if known[first] != known[role]:
+            lacking = first if known[role] else role
+            raise HeadError(
+                f"{table.videos[row].id}: {role} cannot be aligned to {first} by {rule}: the times "
+                f"of {lacking} are row numbers, as it was imported without; align {role} by repeat"
+            )
 
     def _grid(self, table: FeatureTable, row: int) -> NDArray[np.int64]:
         """Rows of the first role that are rows of the grid, slots aside."""

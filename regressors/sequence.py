@@ -16,6 +16,7 @@ from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from sklearn.base import clone
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from regressors.alignment import Align, Alignment
@@ -99,7 +100,8 @@ class SequenceHead(Head):
     seed: int
     memory_gib: float
     """What the rows of features may take in memory; beyond it they are streamed from the bank, in
-    windows of an eighth of this."""
+    windows of an eighth of this; predicted batches take another.  Of each process, where heads are
+    fitted in several."""
     align: Align = "nearest"
     """How roles come onto the rows of the first one; see `alignment`."""
     slots: int | None = None
@@ -165,14 +167,27 @@ class SequenceHead(Head):
 
         As one stack where the head allows it and the videos fit the memory of one head, in
         processes, one per core, where it does not, else one after the other.
+
+        Of heads that are trained as one stack, `watch` and `checkpoint` of the first are those of
+        all, and members are counted through.
+
+        Raises:
+            HeadError: as `fit` does, and if rows of a head repeat: a batch has a video once.
         """
         mos = np.asarray(mos, np.float64)
+        for head, own in zip(heads, rows, strict=True):
+            if len(np.unique(own)) < len(own):
+                raise HeadError(
+                    f"{head.name}: rows repeat, {len(own)} are given of {len(np.unique(own))} "
+                    "videos; give each once"
+                )
         alike: dict[str, list[int]] = defaultdict(list)
         for number, (head, own) in enumerate(zip(heads, rows, strict=True)):
             head._checked(table.subset(own), mos[own])
             alike[repr({**head.get_params(), "seed": None})].append(number)
         for numbers in alike.values():
-            cls._fit_alike([heads[n] for n in numbers], table, mos, [rows[n] for n in numbers])
+            with threadpool_limits(limits=1):  # as in `fit`
+                cls._fit_alike([heads[n] for n in numbers], table, mos, [rows[n] for n in numbers])
         return list(heads)
 
     @classmethod

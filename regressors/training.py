@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.optim.adamw import adamw
 
-from regressors.batches import Batch, Scaling, Series, Window
+from regressors.batches import WINDOW_SHARE, Batch, Scaling, Series, Window
 from regressors.metrics import srcc
 from store.errors import HeadError
 from store.schema import Video
@@ -247,8 +247,10 @@ def scores(
         place = {row: number for number, row in enumerate(rows.tolist())}
         module.eval()
         for window in series.windows(rows, rng=np.random.default_rng(0)):
-            for batch in _by_length(series, _inside(window, rows)):
-                predicted = _stacked(module, state, window, [batch] * len(scalings), scalings)
+            wanted = [_inside(window, rows)] * len(scalings)
+            for batches in _by_length(series, wanted):
+                batch = batches[0]
+                predicted = _stacked(module, state, window, batches, scalings)
                 out[:, [place[row] for row in batch.tolist()]] = predicted.double().cpu().numpy()
     return out
 
@@ -315,7 +317,7 @@ class _Member:
                 )
 
     def batches(
-        self, rows: NDArray[np.int64], lengths: NDArray[np.int64]
+        self, rows: NDArray[np.int64], lengths: Callable[[NDArray[np.int64]], NDArray[np.int64]]
     ) -> list[NDArray[np.int64]]:
         """Shuffled batches of at least `batch_size` rows, those of a batch of like length."""
         shuffled = rows[torch.randperm(len(rows), generator=self.generator).numpy()]
@@ -325,7 +327,7 @@ class _Member:
             batch
             for part in parts
             for batch in np.array_split(
-                part[np.argsort(lengths[part], kind="stable")],
+                part[np.argsort(lengths(part), kind="stable")],
                 max(1, len(part) // self.plan.batch_size),
             )
         ]
@@ -523,11 +525,10 @@ def _held_out(series: Series, stack: _Stack) -> list[NDArray[np.float64]]:
     ]
     every = np.unique(np.concatenate([member.job.held for member in members]))
     for window in series.windows(every, rng=np.random.default_rng(0)):
-        batches = [_by_length(series, _inside(window, member.job.held)) for member in members]
-        for step in range(max(map(len, batches))):
-            some = [own[step] if step < len(own) else own[-1] for own in batches]
+        wanted = [_inside(window, member.job.held) for member in members]
+        for some in _by_length(series, wanted):
             predicted = stack.scores(window, _of_one_size(some)).double().cpu().numpy()
-            for values, place, rows, own in zip(predicted, places, some, out, strict=False):
+            for values, place, rows, own in zip(predicted, places, some, out, strict=True):
                 own[[place[row] for row in rows.tolist()]] = values[: len(rows)]
     return out
 
@@ -537,10 +538,26 @@ def _inside(window: Window, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows[np.isin(rows, window.rows)]
 
 
-def _by_length(series: Series, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Batches to be predicted."""
-    ordered = rows[np.argsort(series.lengths[rows], kind="stable")]
-    return np.array_split(ordered, math.ceil(len(rows) / PREDICTED))
+def _by_length(
+    series: Series, rows: Sequence[NDArray[np.int64]]
+) -> Iterator[list[NDArray[np.int64]]]:
+    """Batches to be predicted, one for each member at a time, which share memory for one window.
+
+    A member whose rows are all done gets its last one again.
+    """
+    ordered = [own[np.argsort(series.lengths(own), kind="stable")] for own in rows]
+    count = max(map(len, ordered))
+    filled = [np.pad(own, (0, count - len(own)), mode="edge") for own in ordered]
+    longest = np.max([series.lengths(own) for own in filled], axis=0)
+    row_bytes = len(rows) * sum(series.widths.values()) * 4  # float32
+    most = series.budget_bytes // WINDOW_SHARE // row_bytes
+    start = 0
+    while start < count:
+        reach = longest[start : start + PREDICTED]
+        fitting = int((np.arange(1, len(reach) + 1) * reach <= most).sum())  # reach ascends
+        stop = start + max(1, fitting)
+        yield [own[start:stop] if start < len(own) else own[-1:] for own in ordered]
+        start = stop
 
 
 def _of_one_size(batches: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
@@ -573,7 +590,7 @@ def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling
     every = np.unique(np.concatenate(fits))
     member = np.stack([np.isin(every, fit) for fit in fits]).astype(np.float64)  # [k, n]
     number = {row: place for place, row in enumerate(every.tolist())}
-    counts = torch.from_numpy(member @ series.lengths[every])[:, None]
+    counts = torch.from_numpy(member @ series.lengths(every))[:, None]
     shift: dict[str, Tensor] = {}
     sums = {
         role: torch.zeros(len(fits), width, dtype=torch.float64)

@@ -38,7 +38,7 @@ def aligned(made, align="repeat", **options):
     assert series.hold(np.array([0]))
     (window,) = series.windows(np.array([0]), rng=np.random.default_rng(0))
     lengths = {len(window.series(role, 0)) for role in made.roles}
-    assert lengths == {series.lengths[0]}
+    assert lengths == {series.lengths(np.array([0]))[0]}
     return {role: window.series(role, 0)[:, 0].tolist() for role in made.roles}
 
 
@@ -121,6 +121,24 @@ def test_rules_for_no_role_are_refused():
         aligned(table(x=FRAMES), {"typo": "mean"})
     with pytest.raises(HeadError, match="a rule for x, the first role"):
         aligned(table(x=FRAMES, y=SECONDS), {"x": "mean", "y": "mean"})
+
+
+def test_times_are_not_compared_with_row_numbers():
+    """What was imported without times has row numbers for them."""
+    made = table(x=FRAMES, y=SECONDS, z=([0.0], [0]))
+    ((rows, _),) = made._columns["x"].places
+    rows._has_times = [True]
+    two = made.select(["x", "y"])
+
+    for rule in ("nearest", "interpolate", "frame"):
+        for one in (two, made.select(["y", "x"])):
+            with pytest.raises(
+                HeadError, match=r"a\.mp4: .*the times of y are row numbers.*repeat"
+            ):
+                aligned(one, rule)
+    for rule in ("repeat", "mean"):
+        assert len(aligned(two, rule)["y"]) == 5
+    assert aligned(made.select(["x", "z"]), "nearest")["z"] == [0] * 5
 
 
 def test_slots_cut_or_fill_every_video():

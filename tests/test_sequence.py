@@ -12,7 +12,7 @@ from sklearn.base import clone
 
 from regressors import HEADS, load_head, make_head
 from regressors.base import read_card
-from regressors.batches import Batch
+from regressors.batches import Batch, Series, Window
 from regressors.metrics import srcc
 from regressors.score_pooling import hysteresis
 from regressors.sequence import SequenceHead
@@ -247,6 +247,101 @@ def test_a_budget_below_a_batch_is_refused():
     table, mos = ragged()
     with pytest.raises(HeadError, match="raise memory_gib, or lower batch_size"):
         quick("gru", memory_gib=1e-9).fit(table, mos)
+
+
+def uneven():
+    """Videos of which one third, one after the other, are twenty times as long as the others."""
+    rng = np.random.default_rng(0)
+    lengths = [2] * 40 + [40] * 20
+    series = {"x": [rng.normal(size=(t, 4)).astype(np.float32) for t in lengths]}
+    return FeatureTable.from_arrays(videos(60), series), np.array(
+        [own.mean() for own in series["x"]]
+    )
+
+
+def test_windows_keep_their_share_where_long_videos_are_neighbours():
+    table, _ = uneven()
+    share = 2 * 40 * 4 * 4  # two of the long ones
+    series = quick("gru", memory_gib=8 * share / 2**30)._series(table)
+    rows = np.arange(60)
+    assert not series.hold(rows)
+
+    windows = list(series.windows(rows, rng=np.random.default_rng(0), at_least=2))
+
+    sizes = [16 * series.lengths(window.rows).sum() for window in windows]
+    assert max(sizes) <= share
+    assert min(len(window.rows) for window in windows) >= 2
+    assert sorted(np.concatenate([window.rows for window in windows])) == rows.tolist()
+    with pytest.raises(HeadError, match=r"windows of at least 3 videos.*up to 0\.0 MiB"):
+        list(series.windows(rows, rng=np.random.default_rng(0), at_least=3))
+
+
+def test_what_is_read_into_memory_is_read_in_small_parts(monkeypatch):
+    table, _ = uneven()
+    monkeypatch.setattr("regressors.batches.READ_BYTES", 900)  # a long video is of 640 bytes
+    read = []
+    aligned = Series._aligned
+
+    def kept(self, rows, values):
+        read.append(sum(one.nbytes for one, _ in values.values()))
+        return aligned(self, rows, values)
+
+    monkeypatch.setattr(Series, "_aligned", kept)
+    series = quick("gru")._series(table)
+    assert series.hold(np.arange(60))
+
+    assert max(read) <= 900
+    (window,) = series.windows(np.arange(60), rng=np.random.default_rng(0))
+    for row in range(60):
+        np.testing.assert_array_equal(window.series("x", row), table.series("x", row))
+
+
+def test_predicted_batches_of_all_members_share_the_budget(monkeypatch):
+    table, mos = uneven()
+    options = {"memory_gib": 60_000 / 2**30, "runs": 3, "batch_size": 2}
+    expected = quick("gru", runs=3, batch_size=2).fit(table, mos).predict(table)
+    sizes = []
+    padded = Window.padded
+
+    def kept(self, members, scalings):
+        values, mask = padded(self, members, scalings)
+        if not torch.is_grad_enabled():
+            sizes.append((sum(one.nbytes for one in values.values()), mask.shape[1]))
+        return values, mask
+
+    monkeypatch.setattr(Window, "padded", kept)
+    head = quick("gru", **options)
+    assert head._series(table).hold(np.arange(60))
+    scores = head.fit(table, mos).predict(table)
+
+    np.testing.assert_allclose(scores, expected, atol=1e-5 * np.ptp(mos))
+    assert max(size for size, count in sizes if count > 1) <= 60_000 / 8
+    assert max(count for _, count in sizes) > 1
+
+
+def test_rows_that_repeat_are_refused():
+    table, mos = ragged()
+    with pytest.raises(HeadError, match="rows repeat, 40 are given of 20 videos"):
+        HEADS["mlp"].fit_many([quick("mlp")], table, mos, [np.repeat(np.arange(20), 2)])
+
+
+def test_videos_that_are_not_fitted_may_have_no_grid():
+    """A test video whose roles have no frame in common is refused when it is predicted."""
+    table, mos = ragged()
+    for role in table.roles:
+        ((rows, _), *_) = table._columns[role].places
+        frames = [np.arange(t) for t in table.lengths(role)]
+        frames[47] = frames[47] + (100 if role == "semantic" else 0)
+        rows._frame_index = frames
+    head = quick("mlp", align="frame")
+
+    HEADS["mlp"].fit_many([head], table, mos, [np.arange(40)])
+
+    assert np.isfinite(head.predict(table.subset(range(47)))).all()
+    with pytest.raises(
+        HeadError, match=r"set/47\.mp4: quality and semantic have no frame in common"
+    ):
+        head.predict(table)
 
 
 class Interrupted(Exception):
