@@ -420,7 +420,7 @@ def predict(
     done = [video for video in wanted if video.id not in failed]
     if done:
         seen = scorer.card["trained_on"]
-        scored = scorer.scores(done, store)
+        scored = scorer.scores(done, store, device=_device(device))
         if output is not None and not failed:
             ids = [video.id for video in done]
             text = submission(dict(zip(ids, scored.tolist(), strict=True)))

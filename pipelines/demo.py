@@ -65,7 +65,7 @@ def run_demo(
     scorer = Scorer(folder / "head", weights={})
     unseen = list(videos_to_score(sorted((folder / "set" / "unseen").glob("*.mp4"))))
     extract(scorer.extraction(unseen, store, device=device))
-    for video, score in zip(unseen, scorer.scores(unseen, store), strict=True):
+    for video, score in zip(unseen, scorer.scores(unseen, store, device=device), strict=True):
         console.print(f"   {video.path.stem}: {score:.1f} of 100")
 
 

@@ -19,8 +19,9 @@ from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
 from regressors import load_head
 from regressors.base import read_card
+from regressors.sequence import SequenceHead
 from store.bank import FeatureStore
-from store.errors import HeadError, UnknownNameError
+from store.errors import HeadError, UnknownNameError, WeightsError
 from store.schema import FeatureSpec, Fingerprint, Video
 
 
@@ -38,6 +39,7 @@ class Scorer:
         Raises:
             HeadError: if the folder holds no head, or this vqbank computes other features than
                 the head was trained on.
+            WeightsError: if weights that the head needs are not at hand.
         """
         self.card = read_card(folder)
         self.head = load_head(folder)
@@ -52,8 +54,18 @@ class Scorer:
         """What has to run before `scores`; banks what it computes."""
         return Extraction(videos, self.extractors, store, decoder=self.decoder, device=device)
 
-    def scores(self, videos: Sequence[Video], store: FeatureStore) -> NDArray[np.float64]:
-        """[n]: predicted quality of banked videos, on the scale of the training scores."""
+    def scores(
+        self, videos: Sequence[Video], store: FeatureStore, *, device: torch.device
+    ) -> NDArray[np.float64]:
+        """[n]: predicted quality of banked videos, on the scale of the training scores.
+
+        Args:
+            videos: n.
+            store: where they are banked.
+            device: for heads that are networks.
+        """
+        if isinstance(self.head, SequenceHead):
+            self.head.device = str(device)
         return self.head.predict(
             store.table(videos, {r: s.key for r, s in self.head.specs_.items()})
         )
@@ -107,18 +119,38 @@ def _rebuilt(
     """The extractors whose outputs are `specs`, by their keys."""
     outputs: dict[Extractor, list[str]] = {}
     for spec in specs:
-        made = {}
-        for candidate in _candidates(folder, spec, entries, weights):
-            (own,) = specs_of(candidate, decoder=str(spec.identity["decoder"])).values()
-            made[own.key] = candidate
-        if spec.key not in made:
-            raise HeadError(
-                f"{folder}: the head wants {spec.key}, this vqbank makes "
-                f"{', '.join(sorted(made))}; its version or the weights differ"
-            )
-        extractor = made[spec.key]
+        extractor = _maker(folder, spec, entries, weights)
         outputs.setdefault(extractor, []).extend(extractor.outputs)
     return [replace(one, outputs=tuple(names)) for one, names in outputs.items()]
+
+
+def _maker(
+    folder: Path,
+    spec: FeatureSpec,
+    entries: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, str],
+) -> Extractor:
+    """The first candidate with the key of `spec`.
+
+    Weights that a candidate lacks are asked for only if no other one will do.
+    """
+    others: set[str] = set()
+    lacking: list[WeightsError] = []
+    for candidate in _candidates(folder, spec, entries, weights):
+        try:
+            (own,) = specs_of(candidate, decoder=str(spec.identity["decoder"])).values()
+        except WeightsError as error:
+            lacking.append(error)
+            continue
+        if own.key == spec.key:
+            return candidate
+        others.add(own.key)
+    if lacking:
+        raise lacking[0]
+    raise HeadError(
+        f"{folder}: the head wants {spec.key}, this vqbank makes {', '.join(sorted(others))}; "
+        "its version or the weights differ"
+    )
 
 
 def _candidates(

@@ -26,17 +26,23 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
         tensorboard: a folder for TensorBoard's event files, if they are wanted.
 
     Raises:
-        RecipeError: if the trial has several heads.
+        RecipeError: if the trial has several heads, or `tensorboard` is given for a head without
+            epochs.
         HeadError: if `folder` holds something else than a head, or the head cannot be fitted.
     """
     if len(trial.heads) != 1:
         raise RecipeError(f"one head is shipped, not {', '.join(trial.heads)}; choose by --head")
     check_vacant(folder)  # before fitting, which may take long
     head = next(iter(trial.heads.values()))
+    if tensorboard is not None and not isinstance(head, SequenceHead):
+        raise RecipeError(
+            f"--tensorboard shows epochs, and {head.name} has none; leave the option out"
+        )
     with watched(head.name, tensorboard=tensorboard) as watch:
         if isinstance(head, SequenceHead):
             head.watch = watch
-            head.checkpoint = folder.with_name(f"{folder.name}.checkpoint")
+            place = folder.resolve()  # "." has no name of its own
+            head.checkpoint = place.with_name(f"{place.name}.checkpoint")
         fitted = head.fit(trial.table, trial.mos)
     fitted.save(
         folder,

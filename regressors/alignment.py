@@ -1,6 +1,6 @@
 """Features with different rows on one grid of rows: per second, per frame, per clip, per video."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -67,6 +67,26 @@ class Alignment:
             )
         return self.align[role]
 
+    def check(self, roles: Sequence[str]) -> None:
+        """Compare the rules with the roles of a table.
+
+        Raises:
+            HeadError: if a role after the first has no rule, or a rule is for no such role.
+        """
+        first, *others = roles
+        for role in others:
+            self.rule(role)
+        for role in () if isinstance(self.align, str) else self.align:
+            if role == first:
+                raise HeadError(
+                    f"align has a rule for {role}, the first role, whose rows are those to which "
+                    "all others are brought; leave it out"
+                )
+            if role not in others:
+                raise HeadError(
+                    f"align has a rule for {role}, which is no role; there are {', '.join(roles)}"
+                )
+
     def length(self, table: FeatureTable, row: int) -> int:
         """Rows of one video on the grid, without looking at its values."""
         if self.slots is not None:
@@ -81,11 +101,14 @@ class Alignment:
         The mean of a role has one row, on which its placement then stands.
 
         Raises:
-            HeadError: naming the video, if roles that are aligned by frame have none in common.
+            HeadError: naming the video, if roles that are aligned by frame have none in common, or
+                roles are aligned by times that only one of them has.
         """
         first, *others = table.roles
         if not others and self.slots is None:
             return {first: None}
+        for role in others:
+            self._refuse_unlike_times(table, role, row)
         grid = self._grid(table, row)
         slot = np.arange(len(grid))
         if self.slots is not None:
@@ -113,6 +136,19 @@ class Alignment:
                     continue
             placements[role] = _unless_identity(low, count)
         return placements
+
+    def _refuse_unlike_times(self, table: FeatureTable, role: str, row: int) -> None:
+        first, rule = table.roles[0], self.rule(role)
+        alone = table.lengths(role)[row] == 1 and rule != "frame"  # on every row, at any time
+        if rule in {"repeat", "mean"} or alone:
+            return
+        known = {one: table.has_times(one, row) for one in (first, role)}
+        if known[first] != known[role]:
+            lacking = first if known[role] else role
+            raise HeadError(
+                f"{table.videos[row].id}: {role} cannot be aligned to {first} by {rule}: the times "
+                f"of {lacking} are row numbers, as it was imported without; align {role} by repeat"
+            )
 
     def _grid(self, table: FeatureTable, row: int) -> NDArray[np.int64]:
         """Rows of the first role that are rows of the grid, slots aside."""
@@ -148,17 +184,22 @@ def _same_frame(frames: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray
 
 
 def _nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Times need not ascend, nor do frames in `_same_frame`."""
+    order = np.argsort(times, kind="stable")
+    times = times[order]
     high = np.minimum(np.searchsorted(times, wanted), len(times) - 1)
     low = np.maximum(high - 1, 0)
-    return np.where(wanted - times[low] <= times[high] - wanted, low, high)
+    return order[np.where(wanted - times[low] <= times[high] - wanted, low, high)]
 
 
 def _between(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> Placement | None:
+    order = np.argsort(times, kind="stable")
+    times = times[order]
     high = np.clip(np.searchsorted(times, wanted), 0, len(times) - 1)
     low = np.maximum(high - 1, 0)
     gap = times[high] - times[low]
     share = np.divide(wanted - times[low], gap, out=np.ones(len(wanted)), where=gap > 0)
     weight = np.clip(share, 0, 1).astype(np.float32)
     if not (weight % 1).any():
-        return _unless_identity(np.where(weight == 1, high, low), len(times))
-    return Placement(low, high, weight)
+        return _unless_identity(order[np.where(weight == 1, high, low)], len(times))
+    return Placement(order[low], order[high], weight)

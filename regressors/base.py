@@ -51,6 +51,9 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     paper: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Parameters with which the head is that of its paper, where these are not the defaults."""
 
+    unkept: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that belong to a machine, not to the head: its card does not hold them."""
+
     specs_: dict[str, FeatureSpec]
     selection_: str
     record_: Mapping[str, Any] = MappingProxyType({})
@@ -172,7 +175,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             {
                 "format": FORMAT,
                 "name": self.name,
-                "parameters": _plain(self.get_params()),
+                "parameters": _plain(self._kept(self.get_params())),
                 "selection": self.selection_,
                 "keys": {role: spec.key for role, spec in self.specs_.items()},
                 "random_weights": any(spec.uses_random_weights for spec in self.specs_.values()),
@@ -207,7 +210,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         if card["name"] != cls.name:
             raise HeadError(f"{folder} holds a {card['name']} head, not {cls.name}")
         try:
-            head = cls(**card["parameters"])
+            head = cls(**cls._kept(card["parameters"]))
             head.check_parameters()
             head.specs_ = {
                 role: FeatureSpec.from_json(json.dumps(spec))
@@ -253,6 +256,11 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
                     f"{self.name}: parameter {parameter!r} cannot be {value!r}: "
                     f"{error.errors()[0]['msg'].lower()}"
                 ) from error
+
+    @classmethod
+    def _kept(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Those that stand in a card."""
+        return {name: value for name, value in parameters.items() if name not in cls.unkept}
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "specs_"):

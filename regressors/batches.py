@@ -1,5 +1,6 @@
 """The rows of many videos as padded batches: from memory, or streamed from the bank."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,8 @@ from regressors.tensors import tensor_of
 from store.errors import HeadError
 from store.table import FeatureTable
 
-CHUNK = 64
-"""Videos of a read: long enough for a disk."""
+READ_BYTES = 2**26
+"""Of a read, but for a longer video: long enough for a disk, and little beside a budget."""
 FINITE_ROWS = 4096
 """Rows that are looked at together for values that are not finite."""
 WINDOW_SHARE = 8
@@ -123,6 +124,9 @@ class Series:
             average: one row per video, the mean over its aligned rows in float32, in place of all.
             budget_bytes: what rows may take in memory.
             device: where batches are made.
+
+        Raises:
+            HeadError: if the alignment is not of these roles, or a role has rows without values.
         """
         self.table = table
         self.alignment = alignment
@@ -130,19 +134,24 @@ class Series:
         self.budget_bytes = budget_bytes
         self.device = device
         self._held: Window | None = None
+        self._lengths = np.zeros(len(table), np.int64)
         self._subsets: dict[bytes, FeatureTable] = {}
+        self._counts: dict[tuple[bytes, int], list[int]] = {}
+        alignment.check(table.roles)
         for role, spec in table.specs.items():
-            if role in table.roles[1:]:
-                alignment.rule(role)
             if np.prod(spec.shape, dtype=np.int64) == 0:
                 raise HeadError(f"{role} = {spec.key} has rows without values")
 
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """[n]: rows of each video on the grid, at least 1."""
-        if self.average:
-            return np.ones(len(self.table), np.int64)
-        return np.array([self.alignment.length(self.table, row) for row in range(len(self.table))])
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[len(rows)]: rows of these videos on the grid, at least 1.
+
+        Raises:
+            HeadError: naming the video, if roles that are aligned by frame have none in common.
+        """
+        # One by one, as videos of which nothing is wanted may have no grid.
+        for row in rows[self._lengths[rows] == 0].tolist():
+            self._lengths[row] = 1 if self.average else self.alignment.length(self.table, row)
+        return self._lengths[rows]
 
     @cached_property
     def widths(self) -> dict[str, int]:
@@ -157,7 +166,7 @@ class Series:
 
     def fits(self, rows: NDArray[np.int64]) -> bool:
         """Whether these videos can be held in memory."""
-        return int(self.lengths[rows].sum()) * self.bytes_per_row <= self.budget_bytes
+        return int(self.lengths(rows).sum()) * self.bytes_per_row <= self.budget_bytes
 
     def hold(self, rows: NDArray[np.int64]) -> bool:
         """Read these videos into memory, once, if they fit the budget; whether they do.
@@ -193,34 +202,41 @@ class Series:
         if self._held is not None and self._holds(rows):
             yield self._held
             return
-        count = self._videos_per_window(rows, min(at_least, len(rows)))
-        chosen = self._subsets.setdefault(rows.tobytes(), self.table.subset(rows))
-        for places, window in chosen.windows(videos=count, rng=rng):
+        key = rows.tobytes()
+        chosen = self._subsets.setdefault(key, self.table.subset(rows))
+        if (key, at_least) not in self._counts:
+            counts = self._videos_of_windows(rows[chosen.neighbours], at_least)
+            self._counts[key, at_least] = counts
+        for places, window in chosen.windows(videos=self._counts[key, at_least], rng=rng):
             yield self._aligned(rows[places], window)
 
     def _holds(self, rows: NDArray[np.int64]) -> bool:
         return self._held is not None and self._held.spans.keys() >= set(rows.tolist())
 
-    def _videos_per_window(self, rows: NDArray[np.int64], at_least: int) -> int:
-        """As many as the budget allows, such that the last window has enough of them too."""
-        # What is read may be more than what is kept of it.
+    def _window_bytes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[len(rows)]: of each video in a window; what is read may be more than is kept of it."""
         read = sum(
-            int(self.table.lengths(role)[rows].sum()) * width * self._dtype(role).itemsize
+            self.table.lengths(role)[rows] * width * self._dtype(role).itemsize
             for role, width in self.widths.items()
         )
-        per_video = max(read / len(rows), self.lengths[rows].mean() * self.bytes_per_row)
-        most = min(len(rows), int(self.budget_bytes / WINDOW_SHARE / per_video))
-        for count in range(most, at_least - 1, -1):
-            if not 0 < len(rows) % count < at_least:
-                return count
-        raise HeadError(
-            f"windows of at least {at_least} videos of {per_video / 2**20:.1f} MiB do not fit an "
-            f"eighth of {self.budget_bytes / 2**30:g} GiB; raise memory_gib, or lower batch_size"
-        )
+        return np.maximum(read, self.lengths(rows) * self.bytes_per_row)
+
+    def _videos_of_windows(self, rows: NDArray[np.int64], at_least: int) -> list[int]:
+        """How many of these neighbours, one after the other, each window takes."""
+        at_least = min(at_least, len(rows))
+        sizes = self._window_bytes(rows)
+        counts = _runs(sizes, most=self.budget_bytes // WINDOW_SHARE, at_least=at_least)
+        if not counts:
+            raise HeadError(
+                f"windows of at least {at_least} videos, of {sizes.mean() / 2**20:.1f} MiB and up "
+                f"to {sizes.max() / 2**20:.1f} MiB, do not fit an eighth of "
+                f"{self.budget_bytes / 2**30:g} GiB; raise memory_gib, or lower batch_size"
+            )
+        return counts
 
     def _read(self, rows: NDArray[np.int64]) -> Window:
         """All of some videos, by reads of neighbours."""
-        lengths = self.lengths[rows]
+        lengths = self.lengths(rows)
         ends = np.cumsum(lengths)
         begins = ends - lengths
         spans = dict(
@@ -231,7 +247,9 @@ class Series:
             for role, width in self.widths.items()
         }
         chosen = self.table.subset(rows)
-        for places, window in chosen.windows(videos=CHUNK, rng=np.random.default_rng(0)):
+        sizes = self._window_bytes(rows[chosen.neighbours]).clip(max=READ_BYTES)
+        counts = _runs(sizes, most=READ_BYTES, at_least=1)
+        for places, window in chosen.windows(videos=counts, rng=np.random.default_rng(0)):
             part = self._aligned(rows[places], window)
             for row in part.rows.tolist():
                 start, stop = spans[row]
@@ -259,7 +277,7 @@ class Series:
                     ]
                 )
             flat[role] = tensor_of(laid).to(self.device)
-        ends = np.cumsum(self.lengths[rows]).tolist()
+        ends = np.cumsum(self.lengths(rows)).tolist()
         spans = dict(zip(rows.tolist(), zip([0, *ends[:-1]], ends, strict=True), strict=True))
         return Window(rows, flat, spans)
 
@@ -288,10 +306,12 @@ class Series:
         self, role: str, rows: NDArray[np.int64], values: NDArray[Any], offsets: NDArray[np.int64]
     ) -> None:
         tensor = tensor_of(values)
+        if not tensor.is_floating_point():
+            return
         # A sum is finite only if all of it is; which row it was is asked only then.  In parts,
         # because what is summed in float32 is first copied to it.
         sums = [part.sum(dtype=torch.float32) for part in tensor.split(FINITE_ROWS)]
-        if not tensor.is_floating_point() or torch.stack(sums).isfinite().all():
+        if torch.stack(sums).isfinite().all():
             return
         for bad in (~torch.isfinite(tensor)).any(dim=1).nonzero()[:1, 0].tolist():
             place = int(np.searchsorted(offsets, bad, side="right")) - 1
@@ -299,3 +319,30 @@ class Series:
                 f"{role} of {self.table.videos[rows[place]].id} is not finite in row "
                 f"{bad - int(offsets[place])}; bank it again, or leave the video out"
             )
+
+
+def _runs(sizes: NDArray[np.int64], *, most: int, at_least: int) -> list[int]:
+    """Lengths of long runs of `sizes` with sums up to `most`; none where that cannot be.
+
+    Args:
+        sizes: [n].
+        most: the largest sum.
+        at_least: the shortest run.
+    """
+    sums = np.concatenate([[0], np.cumsum(sizes)])
+    earliest = np.searchsorted(sums, sums - most).tolist()  # from where a run fits, by its end
+    before: dict[int, int] = {}
+    ends = [0]
+    for end in range(at_least, len(sums)):
+        place = bisect_left(ends, earliest[end])
+        if place < len(ends) and ends[place] <= end - at_least:
+            before[end] = ends[place]
+            ends.append(end)
+    counts: list[int] = []
+    end = len(sizes)
+    if end not in before:
+        return []
+    while end:
+        counts.append(end - before[end])
+        end = before[end]
+    return counts[::-1]

@@ -193,6 +193,12 @@ class Cagi(SequenceHead):
         """As every head; of the table only `roles`."""
         return super().predict(self._chosen(table))
 
+    def check_parameters(self) -> None:
+        """As every head; and no role is named twice."""
+        super().check_parameters()
+        if self.roles is not None and len(set(self.roles)) < len(self.roles):
+            raise HeadError(f"{self.name}: roles names one twice: {', '.join(self.roles)}")
+
     @classmethod
     def _fit_alike(
         cls,

@@ -12,7 +12,7 @@ TAU, BETA = 12, 0.5
 """Of VSFA's code (Li et al., ACM MM 2019): rows that are looked back and ahead, share of memory."""
 LAST = 12
 """Rows of `last`."""
-WORST = 0.3
+WORST_PERCENT = 30
 """Part of the rows that `percentile` takes: VQPooling (Park et al., 2013) and Moorthy and Bovik's
 percentile pooling let the worst ones decide."""
 
@@ -67,7 +67,8 @@ def _last(scores: Tensor, mask: Tensor) -> Tensor:
 
 def _percentile(scores: Tensor, mask: Tensor) -> Tensor:
     ordered = torch.where(mask, scores, torch.inf).sort(dim=1).values
-    count = (WORST * mask.sum(dim=1, keepdim=True)).ceil().clamp(min=1)
+    # In whole numbers: 0.3 x 10 is more than 3 in floating point.
+    count = (WORST_PERCENT * mask.sum(dim=1, keepdim=True) + 99) // 100
     row = torch.arange(scores.shape[1], device=scores.device)
     return _mean(ordered, row < count)
 
@@ -86,5 +87,5 @@ POOLINGS: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {
 - mean, min: over all rows.
 - softmin: sum(w q) / sum(w) over all rows, with w = exp(-q).
 - last: the mean of the last 12 rows.
-- percentile: the mean of the worst 30 % of the rows, at least one.
+- percentile: the mean of the worst 30 % of the rows, rounded up.
 """

@@ -16,6 +16,7 @@ from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from sklearn.base import clone
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from regressors.alignment import Align, Alignment
@@ -83,6 +84,7 @@ class SequenceHead(Head):
     """
 
     suffix: ClassVar[str] = ".safetensors"
+    unkept: ClassVar[frozenset[str]] = frozenset({"device"})
     min_videos: ClassVar[int] = 10
     stackable: ClassVar[bool] = True
     """Whether several may be trained as one stacked network, or each in a process of its own: large
@@ -98,7 +100,8 @@ class SequenceHead(Head):
     seed: int
     memory_gib: float
     """What the rows of features may take in memory; beyond it they are streamed from the bank, in
-    windows of an eighth of this."""
+    windows of an eighth of this; predicted batches take another.  Of each process, where heads are
+    fitted in several."""
     align: Align = "nearest"
     """How roles come onto the rows of the first one; see `alignment`."""
     slots: int | None = None
@@ -112,6 +115,7 @@ class SequenceHead(Head):
     combine: Combine = "mean"
     threads: int = 1
     device: str = "cpu"
+    """Of PyTorch.  Not kept with the head, which is loaded for the processor of any machine."""
 
     watch: Watch | None = None
     checkpoint: Path | None = None
@@ -163,14 +167,27 @@ class SequenceHead(Head):
 
         As one stack where the head allows it and the videos fit the memory of one head, in
         processes, one per core, where it does not, else one after the other.
+
+        Of heads that are trained as one stack, `watch` and `checkpoint` of the first are those of
+        all, and members are counted through.
+
+        Raises:
+            HeadError: as `fit` does, and if rows of a head repeat: a batch has a video once.
         """
         mos = np.asarray(mos, np.float64)
+        for head, own in zip(heads, rows, strict=True):
+            if len(np.unique(own)) < len(own):
+                raise HeadError(
+                    f"{head.name}: rows repeat, {len(own)} are given of {len(np.unique(own))} "
+                    "videos; give each once"
+                )
         alike: dict[str, list[int]] = defaultdict(list)
         for number, (head, own) in enumerate(zip(heads, rows, strict=True)):
             head._checked(table.subset(own), mos[own])
             alike[repr({**head.get_params(), "seed": None})].append(number)
         for numbers in alike.values():
-            cls._fit_alike([heads[n] for n in numbers], table, mos, [rows[n] for n in numbers])
+            with threadpool_limits(limits=1):  # as in `fit`
+                cls._fit_alike([heads[n] for n in numbers], table, mos, [rows[n] for n in numbers])
         return list(heads)
 
     @classmethod
@@ -291,7 +308,7 @@ class SequenceHead(Head):
             Alignment(self.align, self.slots),
             average=self._average,
             budget_bytes=self._budget_bytes,
-            device=torch.device(self.device),
+            device=_usable(self.device),
         )
 
     def _jobs(
@@ -326,6 +343,12 @@ class SequenceHead(Head):
         rows = [rows for job in jobs for rows in (job.fit, job.held)]
         together = self._stacks(series.widths) and series.hold(np.unique(np.concatenate(rows)))
         size = STACK if together else 1
+        identity = {
+            "head": self.name,
+            "parameters": {n: v for n, v in self.get_params().items() if n not in self.unkept},
+            "keys": [[role, spec.key] for role, spec in series.table.specs.items()],
+            "videos": [video.id for video in series.table.videos],
+        }
         for start in range(0, len(jobs), size):
             path = self.checkpoint
             if path is not None:
@@ -337,8 +360,10 @@ class SequenceHead(Head):
                 network=partial(self._network, series.widths),
                 loss=self._loss,
                 plan=self._plan,
+                first=start,
                 watch=self.watch,
                 checkpoint=path,
+                identity=identity,
             )
         for path in kept:
             path.unlink()
@@ -478,6 +503,18 @@ class SequenceHead(Head):
 
 def _widths(specs: Mapping[str, FeatureSpec]) -> dict[str, int]:
     return {role: int(np.prod(spec.shape, dtype=np.int64)) for role, spec in specs.items()}
+
+
+def _usable(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise HeadError(
+            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}; "
+            "use cpu, or another that this machine has"
+        ) from error
+    return device
 
 
 def _fitted(head: SequenceHead, table: FeatureTable, mos: NDArray[np.float64]) -> SequenceHead:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.optim.adamw import adamw
 
-from regressors.batches import Batch, Scaling, Series, Window
+from regressors.batches import WINDOW_SHARE, Batch, Scaling, Series, Window
 from regressors.metrics import srcc
 from store.errors import HeadError
 from store.schema import Video
@@ -159,8 +160,10 @@ def train(
     network: Callable[[torch.Generator], nn.Module],
     loss: Callable[[Tensor, Tensor], Tensor],
     plan: Plan,
+    first: int = 0,
     watch: Watch | None = None,
     checkpoint: Path | None = None,
+    identity: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Trained]:
     """Train one network per job, all at the same time as one stack.
 
@@ -178,12 +181,15 @@ def train(
         network: makes a module that maps a Batch to scores [b]; called with the job's generator.
         loss: of scores [b] and targets [b].
         plan: how.
+        first: number of the first job, where these are some of many; the others follow.
         watch: told of every epoch of every job.
         checkpoint: a file that is written as training goes, and from which it goes on.
+        identity: all else that makes a training this one and no other, as JSON values.
 
     Raises:
         HeadError: if the rows on either side of a job share one target, a value is not finite,
-            training diverges or never ranks anything, or the checkpoint is of another training.
+            training diverges or never ranks anything, or the checkpoint is of another training or
+            cannot be written.
     """
     every = np.unique(np.concatenate([rows for job in jobs for rows in (job.fit, job.held)]))
     if len(jobs) > 1 and not series.hold(every):
@@ -192,7 +198,7 @@ def train(
     with _threads(plan.threads):
         members = [
             _Member(number, job, network(generator), plan, generator, series.device)
-            for number, job in enumerate(jobs)
+            for number, job in enumerate(jobs, start=first)
             for generator in [torch.Generator().manual_seed(job.seed)]
         ]
         for member in members:
@@ -203,7 +209,7 @@ def train(
             ):
                 member.scaling = scaling
         module = network(torch.Generator()).to(series.device)
-        journal = _Journal(checkpoint, members, plan)
+        journal = _Journal(checkpoint, members, plan, identity)
         while active := [member for member in members if not member.done]:
             stack = _Stack(module, active, series.device)
             while not any(member.done for member in active):
@@ -241,8 +247,10 @@ def scores(
         place = {row: number for number, row in enumerate(rows.tolist())}
         module.eval()
         for window in series.windows(rows, rng=np.random.default_rng(0)):
-            for batch in _by_length(series, _inside(window, rows)):
-                predicted = _stacked(module, state, window, [batch] * len(scalings), scalings)
+            wanted = [_inside(window, rows)] * len(scalings)
+            for batches in _by_length(series, wanted):
+                batch = batches[0]
+                predicted = _stacked(module, state, window, batches, scalings)
                 out[:, [place[row] for row in batch.tolist()]] = predicted.double().cpu().numpy()
     return out
 
@@ -309,7 +317,7 @@ class _Member:
                 )
 
     def batches(
-        self, rows: NDArray[np.int64], lengths: NDArray[np.int64]
+        self, rows: NDArray[np.int64], lengths: Callable[[NDArray[np.int64]], NDArray[np.int64]]
     ) -> list[NDArray[np.int64]]:
         """Shuffled batches of at least `batch_size` rows, those of a batch of like length."""
         shuffled = rows[torch.randperm(len(rows), generator=self.generator).numpy()]
@@ -319,7 +327,7 @@ class _Member:
             batch
             for part in parts
             for batch in np.array_split(
-                part[np.argsort(lengths[part], kind="stable")],
+                part[np.argsort(lengths(part), kind="stable")],
                 max(1, len(part) // self.plan.batch_size),
             )
         ]
@@ -327,8 +335,8 @@ class _Member:
         return [batches[number] for number in order.tolist()]
 
     def noise(self) -> int:
-        """Of the step that comes."""
-        return self.job.seed * 2**32 + self.steps
+        """Of the step that comes; the last of many runs may have a seed beyond 31 bits."""
+        return (self.job.seed * 2**32 + self.steps) % 2**63
 
     def judge(self, loss: float, held_srcc: float) -> None:
         """Close an epoch; SRCC of NaN, where all predictions agree, is never better."""
@@ -517,11 +525,10 @@ def _held_out(series: Series, stack: _Stack) -> list[NDArray[np.float64]]:
     ]
     every = np.unique(np.concatenate([member.job.held for member in members]))
     for window in series.windows(every, rng=np.random.default_rng(0)):
-        batches = [_by_length(series, _inside(window, member.job.held)) for member in members]
-        for step in range(max(map(len, batches))):
-            some = [own[step] if step < len(own) else own[-1] for own in batches]
+        wanted = [_inside(window, member.job.held) for member in members]
+        for some in _by_length(series, wanted):
             predicted = stack.scores(window, _of_one_size(some)).double().cpu().numpy()
-            for values, place, rows, own in zip(predicted, places, some, out, strict=False):
+            for values, place, rows, own in zip(predicted, places, some, out, strict=True):
                 own[[place[row] for row in rows.tolist()]] = values[: len(rows)]
     return out
 
@@ -531,10 +538,26 @@ def _inside(window: Window, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows[np.isin(rows, window.rows)]
 
 
-def _by_length(series: Series, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Batches to be predicted."""
-    ordered = rows[np.argsort(series.lengths[rows], kind="stable")]
-    return np.array_split(ordered, math.ceil(len(rows) / PREDICTED))
+def _by_length(
+    series: Series, rows: Sequence[NDArray[np.int64]]
+) -> Iterator[list[NDArray[np.int64]]]:
+    """Batches to be predicted, one for each member at a time, which share memory for one window.
+
+    A member whose rows are all done gets its last one again.
+    """
+    ordered = [own[np.argsort(series.lengths(own), kind="stable")] for own in rows]
+    count = max(map(len, ordered))
+    filled = [np.pad(own, (0, count - len(own)), mode="edge") for own in ordered]
+    longest = np.max([series.lengths(own) for own in filled], axis=0)
+    row_bytes = len(rows) * sum(series.widths.values()) * 4  # float32
+    most = series.budget_bytes // WINDOW_SHARE // row_bytes
+    start = 0
+    while start < count:
+        reach = longest[start : start + PREDICTED]
+        fitting = int((np.arange(1, len(reach) + 1) * reach <= most).sum())  # reach ascends
+        stop = start + max(1, fitting)
+        yield [own[start:stop] if start < len(own) else own[-1:] for own in ordered]
+        start = stop
 
 
 def _of_one_size(batches: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
@@ -567,7 +590,7 @@ def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling
     every = np.unique(np.concatenate(fits))
     member = np.stack([np.isin(every, fit) for fit in fits]).astype(np.float64)  # [k, n]
     number = {row: place for place, row in enumerate(every.tolist())}
-    counts = torch.from_numpy(member @ series.lengths[every])[:, None]
+    counts = torch.from_numpy(member @ series.lengths(every))[:, None]
     shift: dict[str, Tensor] = {}
     sums = {
         role: torch.zeros(len(fits), width, dtype=torch.float64)
@@ -603,21 +626,35 @@ def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling
 class _Journal:
     """The checkpoint of a training, if there is to be one."""
 
-    def __init__(self, path: Path | None, members: Sequence[_Member], plan: Plan) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        members: Sequence[_Member],
+        plan: Plan,
+        identity: Mapping[str, Any],
+    ) -> None:
         self.path = path
         self.members = members
         self.written = time.monotonic()
         self.identity = json.dumps(
             {
+                **identity,
                 "plan": repr(plan),
                 "shapes": {n: list(v.shape) for n, v in members[0].parameters.items()},
                 "jobs": [
                     [m.job.seed, m.job.fit.tolist(), m.job.held.tolist(), m.job.targets.tolist()]
                     for m in members
                 ],
-            }
+            },
+            sort_keys=True,
         )
-        if path is not None and path.exists():
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # before training, which may take long
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        if path.exists():
             self._go_on(path)
 
     def keep(self, *, now: bool = False) -> None:
@@ -632,9 +669,11 @@ class _Journal:
             for name, tensor in member.state().items()
         }
         counters = json.dumps([member.counters() for member in self.members])
-        write_atomically(
-            self.path, save(tensors, {"identity": self.identity, "counters": counters})
-        )
+        content = save(tensors, {"identity": self.identity, "counters": counters})
+        try:
+            write_atomically(self.path, content)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         self.written = time.monotonic()
 
     def _go_on(self, path: Path) -> None:
@@ -654,3 +693,7 @@ class _Journal:
             member.go_on(
                 {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}, counters
             )
+
+
+def _unwritable(path: Path, error: OSError) -> HeadError:
+    return HeadError(f"the checkpoint {path} cannot be written: {error.strerror}")

@@ -200,7 +200,7 @@ def storage_dtype(stored: StoredDtype) -> np.dtype[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Feature:
-    """One output for one video: rows in time order."""
+    """One output for one video: rows in the order of sampling, mostly that of time."""
 
     values: NDArray[Any]
     """[t, *shape], finite."""

@@ -578,6 +578,10 @@ class Shard:
         """[t] of the video at `place`."""
         return self.stored(place, "frame_index")
 
+    def has_times(self, place: int) -> bool:
+        """Whether the times of the video at `place` are known; imports may have row numbers."""
+        return self.video(place).probe.get("times") != "row numbers"
+
     def side(self, place: int, name: str) -> NDArray[Any]:
         """[t, ...] of the declared side array `name` of the video at `place`."""
         dtype = next(side.dtype for side in self.spec.side if side.name == name)

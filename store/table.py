@@ -51,6 +51,10 @@ class Rows(Protocol):
         """[t] of the video at `place`."""
         ...
 
+    def has_times(self, place: int) -> bool:
+        """Whether the times and frames of the video at `place` are known."""
+        ...
+
 
 class Column:
     """One feature of every video of a table."""
@@ -134,6 +138,7 @@ class FeatureTable:
                 np.cumsum([0, *map(len, arrays)]),
                 [np.arange(len(array), dtype=np.float64) for array in arrays],
                 [np.arange(len(array), dtype=np.int64) for array in arrays],
+                [False] * len(arrays),
             )
             dtype: Any = rows.flat.dtype.name.replace(
                 "float64", "float32"
@@ -169,6 +174,11 @@ class FeatureTable:
         """[t] of one video."""
         rows, place = self._column(role).places[row]
         return rows.frame_index(place)
+
+    def has_times(self, role: str, row: int) -> bool:
+        """Whether times and frames of one video are known, or mere row numbers of an import."""
+        rows, place = self._column(role).places[row]
+        return rows.has_times(place)
 
     def lengths(self, role: str) -> NDArray[np.int64]:
         """[n]: rows of each video."""
@@ -251,12 +261,18 @@ class FeatureTable:
                 offsets,
                 [source.pts_seconds(place) for source, place in column.places],
                 [source.frame_index(place) for source, place in column.places],
+                [source.has_times(place) for source, place in column.places],
             )
             columns[role] = Column(column.spec, [(rows, place) for place in range(len(self))])
         return FeatureTable(self.videos, columns)
 
+    @cached_property
+    def neighbours(self) -> NDArray[np.int64]:
+        """[n]: rows of the table in the order in which they lie on disk."""
+        return np.lexsort(self._column(self.roles[0]).spans[:, 1::-1].T)
+
     def windows(
-        self, *, videos: int, rng: np.random.Generator
+        self, *, videos: int | Sequence[int], rng: np.random.Generator
     ) -> Iterator[tuple[NDArray[np.int64], dict[str, tuple[NDArray[Any], NDArray[np.int64]]]]]:
         """All videos once, in shuffled windows of neighbours on disk: for data beyond memory.
 
@@ -264,17 +280,22 @@ class FeatureTable:
         a window is shuffled by the caller, who picks videos by the offsets.
 
         Args:
-            videos: In a window; 32 to 64 make reads long enough.
+            videos: In a window; 32 to 64 make reads long enough.  Or in each of them, in the order
+                of `neighbours`, n together.
             rng: Order of the windows.
 
         Yields:
             Rows of the table [w], and by role values and offsets as from `read`.  The values are
             overwritten by the next window, of a later epoch too.
         """
-        order = np.lexsort(self._column(self.roles[0]).spans[:, 1::-1].T)
-        starts = rng.permutation(np.arange(0, len(order), videos))
-        for start in starts.tolist():
-            rows = order[start : start + videos]
+        order = self.neighbours
+        if isinstance(videos, int):
+            ends = np.arange(videos, len(order) + videos, videos)
+        else:
+            ends = np.cumsum(videos)
+        starts = np.concatenate([[0], ends[:-1]])
+        for number in rng.permutation(len(ends)).tolist():
+            rows = order[starts[number] : ends[number]]
             window = {}
             for role, column in self._columns.items():
                 wanted = int(column.spans[rows, 2].sum())
@@ -335,11 +356,13 @@ class _Arrays:
         offsets: NDArray[np.int64],
         pts_seconds: Sequence[NDArray[np.float64]],
         frame_index: Sequence[NDArray[np.int64]],
+        has_times: Sequence[bool],
     ) -> None:
         self.flat = flat
         self._offsets = offsets
         self._pts_seconds = pts_seconds
         self._frame_index = frame_index
+        self._has_times = has_times
 
     def span(self, place: int) -> tuple[int, int]:
         start, stop = self._offsets[place : place + 2].tolist()
@@ -363,3 +386,6 @@ class _Arrays:
 
     def frame_index(self, place: int) -> NDArray[np.int64]:
         return self._frame_index[place]
+
+    def has_times(self, place: int) -> bool:
+        return self._has_times[place]

@@ -38,7 +38,7 @@ def aligned(made, align="repeat", **options):
     assert series.hold(np.array([0]))
     (window,) = series.windows(np.array([0]), rng=np.random.default_rng(0))
     lengths = {len(window.series(role, 0)) for role in made.roles}
-    assert lengths == {series.lengths[0]}
+    assert lengths == {series.lengths(np.array([0]))[0]}
     return {role: window.series(role, 0)[:, 0].tolist() for role in made.roles}
 
 
@@ -67,6 +67,14 @@ def test_the_nearest_row_in_seconds():
         10,
         20,
     ]
+
+
+def test_times_need_not_ascend():
+    """Segments that go round the end of a video do not."""
+    x, y = ([1.0, 2.0, 0.5], [0, 1, 2]), ([0.0, 2.0, 1.0, 3.0], [0, 2, 1, 3])
+    assert aligned(table(x=x, y=y), "nearest")["y"] == [20, 10, 0]
+    assert aligned(table(x=x, y=y), "interpolate")["y"] == [20, 10, 10]
+    assert aligned(table(x=([2.5], [0]), y=y), "interpolate")["y"] == [20]
 
 
 def test_interpolating_is_linear_in_seconds_and_holds_the_ends():
@@ -106,6 +114,31 @@ def test_every_role_may_have_a_rule_of_its_own():
     assert (got["y"], got["z"]) == ([10] * 5, [0, 0, 10, 10, 20])
     with pytest.raises(HeadError, match="align has rules for y, but none for z"):
         aligned(made, {"y": "mean"})
+
+
+def test_rules_for_no_role_are_refused():
+    with pytest.raises(HeadError, match="a rule for typo, which is no role; there are x"):
+        aligned(table(x=FRAMES), {"typo": "mean"})
+    with pytest.raises(HeadError, match="a rule for x, the first role"):
+        aligned(table(x=FRAMES, y=SECONDS), {"x": "mean", "y": "mean"})
+
+
+def test_times_are_not_compared_with_row_numbers():
+    """What was imported without times has row numbers for them."""
+    made = table(x=FRAMES, y=SECONDS, z=([0.0], [0]))
+    ((rows, _),) = made._columns["x"].places
+    rows._has_times = [True]
+    two = made.select(["x", "y"])
+
+    for rule in ("nearest", "interpolate", "frame"):
+        for one in (two, made.select(["y", "x"])):
+            with pytest.raises(
+                HeadError, match=r"a\.mp4: .*the times of y are row numbers.*repeat"
+            ):
+                aligned(one, rule)
+    for rule in ("repeat", "mean"):
+        assert len(aligned(two, rule)["y"]) == 5
+    assert aligned(made.select(["x", "z"]), "nearest")["z"] == [0] * 5
 
 
 def test_slots_cut_or_fill_every_video():

@@ -366,6 +366,11 @@ def test_a_role_that_is_not_there_is_refused():
         make_head("cagi", roles=["quality", "motion"], **QUICK).fit(*interacting(20))
 
 
+def test_a_role_that_is_named_twice_is_refused():
+    with pytest.raises(HeadError, match="roles names one twice: quality, quality"):
+        make_head("cagi", roles=["quality", "quality"], wiring="concat")
+
+
 def test_chosen_roles_are_all_that_a_fitted_head_asks_for(tmp_path):
     table, mos = interacting(20)
     series = {role: [table.series(role, row) for row in range(20)] for role in table.roles}

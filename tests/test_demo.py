@@ -60,7 +60,7 @@ def test_the_demos_head_scores_two_real_videos(ran, shared_data, tmp_path):
     store = FeatureStore.create(tmp_path / "bank")
 
     outcomes = list(scorer.extraction(videos, store, device=torch.device("cpu")).run())
-    scores = scorer.scores(videos, store)
+    scores = scorer.scores(videos, store, device=torch.device("cpu"))
 
     assert not any(outcome.failures for outcome in outcomes)
     assert scores.shape == (2,)

@@ -551,6 +551,8 @@ def test_a_foreign_tree_is_banked_with_row_numbers_for_times(tmp_path, dtype, st
     record = store.video_record(what, "other")
     assert record.fingerprint == Fingerprint.of(tree / "other.npy")
     assert record.probe == {"times": "row numbers"}
+    ((shard, place),) = store.find(what, ["other"])
+    assert not shard.has_times(place)
 
 
 def test_a_foreign_tree_that_grew_is_imported_again_and_one_that_changed_is_not(tmp_path):

@@ -1,6 +1,7 @@
 """What is seen of training: event files if asked for, and a command that can be interrupted."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pipelines.train import train
 from regressors import load_head
 from regressors.training import Epoch, _Journal, _Member
 from store.bank import FeatureStore
+from store.errors import RecipeError
 from store.schema import Feature, FeatureSpec, Fingerprint
 
 
@@ -100,6 +102,27 @@ def test_an_interrupted_command_goes_on_from_its_checkpoint(recipe, tmp_path, mo
     assert not (tmp_path / "head.checkpoint").exists()
     one, other = (load_head(tmp_path / name) for name in ("expected", "head"))
     assert all(torch.equal(one.state_[name], other.state_[name]) for name in one.state_)
+
+
+@pytest.mark.parametrize("folder", ["new/folders/head", "."])
+def test_a_head_goes_into_folders_that_are_not_there_and_into_the_one_one_is_in(
+    recipe, folder, tmp_path, monkeypatch
+):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+
+    train(Trial.of(recipe, title="t"), Path(folder), recipe=recipe)
+
+    assert load_head(Path(folder)).name == "gru"
+    assert not list(tmp_path.rglob("*.checkpoint*"))
+
+
+def test_event_files_of_a_head_without_epochs_are_refused(recipe, tmp_path):
+    ridge = recipe.model_copy(update={"heads": {"ridge": {}}})
+
+    with pytest.raises(RecipeError, match="--tensorboard shows epochs, and ridge has none"):
+        train(Trial.of(ridge, title="t"), tmp_path / "head", recipe=ridge, tensorboard=tmp_path)
+    assert not (tmp_path / "head").exists()
 
 
 def _counting(seen):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from extractors import make_extractor, make_extractors
+from extractors import make_extractor, make_extractors, specs_of
 from extractors import video as decoding
 from pipelines.entries import with_keys
 from pipelines.evaluate import Trial
@@ -21,7 +21,7 @@ from pipelines.recipe import Recipe
 from pipelines.train import train
 from regressors import load_head
 from store.bank import FeatureStore
-from store.errors import HeadError, ManifestError, RecipeError, UnknownNameError
+from store.errors import HeadError, ManifestError, RecipeError, UnknownNameError, WeightsError
 from store.schema import Fingerprint, Video
 
 CPU = torch.device("cpu")
@@ -77,7 +77,8 @@ def scored(head, sources, bank):
     videos = list(videos_to_score(sources))
     outcomes = list(scorer.extraction(videos, store, device=CPU).run())
     assert not any(outcome.failures for outcome in outcomes)
-    return dict(zip([v.path for v in videos], scorer.scores(videos, store), strict=True))
+    predicted = scorer.scores(videos, store, device=CPU)
+    return dict(zip([v.path for v in videos], predicted, strict=True))
 
 
 # --- which videos, under which ids
@@ -226,6 +227,33 @@ def test_a_head_on_several_entries_of_an_extractor_makes_them_all_again(recipe, 
     assert [extractor.count for extractor in scorer.extractors] == [2, 3]
     new = clip(tmp_path / "new.mp4", noise=10, seed=9)
     assert scored(tmp_path / "head", [new], tmp_path / "bank").keys() == {new}
+
+
+def test_weights_of_another_entry_are_not_asked_for(head, tmp_path, monkeypatch):
+    """A recipe may name an extractor several times, with weights that are not at hand here."""
+    card = yaml.safe_load((head / "card.yaml").read_text())
+    entries = {"motion": {}, "other": {"extractor": "motion"}}
+    asked, lacking = [], []
+
+    def specs_or_error(extractor, *, decoder):
+        asked.append(extractor)
+        if len(asked) in lacking:
+            raise WeightsError("weights of motion are not at hand")
+        return specs_of(extractor, decoder=decoder)
+
+    monkeypatch.setattr("pipelines.predict.specs_of", specs_or_error)
+    shutil.copytree(head, tmp_path / "head")
+    card["recipe"]["extractors"] = entries
+    (tmp_path / "head" / "card.yaml").write_text(yaml.safe_dump(card))
+    for number, expected in ((2, 1), (1, 2)):
+        asked.clear()
+        lacking[:] = [number]
+        assert len(Scorer(tmp_path / "head", weights={}).extractors) == 1
+        assert len(asked) == expected
+    older = changed(head, tmp_path / "older", lambda identity: identity.update(version=0))
+    asked.clear()
+    with pytest.raises(WeightsError, match="not at hand"):
+        Scorer(older, weights={})
 
 
 # --- heads that cannot score

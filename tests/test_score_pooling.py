@@ -102,10 +102,20 @@ def test_padding_gets_no_gradient(name):
     assert not scores.grad[~mask].any()
 
 
+@pytest.mark.parametrize("rows", [1, 3, 4, 10, 20, 30, 90, 100])
+def test_the_worst_tenths_are_counted_exactly(rows):
+    scores = torch.arange(float(rows))[None]
+
+    pooled = POOLINGS["percentile"](scores, torch.ones(1, rows, dtype=torch.bool))
+
+    worst = scores[0, : -(-3 * rows // 10)]
+    torch.testing.assert_close(pooled, worst.mean()[None])
+
+
 def test_what_the_others_are():
     scores, mask = ragged()
     real = [row[own] for row, own in zip(scores, mask, strict=True)]
-    worst = [row.sort().values[: max(1, int(np.ceil(0.3 * len(row))))].mean() for row in real]
+    worst = [row.sort().values[: -(-3 * len(row) // 10)].mean() for row in real]
     expected = {
         "mean": [row.mean() for row in real],
         "min": [row.min() for row in real],

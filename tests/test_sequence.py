@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 
 from regressors import HEADS, load_head, make_head
-from regressors.batches import Batch
+from regressors.base import read_card
+from regressors.batches import Batch, Series, Window
 from regressors.metrics import srcc
 from regressors.score_pooling import hysteresis
 from regressors.sequence import SequenceHead
@@ -260,6 +261,101 @@ def test_a_budget_below_a_batch_is_refused():
         quick("gru", memory_gib=1e-9).fit(table, mos)
 
 
+def uneven():
+    """Videos of which one third, one after the other, are twenty times as long as the others."""
+    rng = np.random.default_rng(0)
+    lengths = [2] * 40 + [40] * 20
+    series = {"x": [rng.normal(size=(t, 4)).astype(np.float32) for t in lengths]}
+    return FeatureTable.from_arrays(videos(60), series), np.array(
+        [own.mean() for own in series["x"]]
+    )
+
+
+def test_windows_keep_their_share_where_long_videos_are_neighbours():
+    table, _ = uneven()
+    share = 2 * 40 * 4 * 4  # two of the long ones
+    series = quick("gru", memory_gib=8 * share / 2**30)._series(table)
+    rows = np.arange(60)
+    assert not series.hold(rows)
+
+    windows = list(series.windows(rows, rng=np.random.default_rng(0), at_least=2))
+
+    sizes = [16 * series.lengths(window.rows).sum() for window in windows]
+    assert max(sizes) <= share
+    assert min(len(window.rows) for window in windows) >= 2
+    assert sorted(np.concatenate([window.rows for window in windows])) == rows.tolist()
+    with pytest.raises(HeadError, match=r"windows of at least 3 videos.*up to 0\.0 MiB"):
+        list(series.windows(rows, rng=np.random.default_rng(0), at_least=3))
+
+
+def test_what_is_read_into_memory_is_read_in_small_parts(monkeypatch):
+    table, _ = uneven()
+    monkeypatch.setattr("regressors.batches.READ_BYTES", 900)  # a long video is of 640 bytes
+    read = []
+    aligned = Series._aligned
+
+    def kept(self, rows, values):
+        read.append(sum(one.nbytes for one, _ in values.values()))
+        return aligned(self, rows, values)
+
+    monkeypatch.setattr(Series, "_aligned", kept)
+    series = quick("gru")._series(table)
+    assert series.hold(np.arange(60))
+
+    assert max(read) <= 900
+    (window,) = series.windows(np.arange(60), rng=np.random.default_rng(0))
+    for row in range(60):
+        np.testing.assert_array_equal(window.series("x", row), table.series("x", row))
+
+
+def test_predicted_batches_of_all_members_share_the_budget(monkeypatch):
+    table, mos = uneven()
+    options = {"memory_gib": 60_000 / 2**30, "runs": 3, "batch_size": 2}
+    expected = quick("gru", runs=3, batch_size=2).fit(table, mos).predict(table)
+    sizes = []
+    padded = Window.padded
+
+    def kept(self, members, scalings):
+        values, mask = padded(self, members, scalings)
+        if not torch.is_grad_enabled():
+            sizes.append((sum(one.nbytes for one in values.values()), mask.shape[1]))
+        return values, mask
+
+    monkeypatch.setattr(Window, "padded", kept)
+    head = quick("gru", **options)
+    assert head._series(table).hold(np.arange(60))
+    scores = head.fit(table, mos).predict(table)
+
+    np.testing.assert_allclose(scores, expected, atol=1e-5 * np.ptp(mos))
+    assert max(size for size, count in sizes if count > 1) <= 60_000 / 8
+    assert max(count for _, count in sizes) > 1
+
+
+def test_rows_that_repeat_are_refused():
+    table, mos = ragged()
+    with pytest.raises(HeadError, match="rows repeat, 40 are given of 20 videos"):
+        HEADS["mlp"].fit_many([quick("mlp")], table, mos, [np.repeat(np.arange(20), 2)])
+
+
+def test_videos_that_are_not_fitted_may_have_no_grid():
+    """A test video whose roles have no frame in common is refused when it is predicted."""
+    table, mos = ragged()
+    for role in table.roles:
+        ((rows, _), *_) = table._columns[role].places
+        frames = [np.arange(t) for t in table.lengths(role)]
+        frames[47] = frames[47] + (100 if role == "semantic" else 0)
+        rows._frame_index = frames
+    head = quick("mlp", align="frame")
+
+    HEADS["mlp"].fit_many([head], table, mos, [np.arange(40)])
+
+    assert np.isfinite(head.predict(table.subset(range(47)))).all()
+    with pytest.raises(
+        HeadError, match=r"set/47\.mp4: quality and semantic have no frame in common"
+    ):
+        head.predict(table)
+
+
 class Interrupted(Exception):
     pass
 
@@ -310,6 +406,65 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
         head.fit(table, mos)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gru", {"loss": "plcc"}),
+        ("gru", {"pooling": "min"}),
+        ("gru", {"align": "repeat"}),
+        ("mlp", {"activation": "relu"}),
+        ("mlp", {"dropout": 0.5}),
+        ("mlp", {"slots": 3}),
+        ("cagi", {"norm_axis": "channel"}),
+        ("cagi", {"gate": "before-convolution"}),
+    ],
+)
+def test_the_checkpoint_of_another_parameter_is_refused(name, change, tmp_path, monkeypatch):
+    """Of which neither shapes nor rows nor scores tell."""
+    table, mos = ragged()
+    head = checkpointed(name, table, mos, tmp_path, monkeypatch)
+    head.set_params(**change)
+
+    with pytest.raises(HeadError, match="is the checkpoint of another training"):
+        head.fit(table, mos)
+
+
+def test_the_checkpoint_of_other_features_or_videos_is_refused(tmp_path, monkeypatch):
+    table, mos = ragged()
+    head = checkpointed("gru", table, mos, tmp_path, monkeypatch)
+    series = {role: [table.series(role, row) for row in range(48)] for role in table.roles}
+    renamed = dict(zip(("quality", "motion"), series.values(), strict=True))
+    other = FeatureTable.from_arrays(table.videos, renamed)
+    elsewhere = [Video(f"other/{video.id}", video.path, scene=video.id) for video in table.videos]
+
+    for made in (other, FeatureTable.from_arrays(elsewhere, series)):
+        with pytest.raises(HeadError, match="is the checkpoint of another training"):
+            head.fit(made, mos)
+
+
+def checkpointed(name, table, mos, folder, monkeypatch):
+    """A head whose training was interrupted."""
+    monkeypatch.setattr("regressors.training.CHECKPOINT_SECONDS", 0.0)
+    head = quick(name)
+    head.checkpoint = folder / "training"
+    head.watch = _stop_at_the_second
+    with pytest.raises(Interrupted):
+        head.fit(table, mos)
+    head.watch = None
+    return head
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_training(tmp_path):
+    table, mos = ragged()
+    (tmp_path / "file").touch()
+    head = quick("mlp")
+    head.watch = lambda epoch: pytest.fail("was trained")
+    head.checkpoint = tmp_path / "file" / "training"
+
+    with pytest.raises(HeadError, match="file/training cannot be written"):
+        head.fit(table, mos)
+
+
 def _stop_at_the_second(epoch):
     if epoch.epoch == 2:
         raise Interrupted
@@ -327,6 +482,49 @@ def test_progress_tells_the_srcc_of_held_out_rows(name):
     assert head.record_["metrics"]["held_out_srcc"] == [best.srcc]
     assert all(one.best_srcc <= two.best_srcc for one, two in pairwise(told))
     assert str(best.epoch) in head.selection_
+
+
+def test_runs_that_do_not_stack_are_told_apart(monkeypatch):
+    table, mos = ragged()
+    told = []
+    for size, stacks in ((2, True), (16, False)):
+        monkeypatch.setattr("regressors.sequence.STACK", size)
+        monkeypatch.setattr(HEADS["gru"], "stackable", stacks)
+        head = quick("gru", runs=3, epochs=1)
+        head.watch = told.append
+        with joblib.parallel_config("sequential"):
+            head.fit(table, mos)
+
+    assert [epoch.member for epoch in told] == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_last_seed_has_runs_beyond_it():
+    table, mos = ragged()
+
+    head = quick("mlp", seed=2**31 - 1, runs=2, dropout=0.5, epochs=1).fit(table, mos)
+
+    assert np.isfinite(head.predict(table)).all()
+
+
+# --- devices
+
+
+def test_a_head_of_another_device_is_loaded_for_the_processor(name, tmp_path):
+    table, mos = ragged()
+    head = quick(name).fit(table, mos)
+    expected = head.predict(table)
+    head.device = "cuda"
+    head.save(tmp_path)
+
+    assert "device" not in read_card(tmp_path)["parameters"]
+    assert load_head(tmp_path).predict(table).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:77"])
+def test_a_device_that_is_not_there_is_refused(device):
+    table, mos = ragged()
+    with pytest.raises(HeadError, match=f"device '{device}' cannot be used here"):
+        quick("mlp", device=device).fit(table, mos)
 
 
 # --- RQ-VQA's mlp

@@ -85,6 +85,18 @@ def test_windows_give_every_video_once_and_keep_to_one_buffer(tmp_path):
     assert len(buffers) <= 2
 
 
+def test_windows_may_have_numbers_of_videos_of_their_own(tmp_path):
+    table = table_of(tmp_path)
+    counts = [1, len(VIDEOS) - 3, 2]
+
+    windows = [
+        rows.tolist() for rows, _ in table.windows(videos=counts, rng=np.random.default_rng(0))
+    ]
+
+    expected = np.split(table.neighbours, np.cumsum(counts)[:-1])
+    assert sorted(windows) == sorted(own.tolist() for own in expected)
+
+
 def test_a_table_goes_to_memory_only_within_the_budget(tmp_path):
     table = table_of(tmp_path)
     size = sum(LENGTHS) * 6 * 2
