@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import joblib
 import numpy as np
 import torch
+from joblib.parallel import get_active_backend
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError
@@ -77,8 +78,9 @@ class SequenceHead(Head):
     one, which is what it has otherwise.  Its `__init__` says the defaults.
 
     Attributes:
-        watch: told of every epoch while fitting.  Like `checkpoint` no parameter: both change no
-            number, are not kept with the head, and are not cloned.
+        watch: told of every epoch while fitting, but of networks that are trained in processes of
+            their own.  Like `checkpoint` no parameter: both change no number, are not kept with the
+            head, and are not cloned.
         checkpoint: a file that is written while fitting, every half minute; fitting the same again
             goes on from there, and comes to the same.  Removed when fitting is done.
     """
@@ -168,8 +170,8 @@ class SequenceHead(Head):
         As one stack where the head allows it and the videos fit the memory of one head, in
         processes, one per core, where it does not, else one after the other.
 
-        Of heads that are trained as one stack, `watch` and `checkpoint` of the first are those of
-        all, and members are counted through.
+        Of heads that are trained at the same time, `watch` and `checkpoint` of the first are those
+        of all, and members are counted through; other processes tell `watch` nothing.
 
         Raises:
             HeadError: as `fit` does, and if rows of a head repeat: a batch has a video once.
@@ -206,12 +208,10 @@ class SequenceHead(Head):
             for head, own in zip(heads, rows, strict=True):
                 head.fit(table.subset(own), mos[own])
             return
-        if len(heads) > 1 and not heads[0]._stacks(series.widths):
-            cls._fit_in_processes(heads, table, mos, rows)
-            return
         pairs = list(zip(heads, rows, strict=True))
         jobs = [job for head, own in pairs for job in head._jobs(table, mos, own, validation)]
         trained = heads[0]._train(series, jobs)
+        series.hold(every)  # where it fits: once for all heads
         for number, (head, own) in enumerate(pairs):
             runs = slice(number * head.runs, (number + 1) * head.runs)
             whose = (
@@ -221,30 +221,6 @@ class SequenceHead(Head):
             )
             head._take(series, own, mos[own], trained[runs], jobs[runs], whose)
             head.specs_ = dict(table.specs)
-
-    @classmethod
-    def _fit_in_processes(
-        cls,
-        heads: Sequence[Self],
-        table: FeatureTable,
-        mos: NDArray[np.float64],
-        rows: Sequence[NDArray[np.int64]],
-    ) -> None:
-        """One head per core at a time; `watch` hears of nothing, as it lives in this process."""
-        every = np.unique(np.concatenate(rows))
-        # joblib hands large arrays on by memory map: processes share one copy.
-        shared = table.subset(every).in_memory(budget_bytes=heads[0]._budget_bytes)
-        tasks = []
-        for head, own in zip(heads, rows, strict=True):
-            child = clone(head)
-            child.checkpoint = head.checkpoint
-            part = shared.subset(np.searchsorted(every, own))
-            tasks.append(joblib.delayed(_fitted)(child, part, mos[own]))
-        learnt = joblib.Parallel(n_jobs=min(len(heads), joblib.cpu_count()))(tasks)
-        for head, other in zip(heads, learnt, strict=True):
-            watch = head.watch
-            head.__dict__.update(other.__dict__)
-            head.watch = watch
 
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
         self._fit_alike([self], table, mos, [np.arange(len(table))])
@@ -338,36 +314,69 @@ class SequenceHead(Head):
         return jobs
 
     def _train(self, series: Series, jobs: Sequence[Job]) -> list[Trained]:
-        trained: list[Trained] = []
-        kept = []
-        rows = [rows for job in jobs for rows in (job.fit, job.held)]
-        together = self._stacks(series.widths) and series.hold(np.unique(np.concatenate(rows)))
-        size = STACK if together else 1
-        identity = {
-            "head": self.name,
-            "parameters": {n: v for n, v in self.get_params().items() if n not in self.unkept},
-            "keys": [[role, spec.key] for role, spec in series.table.specs.items()],
-            "videos": [video.id for video in series.table.videos],
-        }
-        for start in range(0, len(jobs), size):
-            path = self.checkpoint
+        every = np.unique(np.concatenate([rows for job in jobs for rows in (job.fit, job.held)]))
+        stacks, fits = self._stacks(series.widths), series.fits(every)
+        size = STACK if stacks and fits else 1
+        starts = range(0, len(jobs), size)
+        paths = [self.checkpoint] * len(starts)
+        if self.checkpoint is not None and len(starts) > 1:
+            name = self.checkpoint.name
+            paths = [self.checkpoint.with_name(f"{name}.{start}") for start in starts]
+        if fits and not stacks and len(jobs) > 1:
+            trained = self._train_in_processes(series.table, every, jobs, paths)
+        else:
+            if stacks:
+                series.hold(every)  # once for all stacks
+            trained = [
+                one
+                for start, path in zip(starts, paths, strict=True)
+                for one in self._train_part(series, jobs[start : start + size], start, path)
+            ]
+        for path in paths:
             if path is not None:
-                path = path.with_name(f"{path.name}.{start}") if len(jobs) > size else path
-                kept.append(path)
-            trained += train(
-                series,
-                jobs[start : start + size],
-                network=partial(self._network, series.widths),
-                loss=self._loss,
-                plan=self._plan,
-                first=start,
-                watch=self.watch,
-                checkpoint=path,
-                identity=identity,
-            )
-        for path in kept:
-            path.unlink()
+                path.unlink()
         return trained
+
+    def _train_part(
+        self, series: Series, jobs: Sequence[Job], first: int, checkpoint: Path | None
+    ) -> list[Trained]:
+        """Jobs that are trained at once, of which the first has the number `first`."""
+        return train(
+            series,
+            jobs,
+            network=partial(self._network, series.widths),
+            loss=self._loss,
+            plan=self._plan,
+            first=first,
+            watch=self.watch,
+            checkpoint=checkpoint,
+            identity={
+                "head": self.name,
+                "parameters": {n: v for n, v in self.get_params().items() if n not in self.unkept},
+                "keys": [[role, spec.key] for role, spec in series.table.specs.items()],
+                "videos": [video.id for video in series.table.videos],
+            },
+        )
+
+    def _train_in_processes(
+        self,
+        table: FeatureTable,
+        every: NDArray[np.int64],
+        jobs: Sequence[Job],
+        paths: Sequence[Path | None],
+    ) -> list[Trained]:
+        """One job per core at a time; `watch` hears of nothing, as it lives in this process."""
+        # joblib hands large arrays on by memory map: processes share one copy.
+        shared = table.subset(every).in_memory(budget_bytes=self._budget_bytes)
+        tasks = []
+        for number, (job, path) in enumerate(zip(jobs, paths, strict=True)):
+            fit, held = np.searchsorted(every, job.fit), np.searchsorted(every, job.held)
+            own = Job(fit, held, job.targets[every], job.seed)
+            tasks.append(joblib.delayed(_trained)(clone(self), shared, own, number, path))
+        # In a process of somebody's joblib, whose others are at work.
+        nested = get_active_backend()[0].nesting_level
+        cores = 1 if nested else min(len(jobs), joblib.cpu_count())
+        return list(joblib.Parallel(n_jobs=cores)(tasks))
 
     def _take(
         self,
@@ -517,6 +526,10 @@ def _usable(name: str) -> torch.device:
     return device
 
 
-def _fitted(head: SequenceHead, table: FeatureTable, mos: NDArray[np.float64]) -> SequenceHead:
+def _trained(
+    head: SequenceHead, table: FeatureTable, job: Job, number: int, checkpoint: Path | None
+) -> Trained:
     """In a process of its own."""
-    return head.fit(table, mos)
+    with threadpool_limits(limits=1):  # as in `fit`
+        (trained,) = head._train_part(head._series(table), [job], number, checkpoint)
+    return trained

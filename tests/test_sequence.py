@@ -121,6 +121,35 @@ def test_trained_together_or_alone_is_the_same(name):
         )
 
 
+def test_runs_that_do_not_stack_are_a_process_each(monkeypatch, tmp_path):
+    table, mos = ragged()
+    monkeypatch.setattr("regressors.mlp.STACKED_WEIGHTS", 0)
+    heads = [quick("mlp", runs=2, activation="relu", seed=seed) for seed in (0, 5)]
+    heads[0].checkpoint = tmp_path / "training"
+    rows = [np.arange(0, 40), np.arange(8, 48)]
+    alone = [
+        quick("mlp", activation="relu", seed=head.seed + run).fit(table.subset(own), mos[own])
+        for head, own in zip(heads, rows, strict=True)
+        for run in range(2)
+    ]
+    tasks = []
+    parallel = joblib.Parallel.__call__
+
+    def kept(self, iterable):
+        tasks.extend(iterable)
+        return parallel(self, tasks)
+
+    monkeypatch.setattr(joblib.Parallel, "__call__", kept)
+    with joblib.parallel_config("sequential"):
+        HEADS["mlp"].fit_many(heads, table, mos, rows)
+
+    assert len(tasks) == 4
+    states = [head.state_["score.weight"][run] for head in heads for run in range(2)]
+    for state, one in zip(states, alone, strict=True):
+        assert torch.equal(state, one.state_["score.weight"][0])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.soak
 def test_a_head_that_does_not_stack_is_trained_in_processes():
     table, mos = ragged()
@@ -487,13 +516,11 @@ def test_progress_tells_the_srcc_of_held_out_rows(name):
 def test_runs_that_do_not_stack_are_told_apart(monkeypatch):
     table, mos = ragged()
     told = []
-    for size, stacks in ((2, True), (16, False)):
-        monkeypatch.setattr("regressors.sequence.STACK", size)
-        monkeypatch.setattr(HEADS["gru"], "stackable", stacks)
-        head = quick("gru", runs=3, epochs=1)
+    monkeypatch.setattr("regressors.sequence.STACK", 2)
+    for budget in (1.0, 8_000 / 2**30):  # in two stacks, and streamed one by one
+        head = quick("gru", runs=3, epochs=1, batch_size=2, memory_gib=budget)
         head.watch = told.append
-        with joblib.parallel_config("sequential"):
-            head.fit(table, mos)
+        head.fit(table, mos)
 
     assert [epoch.member for epoch in told] == [0, 1, 2, 0, 1, 2]
 
