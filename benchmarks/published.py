@@ -49,7 +49,7 @@ def run(
 ) -> tuple[Record, float]:
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore.create(Path(folder) / "bank")
-        ids = [video.id for video in labelled_videos(labels, None)]
+        ids = [video.id for video in labelled_videos(labels, None, None)]
         import_feats_mat(features, store, name="cache", ids=ids)
         recipe = Recipe(
             labels=labels,
@@ -117,7 +117,7 @@ def scenes_or_not(data: Path, jobs: int, console: Console) -> bool:
     labels = data / "labels" / "vsfa_CVD2014info.mat"
     if absent(console, features, labels):
         return True
-    videos = labelled_videos(labels, None)
+    videos = labelled_videos(labels, None, None)
     alone = [replace(video, scene=None) for video in videos]
     with tempfile.TemporaryDirectory() as folder:
         for what, rows in (("by scene", videos), ("at random", alone)):
@@ -133,7 +133,7 @@ def scenes_or_not(data: Path, jobs: int, console: Console) -> bool:
                 )
     console.print(
         "The difference is what a head gains by having seen the content of a test video, recorded "
-        "by other cameras: of that it says nothing about new content."
+        "by another camera; at random, nothing is said of new contents."
     )
     return False
 
