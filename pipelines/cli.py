@@ -158,7 +158,13 @@ def extract(
 
         failed_before = failed_videos(extraction.store, extraction.specs)
         extraction.take([video for video in source if video.id in failed_before])
-    failed = _extract(extraction, workers=workers, scheduler=scheduler, cluster=cluster)
+    try:
+        failed = _extract(extraction, workers=workers, scheduler=scheduler, cluster=cluster)
+    except KeyboardInterrupt:
+        typer.echo(
+            "stopped: what was finished is banked; the same command goes on from there", err=True
+        )
+        raise
     if len(failed) > allow_failures:
         raise typer.Exit(1)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from pipelines.labels import Labels, read_labels
-from pipelines.labels.match import match
+from pipelines.labels.match import Match, assumed_data_set, match, unclear_pair
 from pipelines.labels.videos import videos_of
 from pipelines.manifest import is_manifest, read_videos, scores
 from pipelines.recipe import Protocol, Recipe, required
@@ -76,6 +76,8 @@ class Trial:
     filled: Mapping[str, int] = field(default_factory=dict)
     """By feature, how many videos came with values that were not finite, and at their import got
     the mean over all videos, those of test parts included."""
+    taken_for: str = ""
+    """The bank's data set that videos were taken to be of, where their file states another."""
 
     @classmethod
     def of(cls, recipe: Recipe, *, title: str) -> "Trial":
@@ -99,10 +101,12 @@ class Trial:
                     f"score {recipe.score!r} is a column of a label file, and {source} is none: a "
                     "manifest's scores are its column mos"
                 )
-            videos = _banked_manifest(read_videos(source), store, specs)
+            stated = read_videos(source)
+            videos = _banked_manifest(stated, store, specs)
         else:
             labels = read_labels(source, score=recipe.score)
             videos = banked_videos(labels, store, specs)
+            stated = videos_of(labels.rows, labels.path.stem)
         table = store.table(videos, features)
         for spec in specs:
             _refuse_one_file_in_two_scenes(store, spec, videos)
@@ -116,6 +120,7 @@ class Trial:
             protocol=recipe.protocol,
             labels=labels,
             filled=_filled(store, specs, videos),
+            taken_for=_taken_for(stated, videos),
         )
 
     @cached_property
@@ -276,11 +281,10 @@ def banked_videos(labels: Labels, store: FeatureStore, specs: Sequence[FeatureSp
         return stated
     found = match(labels.names, banked)
     if found.unclear:
-        row, several = found.unclear[0]
+        row, _ = found.unclear[0]
         raise ManifestError(
-            f"{labels.rows[row].place}: {labels.names[row]} may be {banked[several[0]]} or "
-            f"{banked[several[1]]} of {store.path}, like {len(found.unclear) - 1} more rows; give "
-            "a manifest with ids"
+            f"{labels.rows[row].place}: {unclear_pair(found, labels.names, banked)} of "
+            f"{store.path}, like {len(found.unclear) - 1} more rows; give a manifest with ids"
         )
     if found.only_one:
         row = found.only_one[0]
@@ -291,6 +295,18 @@ def banked_videos(labels: Labels, store: FeatureStore, specs: Sequence[FeatureSp
         )
     id_of = {row: banked[place] for row, place in found.pairs}
     return [replace(video, id=id_of[row]) for row, video in enumerate(stated)]
+
+
+def _taken_for(stated: Sequence[Video], videos: Sequence[Video]) -> str:
+    """The data set of the bank's videos, where neither the ids nor the names stated it.
+
+    Raises:
+        ManifestError: if they would be of several.
+    """
+    names = [video.id for video in stated]
+    ids = [video.id for video in videos]
+    pairs = tuple((row, row) for row in range(len(ids)))
+    return assumed_data_set(Match(pairs, (), (), ()), names, ids)
 
 
 def _banked_manifest(

@@ -281,6 +281,8 @@ class Extraction:
             raise
         except BaseException:  # left early: keep what is finished
             self._leave()
+            with suppress(BankError), writing(self.store.path):
+                self._ledger.append(status="ended", **self._progress())
             raise
         finally:
             for lane in self.lanes:

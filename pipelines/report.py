@@ -123,6 +123,11 @@ def result_table(trial: Trial, results: Sequence[SplitResult]) -> Table:
     imported = unknown_provenance(trial)
     if imported:
         caption += f"\nProvenance unknown, because imported: {', '.join(imported)}."
+    if trial.taken_for:
+        caption += (
+            f"\nThe videos' names do not state {trial.taken_for}; they were taken for its videos "
+            "in the bank."
+        )
     for name, count in trial.filled.items():
         caption += (
             f"\n{name}: {count} videos had values that were not finite; their import filled these "

@@ -382,6 +382,41 @@ def test_a_manifest_of_the_same_videos_under_another_name_finds_them(store, tmp_
     ]
 
 
+def test_names_that_do_not_state_their_data_set_are_of_one_and_the_table_says_which(
+    store, tmp_path
+):
+    labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
+    recipe = Recipe(
+        labels=labels, bank=store.path, features={"x": "x.feature"}, heads={"ridge": {}},
+        protocol=Protocol(splits="random2"),
+    )  # fmt: skip
+    made = Trial.of(recipe, title="t")
+    caption = str(result_table(made, list(made.run())).caption)
+    assert "names do not state set; they were taken for its videos in the bank" in caption
+    stating = label_file(tmp_path, [f"set/clips/v{row}.mp4" for row in range(12)])
+    assert not Trial.of(recipe.model_copy(update={"labels": stating}), title="t").taken_for
+
+    writer = store.writer(store.specs()[0], provenance={}, durable=False)
+    feature = Feature(np.ones((1, 2), np.float32), np.zeros(1), np.zeros(1, np.int64))
+    writer.add("other/w.mp4", feature, fingerprint=Fingerprint(1, "w"), probe={})
+    writer.commit()
+    mixed = label_file(tmp_path, ["v1.mp4", "v2.mp4", "w.mp4"])
+    with pytest.raises(ManifestError, match=r"labels/v1.mp4 fits set/clips.*fits other/w.mp4"):
+        Trial.of(recipe.model_copy(update={"labels": mixed}), title="t")
+
+
+def test_names_that_share_a_banked_video_are_refused(store, tmp_path):
+    labels = label_file(tmp_path, ["a/v1.mp4", "b/v1.mp4"])
+    store_of = FeatureStore.create(tmp_path / "flat")
+    writer = store_of.writer(store.specs()[0], provenance={}, durable=False)
+    feature = Feature(np.ones((1, 2), np.float32), np.zeros(1), np.zeros(1, np.int64))
+    writer.add("v1", feature, fingerprint=Fingerprint(1, "v"), probe={})
+    writer.commit()
+
+    with pytest.raises(ManifestError, match=r"a/v1.mp4 may be v1, and so may another of"):
+        banked_videos(read_labels(labels), store_of, store_of.specs())
+
+
 def test_some_known_ids_are_no_reason_to_guess_the_others(store, tmp_path):
     manifest = tmp_path / "man.csv"
     manifest.write_text("id,path,mos\nset/clips/v1.mp4,v1.mp4,1\nman/v2.mp4,v2.mp4,2\n")
