@@ -575,12 +575,13 @@ def _device(name: str) -> "torch.device":
 
 
 def _show_trial(trial: "Trial", *, jobs: int = 1) -> "list[SplitResult]":
-    """Run with a progress bar."""
-    from rich.progress import track
+    """Run with a progress bar; results by split, then in the order of heads."""
+    from pipelines.fitting import evaluated
 
     total = len(trial.splits) * len(trial.heads)
-    console = _console(stderr=True)
-    return list(track(trial.run(jobs=jobs), description="evaluate", total=total, console=console))
+    results = evaluated(lambda watch: trial.run(jobs=jobs, watch=watch), total=total)
+    order = list(trial.heads)
+    return sorted(results, key=lambda result: (result.split, order.index(result.head)))
 
 
 def _console(*, stderr: bool = False) -> Any:

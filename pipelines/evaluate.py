@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
@@ -33,6 +35,9 @@ from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError
 from store.schema import FeatureSpec, Video
 from store.table import FeatureTable
+
+if TYPE_CHECKING:
+    from regressors.training import Watch
 
 WORTH_WORKERS_SECONDS = 10.0
 """What is left of a trial goes to worker processes if it takes longer: to start them takes some."""
@@ -195,12 +200,14 @@ class Trial:
         """Whether any feature comes from weights that nobody trained."""
         return any(spec.uses_random_weights for spec in self.table.specs.values())
 
-    def run(self, *, jobs: int = 1) -> Iterator[SplitResult]:
+    def run(self, *, jobs: int = 1, watch: "Watch | None" = None) -> Iterator[SplitResult]:
         """Every head on every split; heads are cloned, never fitted in place.
 
         Args:
             jobs: processes.  They start only if, by the time of the first split, what is left
-                takes longer than starting them; results are the same.
+                takes longer than starting them; results are the same.  Networks that are trained
+                together are shared out among them.
+            watch: told of every epoch of networks that are trained in this process.
         """
         table = self.table
         kinds = [isinstance(head, PooledHead) for head in self.heads.values()]
@@ -209,35 +216,79 @@ class Trial:
         if any(kinds):
             table = PooledTable(table, pooled(table))
         trial = replace(self, table=table, labels=None)
+        splits = list(enumerate(self.splits))
+        alone = {n: head for n, head in self.heads.items() if not head.trains_together}
+        if alone:
+            yield from replace(trial, heads=alone)._one_by_one(splits, jobs)
+        for name, head in self.heads.items():
+            if head.trains_together:
+                yield from trial._together(name, splits, jobs, watch)
+
+    def _one_by_one(self, splits: Sequence[tuple[int, Split]], jobs: int) -> Iterator[SplitResult]:
+        """Heads of which the splits of one share nothing with the next but the table."""
         started = time.monotonic()
-        yield from trial.run_split(0, self.splits[0])
-        waiting = list(enumerate(self.splits))[1:]
+        for name in self.heads:
+            yield from self.run_splits(name, splits[:1])
+        waiting = splits[1:]
+        tasks = [(name, [split]) for split in waiting for name in self.heads]
         if jobs == 1 or len(waiting) * (time.monotonic() - started) < WORTH_WORKERS_SECONDS:
-            for number, split in waiting:
-                yield from trial.run_split(number, split)
+            for name, own in tasks:
+                yield from self.run_splits(name, own)
             return
-        parallel = Parallel(n_jobs=min(jobs, len(waiting)), return_as="generator")
-        for results in parallel(delayed(trial.run_split)(*item) for item in waiting):
+        yield from self._in_processes(tasks, jobs)
+
+    def _together(
+        self, name: str, splits: Sequence[tuple[int, Split]], jobs: int, watch: "Watch | None"
+    ) -> Iterator[SplitResult]:
+        """A head of which the networks of several splits are trained at the same time."""
+        if jobs > 1:
+            started = time.monotonic()
+            yield from self.run_splits(name, splits[:1], watch)
+            splits = splits[1:]
+            if len(splits) * (time.monotonic() - started) > WORTH_WORKERS_SECONDS:
+                ends = np.linspace(0, len(splits), min(jobs, len(splits)) + 1).astype(int).tolist()
+                parts = [splits[start:end] for start, end in pairwise(ends)]
+                yield from self._in_processes([(name, part) for part in parts], jobs)
+                return
+        if splits:
+            yield from self.run_splits(name, splits, watch)
+
+    def _in_processes(
+        self, tasks: Sequence[tuple[str, Sequence[tuple[int, Split]]]], jobs: int
+    ) -> Iterator[SplitResult]:
+        parallel = Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator")
+        for results in parallel(delayed(self.run_splits)(*task) for task in tasks):
             yield from results
 
-    def run_split(self, number: int, split: Split) -> list[SplitResult]:
-        """Every head on one split."""
-        train = self.table.subset(split.train)
-        test = self.table.subset(split.test)
-        validation = np.searchsorted(split.train, split.validation)
-        mos = self.mos[split.train]
+    def run_splits(
+        self,
+        name: str,
+        splits: Sequence[tuple[int, Split]],
+        watch: "Watch | None" = None,
+    ) -> list[SplitResult]:
+        """One head on some splits with their numbers, at the same time where it can be."""
+        mos = self.mos
         if self.leaves_out_sets:
-            mos = _standardised(mos, [video.id.partition("/")[0] for video in train.videos])
+            mos = _standardised(mos, [video.id.partition("/")[0] for video in self.table.videos])
+        heads = [clone(self.heads[name]) for _ in splits]
+        if watch is not None:
+            heads[0].watch = watch
+        fitted = type(heads[0]).fit_many(
+            heads,
+            self.table,
+            mos,
+            [split.train for _, split in splits],
+            [split.validation for _, split in splits],
+        )
         results = []
-        for name, head in self.heads.items():
-            fitted = clone(head).fit(train, mos, validation=validation)
-            predicted = fitted.predict(test)
+        for (number, split), head in zip(splits, fitted, strict=True):
+            predicted = head.predict(self.table.subset(split.test))
             results.append(
                 SplitResult(
                     head=name,
                     split=number,
                     metrics=quality_metrics(self.mos[split.test], predicted),
-                    selection=fitted.selection_,
+                    selection=head.selection_,
                     rows=split.test,
                     mos=self.mos[split.test],
                     predicted=predicted,

@@ -1,14 +1,17 @@
 """What a person sees of networks under training: a live line each, and TensorBoard if asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from regressors.training import Epoch, Watch
 from store.errors import RecipeError
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -55,6 +58,40 @@ def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Watch]:
                 log(epoch)
 
         yield watch
+
+
+def evaluated(run: Callable[[Watch], Iterator[Result]], *, total: int) -> list[Result]:
+    """All that a run gives, with a line that says how far it is.
+
+    Args:
+        run: called with what shall be told of epochs.
+        total: results that will come.
+    """
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("evaluate"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} fits"),
+        TextColumn("{task.fields[network]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    results = []
+    with progress:
+        task = progress.add_task("evaluate", total=total, network="")
+
+        def watch(epoch: Epoch) -> None:
+            text = (
+                f"network {epoch.member + 1}, epoch {epoch.epoch} of {epoch.epochs}, held-out SRCC "
+                f"{epoch.srcc:.3f}, best {epoch.best_srcc:.3f}"
+            )
+            progress.update(task, network=text)
+
+        for result in run(watch):
+            results.append(result)
+            progress.update(task, advance=1, network="")
+    return results
 
 
 def _event_files(folder: Path, stack: ExitStack) -> Watch:

@@ -147,7 +147,7 @@ def record_of(trial: Trial, results: Sequence[SplitResult]) -> Record:
         train_videos=[len(split.train) for split in splits],
         heads=[
             _head_record(trial, name, [result for result in results if result.head == name])
-            for name in dict.fromkeys(result.head for result in results)
+            for name in trial.heads
         ],
     )
 

@@ -51,6 +51,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     paper: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Parameters with which the head is that of its paper, where these are not the defaults."""
 
+    trains_together: ClassVar[bool] = False
+    """Whether `fit_many` is quicker than one fit after the other."""
     unkept: ClassVar[frozenset[str]] = frozenset()
     """Parameters that belong to a machine, not to the head: its card does not hold them."""
 
@@ -94,6 +96,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         table: FeatureTable,
         mos: NDArray[np.float64],
         rows: Sequence[NDArray[np.int64]],
+        validation: Sequence[NDArray[np.int64]] | None = None,
     ) -> list[Self]:
         """Fit several heads of this class on rows of one table: splits, or seeds, or both.
 
@@ -104,13 +107,17 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             heads: fitted in place.
             table: n videos.
             mos: [n].
-            rows: for each head, those that it may see.
+            rows: for each head, those that it may see, each once.
+            validation: for each head, those of its rows that the protocol sets aside, if any.
 
         Raises:
             HeadError: as `fit` does.
         """
-        pairs = zip(heads, rows, strict=True)
-        return [head.fit(table.subset(own), mos[own]) for head, own in pairs]
+        aside = [np.empty(0, np.int64)] * len(rows) if validation is None else validation
+        return [
+            head.fit(table.subset(own), mos[own], validation=np.flatnonzero(np.isin(own, held)))
+            for head, own, held in zip(heads, rows, aside, strict=True)
+        ]
 
     def _checked(self, table: FeatureTable, mos: NDArray[np.float64]) -> NDArray[np.float64]:
         """The scores, if they and the parameters can be fitted with."""

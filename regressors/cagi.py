@@ -7,7 +7,7 @@ option, and its default is said to be assumed.
 Shape letters: b videos of a batch, t rows of the longest of them, d = `width`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
@@ -198,17 +198,6 @@ class Cagi(SequenceHead):
         super().check_parameters()
         if self.roles is not None and len(set(self.roles)) < len(self.roles):
             raise HeadError(f"{self.name}: roles names one twice: {', '.join(self.roles)}")
-
-    @classmethod
-    def _fit_alike(
-        cls,
-        heads: Sequence[Self],
-        table: FeatureTable,
-        mos: NDArray[np.float64],
-        rows: Sequence[NDArray[np.int64]],
-        validation: NDArray[np.int64] | None = None,
-    ) -> None:
-        super()._fit_alike(heads, heads[0]._chosen(table), mos, rows, validation)
 
     def _chosen(self, table: FeatureTable) -> FeatureTable:
         return table if self.roles is None else table.select(self.roles)

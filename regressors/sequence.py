@@ -86,6 +86,7 @@ class SequenceHead(Head):
     """
 
     suffix: ClassVar[str] = ".safetensors"
+    trains_together: ClassVar[bool] = True
     unkept: ClassVar[frozenset[str]] = frozenset({"device"})
     min_videos: ClassVar[int] = 10
     stackable: ClassVar[bool] = True
@@ -153,6 +154,10 @@ class SequenceHead(Head):
         """Whether the network may get one row per video, the mean of its rows, instead of all."""
         return False
 
+    def _chosen(self, table: FeatureTable) -> FeatureTable:
+        """What the head takes of a table."""
+        return table
+
     def _stacks(self, widths: Mapping[str, int]) -> bool:
         """Whether networks on rows of these widths are trained as one stack."""
         return self.stackable
@@ -164,6 +169,7 @@ class SequenceHead(Head):
         table: FeatureTable,
         mos: NDArray[np.float64],
         rows: Sequence[NDArray[np.int64]],
+        validation: Sequence[NDArray[np.int64]] | None = None,
     ) -> list[Self]:
         """As `Head.fit_many`; heads that differ by seed alone are trained at the same time.
 
@@ -177,6 +183,7 @@ class SequenceHead(Head):
             HeadError: as `fit` does, and if rows of a head repeat: a batch has a video once.
         """
         mos = np.asarray(mos, np.float64)
+        aside = [np.empty(0, np.int64)] * len(rows) if validation is None else validation
         for head, own in zip(heads, rows, strict=True):
             if len(np.unique(own)) < len(own):
                 raise HeadError(
@@ -189,7 +196,13 @@ class SequenceHead(Head):
             alike[repr({**head.get_params(), "seed": None})].append(number)
         for numbers in alike.values():
             with threadpool_limits(limits=1):  # as in `fit`
-                cls._fit_alike([heads[n] for n in numbers], table, mos, [rows[n] for n in numbers])
+                cls._fit_alike(
+                    [heads[n] for n in numbers],
+                    table,
+                    mos,
+                    [rows[n] for n in numbers],
+                    [aside[n] for n in numbers],
+                )
         return list(heads)
 
     @classmethod
@@ -199,37 +212,37 @@ class SequenceHead(Head):
         table: FeatureTable,
         mos: NDArray[np.float64],
         rows: Sequence[NDArray[np.int64]],
-        validation: NDArray[np.int64] | None = None,
+        validation: Sequence[NDArray[np.int64]],
     ) -> None:
-        """Heads that differ by seed alone, on their rows of a table; one may be given its rows."""
+        """Heads that differ by seed alone, on their rows of a table, some of them set aside."""
+        table = heads[0]._chosen(table)
         every = np.unique(np.concatenate(rows))
         series = heads[0]._series(table)
         if len(heads) > 1 and not series.fits(every):
-            for head, own in zip(heads, rows, strict=True):
-                head.fit(table.subset(own), mos[own])
+            super().fit_many(heads, table, mos, rows, validation)
             return
-        pairs = list(zip(heads, rows, strict=True))
-        jobs = [job for head, own in pairs for job in head._jobs(table, mos, own, validation)]
+        parts = list(zip(heads, rows, validation, strict=True))
+        jobs = [job for head, own, aside in parts for job in head._jobs(table, mos, own, aside)]
         trained = heads[0]._train(series, jobs)
         series.hold(every)  # where it fits: once for all heads
-        for number, (head, own) in enumerate(pairs):
+        for number, (head, own, aside) in enumerate(parts):
             runs = slice(number * head.runs, (number + 1) * head.runs)
             whose = (
-                f"{head.validation_fraction:.0%} of the training scenes"
-                if validation is None
-                else "the validation part of the split"
+                "the validation part of the split"
+                if len(aside)
+                else f"{head.validation_fraction:.0%} of the training scenes"
             )
             head._take(series, own, mos[own], trained[runs], jobs[runs], whose)
             head.specs_ = dict(table.specs)
 
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
-        self._fit_alike([self], table, mos, [np.arange(len(table))])
+        self._fit_alike([self], table, mos, [np.arange(len(table))], [np.empty(0, np.int64)])
         return self.selection_
 
     def _fit_beside(
         self, table: FeatureTable, mos: NDArray[np.float64], validation: NDArray[np.int64]
     ) -> str:
-        self._fit_alike([self], table, mos, [np.arange(len(table))], validation)
+        self._fit_alike([self], table, mos, [np.arange(len(table))], [validation])
         return self.selection_
 
     def _predict(self, table: FeatureTable) -> NDArray[np.float64]:
@@ -292,14 +305,14 @@ class SequenceHead(Head):
         table: FeatureTable,
         mos: NDArray[np.float64],
         rows: NDArray[np.int64],
-        validation: NDArray[np.int64] | None = None,
+        validation: NDArray[np.int64],
     ) -> list[Job]:
-        """One per run, on these rows of the table, of which `validation` may be held out."""
+        """One per run, on these rows of the table; held out is `validation`, if it has any."""
         jobs = []
         for seed in range(self.seed, self.seed + self.runs):
             held = (
                 np.isin(rows, validation)
-                if validation is not None
+                if len(validation)
                 else hold_out_scenes(
                     [table.videos[row] for row in rows.tolist()],
                     fraction=self.validation_fraction,

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 import scipy.io
@@ -29,7 +30,7 @@ from pipelines.results import (
     write_record,
 )
 from pipelines.splits import Split, named_splits, write_splits
-from regressors import make_head, pooling
+from regressors import make_head, pooling, sequence
 from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError, VqbankError
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
@@ -303,10 +304,58 @@ def test_processes_change_nothing(monkeypatch):
     assert record_of(made, list(made.run(jobs=2))) == alone
 
 
+def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeypatch):
+    made = trial("mlp", splits="minimalistic4")
+    expected = [made.run_splits("mlp", [split])[0] for split in enumerate(made.splits)]
+    counts = []
+    train = sequence.train
+
+    def counting(series, jobs, **options):
+        counts.append(len(jobs))
+        return train(series, jobs, **options)
+
+    monkeypatch.setattr(sequence, "train", counting)
+    told = []
+    results = list(made.run(watch=told.append))
+
+    assert counts == [4]
+    assert {epoch.member for epoch in told} == {0, 1, 2, 3}
+    for result, one in zip(results, expected, strict=True):
+        assert (result.split, result.selection) == (one.split, one.selection)
+        np.testing.assert_allclose(result.predicted, one.predicted, atol=1e-5)
+
+
+def test_networks_are_shared_out_among_processes(monkeypatch):
+    made = trial("mlp", "ridge", splits="random5")
+    alone = list(made.run())
+    monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+    parts = []
+    in_processes = Trial._in_processes
+
+    def kept(self, tasks, jobs):
+        parts.extend(tasks)
+        with joblib.parallel_config("sequential"):
+            yield from in_processes(self, tasks, jobs)
+
+    monkeypatch.setattr(Trial, "_in_processes", kept)
+    shared = list(made.run(jobs=2))
+
+    assert [(name, [number for number, _ in part]) for name, part in parts[-2:]] == [
+        ("mlp", [1, 2]),
+        ("mlp", [3, 4]),
+    ]
+    for one, other in zip(alone, shared, strict=True):
+        assert (one.head, one.split) == (other.head, other.split)
+        np.testing.assert_allclose(other.predicted, one.predicted, atol=1e-5)
+
+
 def test_splits_and_heads_share_one_pooling(monkeypatch):
     made = trial("ridge", "blend", splits="random2")
     expected = [
-        result.predicted for n, s in enumerate(made.splits) for result in made.run_split(n, s)
+        result.predicted
+        for split in enumerate(made.splits)
+        for name in made.heads
+        for result in made.run_splits(name, [split])
     ]
     counted = []
     mean_and_deviation = pooling._mean_and_deviation
