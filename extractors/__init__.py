@@ -86,8 +86,8 @@ def make_extractors(
     Args:
         entries: parameters by extractor.  Several of one kind go by names of their own, with
             `extractor` among their parameters.
-        weights: by an entry's own name, or by extractor for all its entries; they replace those
-            that are given there.
+        weights: by an entry's own name, by extractor for all its entries, or as `all` for every
+            extractor that has weights; they replace those that are given there.
 
     Raises:
         UnknownNameError: as `make_extractor`; also if `weights` names no entry.
@@ -96,12 +96,14 @@ def make_extractors(
     weights = weights or {}
     kinds = {entry: str(given.get("extractor", entry)) for entry, given in entries.items()}
     for name in weights:
-        if name not in kinds and name not in kinds.values():
+        if name not in (*kinds, *kinds.values(), "all"):
             raise UnknownNameError(f"--weights: {unknown_name('extractor', name, kinds)}")
     made: dict[Extractor, str] = {}
     for entry, kind in kinds.items():
         parameters = {name: value for name, value in entries[entry].items() if name != "extractor"}
         chosen = weights.get(entry, weights.get(kind))
+        if chosen is None and kind in EXTRACTORS and has_weights(kind):
+            chosen = weights.get("all")
         if chosen is not None:
             parameters["weights"] = chosen
         extractor = make_extractor(kind, **parameters)
@@ -112,6 +114,11 @@ def make_extractors(
             )
         made[extractor] = entry
     return list(made)
+
+
+def has_weights(name: str) -> bool:
+    """Whether the extractor of this name is a network."""
+    return "weights" in [field.name for field in fields(EXTRACTORS[name])]
 
 
 def specs_of(extractor: Extractor, *, decoder: str) -> dict[str, FeatureSpec]:

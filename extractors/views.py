@@ -12,8 +12,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from extractors.sampling import Timeline, generator
 
@@ -82,7 +80,7 @@ class ShortSideCrop:
     def __call__(self, frames: Tensor) -> Tensor:
         """[k, 3, crop, crop], antialiased."""
         resized = _resize(frames, _short_side(frames, self.side), self.interpolation)
-        return transforms.center_crop(resized, [self.crop])
+        return _center_crop(resized, [self.crop])
 
 
 def _resize(
@@ -92,7 +90,17 @@ def _resize(
         return frames
     if antialias:
         return resize_like_pillow(frames, size[0], size[1], interpolation)
+    # Here, because torchvision takes longer to import than all else, and few views need it.
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as transforms
+
     return transforms.resize(frames, size, InterpolationMode(interpolation), antialias=False)
+
+
+def _center_crop(frames: Tensor, size: list[int]) -> Tensor:
+    from torchvision.transforms.v2 import functional as transforms
+
+    return transforms.center_crop(frames, size)
 
 
 def resize_like_pillow(
@@ -370,7 +378,7 @@ class ResizeCrop:
         wanted = self.resize
         size = _short_side(frames, wanted) if isinstance(wanted, int) else list(wanted)
         resized = _resize(frames, size, self.interpolation, antialias=self.antialias)
-        return transforms.center_crop(resized, list(self.crop))
+        return _center_crop(resized, list(self.crop))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,11 @@ app.add_typer(label_commands.labels_app, name="labels")
 app.add_typer(label_commands.split_app, name="split")
 
 RecipeFile = Annotated[
-    Path | None, typer.Argument(metavar="[RECIPE]", help="YAML recipe; options override it.")
+    Path | None,
+    typer.Argument(
+        metavar="[RECIPE]",
+        help="YAML file, or a name that `vqbank recipe` lists; options override it.",
+    ),
 ]
 Videos = Annotated[
     Path | None, typer.Option("--videos", help="Manifest (.csv), folder of videos, or one video.")
@@ -41,7 +45,9 @@ Bank = Annotated[Path | None, typer.Option("--bank", help="Folder of the bank.")
 Weights = Annotated[
     list[str] | None,
     typer.Option(
-        "--weights", metavar="EXTRACTOR=CHOICE", help="A file, a published name, or `random`."
+        "--weights",
+        metavar="EXTRACTOR=CHOICE",
+        help="A file, a published name, or `random`; `all=random` for every one.",
     ),
 ]
 Features = Annotated[
@@ -215,6 +221,26 @@ def _batch_clips(given: list[str] | None, extractors: set[str]) -> dict[str, int
             raise RecipeError(f"--batch {name}={text}: a batch has 1 clip or more")
         sizes[name] = int(text)
     return sizes
+
+
+@app.command("recipe")
+def recipe_command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one.")] = None,
+) -> None:
+    """List the recipes that come with vqbank, or print one, to be changed."""
+    from itertools import takewhile
+
+    from pipelines.recipe import shipped_recipe, shipped_recipes
+
+    if name is not None:
+        typer.echo(shipped_recipe(name), nl=False)
+        return
+    for each in shipped_recipes():
+        comment = " ".join(
+            takewhile(lambda line: line[:1] == "#", shipped_recipe(each).split("\n"))
+        )
+        first, *_ = comment.replace("# ", "").split(". ")
+        typer.echo(f"{each}: {first.rstrip('.')}")
 
 
 @app.command()
@@ -409,7 +435,7 @@ def predict(
         typer.Option("--output", "-o", metavar="FILE.csv", help="Also as an NTIRE submission."),
     ] = None,
 ) -> None:
-    """Score videos with a shipped head; prints `score<TAB>id` per video."""
+    """Score videos with a shipped head; prints `score<TAB>id<TAB>path` per video."""
     import platformdirs
 
     from pipelines.display import show_extraction
@@ -432,7 +458,7 @@ def predict(
             text = submission(dict(zip(ids, scored.tolist(), strict=True)))
             output.write_text(text, encoding="utf-8")
         for video, score in zip(done, scored, strict=True):
-            typer.echo(f"{score:.4f}\t{video.id}")
+            typer.echo(f"{score:.4f}\t{video.id}\t{video.path}")
             if not seen["lowest"] <= score <= seen["highest"]:
                 typer.echo(
                     f"warning: {video.id}: {score:.4g} lies outside the training scores "
@@ -446,13 +472,22 @@ def predict(
 
 
 @app.command()
-def ls(bank: Annotated[str, typer.Argument(help="Folder or URL of the bank.")]) -> None:
-    """List the features of a bank."""
+def ls(
+    bank: Annotated[str, typer.Argument(help="Folder or URL of the bank.")],
+    feature: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="List the ids of its videos instead.")
+    ] = None,
+) -> None:
+    """List the features of a bank, or the videos of one of them."""
     from rich.table import Table
 
     from store.bank import FeatureStore
 
     store = FeatureStore.at(bank)
+    if feature is not None:
+        for video_id in store.video_ids(store.resolve(feature)):
+            typer.echo(video_id)
+        return
     table = Table("feature", "row", "dtype", "weights", "videos", title=bank)
     for spec in store.specs():
         provenance = spec.identity.get("provenance")  # "unknown" of what was imported
@@ -472,6 +507,7 @@ def show(
     import json
 
     from store.bank import FeatureStore
+    from store.errors import MissingFeatureError
 
     store = FeatureStore.at(bank)
     specs = [spec for spec in store.specs() if name in (spec.name, spec.key)]
@@ -481,7 +517,10 @@ def show(
         return
     known = [spec for spec in store.specs() if name in store.video_ids(spec)]
     if not known:
-        store.resolve(name)  # says which names there are
+        raise MissingFeatureError(
+            f"{bank} has no feature and no video {name!r}; `vqbank ls {bank}` lists the features, "
+            f"`vqbank ls {bank} FEATURE` its videos"
+        )
     record = store.video_record(known[0], name)
     typer.echo(json.dumps({"id": name, **dict(record.probe)}, indent=2))
     for spec in known:

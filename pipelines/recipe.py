@@ -1,12 +1,13 @@
 """Recipes: a YAML file that names videos, bank, extractors, features, heads and protocol."""
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from store.errors import RecipeError, unknown_name
+from store.errors import RecipeError, UnknownNameError, unknown_name
 
 
 class Protocol(BaseModel):
@@ -85,16 +86,49 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe at `path`.
+    """The recipe at `path`; where nothing is, the shipped one of this name.
 
     Raises:
         RecipeError: naming the file and the key; unknown keys with the nearest known one.
     """
+    if path.name == str(path) and not path.suffix and not path.exists():
+        return _recipe_of(shipped_recipe(path.name), path.with_suffix(".yaml"))
+    if path.suffix and path.suffix.lower() not in (".yaml", ".yml"):
+        raise RecipeError(
+            f"{path} is no recipe, which is a .yaml file; --videos takes manifests and videos"
+        )
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    return _recipe_of(text, path)
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    found = files("pipelines").joinpath("recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in found)
+
+
+def shipped_recipe(name: str) -> str:
+    """The text of a recipe that comes with the package.
+
+    Raises:
+        UnknownNameError: if there is none of this name.
+    """
+    if name not in shipped_recipes():
+        raise UnknownNameError(
+            f"{unknown_name('recipe', name, shipped_recipes())}, nor is there such a file"
+        )
+    return files("pipelines").joinpath(f"recipes/{name}.yaml").read_text(encoding="utf-8")
+
+
+def _recipe_of(text: str, path: Path) -> Recipe:
+    try:
+        content = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path} is not a YAML mapping of keys to values")

@@ -154,10 +154,17 @@ def test_two_weights_of_one_entry_have_to_be_told_apart_by_key(bank):
 # --- shipped recipes
 
 
+def test_random_weights_can_be_asked_for_all_at_once():
+    made = make_extractors(
+        {"motion": {}, "clip": {}, "quality": {}}, weights={"all": RANDOM, "clip": TINY}
+    )
+    assert [getattr(one, "weights", None) for one in made] == [None, TINY, RANDOM]
+
+
 @pytest.mark.parametrize("name", ["a2inet", "ramvqa", "dvlta", "qclip", "rqvqa", "demo"])
 def test_a_shipped_recipe_computes_what_its_heads_are_to_see(tmp_path, name):
-    recipe = shipped(tmp_path, name)
-    store = FeatureStore.create(recipe.bank)
+    store = FeatureStore.create(tmp_path / "bank")
+    recipe = shipped(tmp_path, name).model_copy(update={"bank": store.path})
     for extractor in make_extractors(recipe.extractors, weights=weights_of(recipe)):
         for spec in specs_of(extractor, decoder=recipe.decoder).values():
             bank_one_row(store, spec)

@@ -1,12 +1,13 @@
 """Recipes say exactly what a run does; anything else in them is refused."""
 
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 from pipelines.recipe import Recipe, read_recipe, required
 from regressors import make_head
-from store.errors import RecipeError
+from store.errors import RecipeError, VqbankError
 
 
 def recipe(tmp_path, text):
@@ -50,6 +51,31 @@ def test_what_a_recipe_cannot_mean_is_refused(tmp_path, text, message):
 def test_a_recipe_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read: No such file"):
         read_recipe(tmp_path / "none.yaml")
+
+
+def test_a_shipped_recipe_goes_by_its_name_and_a_file_of_that_name_comes_first(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    read = read_recipe(Path("a2inet"))
+    assert "motion-blocks" in read.extractors
+    assert (read.videos, read.bank) == (None, None)
+
+    Path("a2inet").write_text("bank: mine")
+    assert read_recipe(Path("a2inet")).bank == Path("mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a2inte", "unknown recipe 'a2inte'. Did you mean 'a2inet'"),
+        ("konvid.csv", "is no recipe, .* --videos takes manifests"),
+    ],
+)
+def test_what_is_no_recipe_says_what_would_be(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VqbankError, match=message):
+        read_recipe(Path(name))
 
 
 def test_what_a_command_needs_is_named():
