@@ -638,9 +638,10 @@ def test_upkeep_killed_beside_others_loses_nothing(tmp_path, capsys, past, opera
         return [start(name, folder, **options) for name, options in orders]
 
     begin.copy(tmp_path / "whole")
+    processes = started(tmp_path / "whole")
     with ThreadPoolExecutor(4) as pool:
         began = time.perf_counter()
-        list(pool.map(run, started(tmp_path / "whole")))
+        list(pool.map(run, processes))
         duration = time.perf_counter() - began
     assert examine(tmp_path / "whole" / "bank", expected, expected) == Figures()
     whole = rows_of(tmp_path / "whole" / "bank")
