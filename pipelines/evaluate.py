@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from numpy.typing import NDArray
 from sklearn.base import clone
 
@@ -273,13 +273,14 @@ class Trial:
         heads = [clone(self.heads[name]) for _ in splits]
         if watch is not None:
             heads[0].watch = watch
-        fitted = type(heads[0]).fit_many(
-            heads,
-            self.table,
-            mos,
-            [split.train for _, split in splits],
-            [split.validation for _, split in splits],
-        )
+        with parallel_config("sequential"):  # `jobs` says how many processes there are
+            fitted = type(heads[0]).fit_many(
+                heads,
+                self.table,
+                mos,
+                [split.train for _, split in splits],
+                [split.validation for _, split in splits],
+            )
         results = []
         for (number, split), head in zip(splits, fitted, strict=True):
             predicted = head.predict(self.table.subset(split.test))

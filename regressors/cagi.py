@@ -26,11 +26,9 @@ from regressors.losses import margin_rank_loss
 from regressors.score_pooling import POOLINGS, Pooling
 from regressors.sequence import (
     AtLeastTwo,
-    Fraction,
     NotNegative,
     Positive,
     Probability,
-    Seed,
     SequenceHead,
 )
 from store.errors import HeadError
@@ -93,6 +91,7 @@ class Layers:
     """Of "concat-mlp", whose layer is assumed to be as wide as d.  Assumed: 0.5."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Cagi(SequenceHead):
     """A2INet's network on a quality-aware and a semantic-aware series; absolute error, rank loss.
 
@@ -104,7 +103,7 @@ class Cagi(SequenceHead):
     The defaults are for a processor: d = 256, and a learning rate for fewer epochs.  `paper` holds
     those of the paper, d = 1024, and what it leaves open: 100 epochs, no decay, no standardisation.
 
-    Args of the constructor:
+    Parameters:
         roles: which of the table's features are seen, in this order; None for all.
         rank_weight: eta of equation 9.
         pooling: of the scores of rows.
@@ -122,62 +121,27 @@ class Cagi(SequenceHead):
         }
     )
 
-    def __init__(
-        self,
-        *,
-        roles: list[str] | None = None,
-        wiring: Wiring = "full",
-        width: PositiveInt = 256,
-        norm_axis: Axis = "time",
-        shared_guides: bool = False,
-        gate_reduction: PositiveInt = 16,
-        shared_gates: bool = False,
-        kernel: Kernel = 3,
-        shared_convolutions: bool = False,
-        gate: Gate = "after-convolution",
-        bias: bool = True,
-        dropout: Probability = 0.5,
-        pooling: Pooling = "hysteresis",
-        rank_weight: NotNegative = 1.0,
-        standardise: bool = True,
-        align: Align = "frame",
-        epochs: PositiveInt = 30,
-        patience: PositiveInt = 10,
-        batch_size: AtLeastTwo = 8,
-        learning_rate: Positive = 2e-4,
-        weight_decay: NotNegative = 0.0,
-        validation_fraction: Fraction = 0.2,
-        seed: Seed = 0,
-        memory_gib: Positive = 4.0,  # KoNViD-1k's 128 rows of S+S are 2.7
-        threads: PositiveInt = 1,
-        device: str = "cpu",
-    ) -> None:
-        self.roles = roles
-        self.wiring = wiring
-        self.width = width
-        self.norm_axis = norm_axis
-        self.shared_guides = shared_guides
-        self.gate_reduction = gate_reduction
-        self.shared_gates = shared_gates
-        self.kernel = kernel
-        self.shared_convolutions = shared_convolutions
-        self.gate = gate
-        self.bias = bias
-        self.dropout = dropout
-        self.pooling = pooling
-        self.rank_weight = rank_weight
-        self.standardise = standardise
-        self.align = align
-        self.epochs = epochs
-        self.patience = patience
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.validation_fraction = validation_fraction
-        self.seed = seed
-        self.memory_gib = memory_gib
-        self.threads = threads
-        self.device = device
+    roles: list[str] | None = None
+    wiring: Wiring = "full"
+    width: PositiveInt = 256
+    norm_axis: Axis = "time"
+    shared_guides: bool = False
+    gate_reduction: PositiveInt = 16
+    shared_gates: bool = False
+    kernel: Kernel = 3
+    shared_convolutions: bool = False
+    gate: Gate = "after-convolution"
+    bias: bool = True
+    dropout: Probability = 0.5
+    pooling: Pooling = "hysteresis"
+    rank_weight: NotNegative = 1.0
+    align: Align = "frame"
+    epochs: PositiveInt = 30
+    patience: PositiveInt = 10
+    batch_size: AtLeastTwo = 8
+    learning_rate: Positive = 2e-4
+    weight_decay: NotNegative = 0.0
+    memory_gib: Positive = 4.0  # KoNViD-1k's 128 rows of S+S are 2.7
 
     def fit(
         self,

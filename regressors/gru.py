@@ -1,31 +1,24 @@
 """VSFA's head: a GRU over frames, and a memory that bad moments stay in."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import l1_loss
 
 from regressors.alignment import Align
 from regressors.batches import Batch
 from regressors.layers import Gru as Recurrent
 from regressors.layers import linear
-from regressors.losses import plcc_loss
+from regressors.losses import LOSSES, Loss
 from regressors.score_pooling import POOLINGS, Pooling
-from regressors.sequence import (
-    AtLeastTwo,
-    Combine,
-    Fraction,
-    NotNegative,
-    Positive,
-    Seed,
-    SequenceHead,
-)
+from regressors.sequence import AtLeastTwo, NotNegative, Positive, SequenceHead
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Gru(SequenceHead):
     """Reduction, GRU, a score for every row, temporal pooling (VSFA: Li et al., ACM MM 2019).
 
@@ -48,52 +41,16 @@ class Gru(SequenceHead):
         }
     )
 
-    def __init__(
-        self,
-        *,
-        reduction: PositiveInt = 128,
-        width: PositiveInt = 32,
-        pooling: Pooling = "hysteresis",
-        loss: Literal["l1", "plcc"] = "l1",
-        standardise: bool = True,
-        align: Align = "nearest",
-        slots: PositiveInt | None = None,
-        epochs: PositiveInt = 60,
-        patience: PositiveInt = 15,
-        batch_size: AtLeastTwo = 16,  # VSFA's
-        learning_rate: Positive = 1e-3,
-        weight_decay: NotNegative = 1e-2,
-        decay: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0,
-        decay_epochs: PositiveInt = 10,
-        validation_fraction: Fraction = 0.2,
-        seed: Seed = 0,
-        runs: PositiveInt = 1,
-        combine: Combine = "mean",
-        memory_gib: Positive = 2.0,
-        threads: PositiveInt = 1,
-        device: str = "cpu",
-    ) -> None:
-        self.reduction = reduction
-        self.width = width
-        self.pooling = pooling
-        self.loss = loss
-        self.standardise = standardise
-        self.align = align
-        self.slots = slots
-        self.epochs = epochs
-        self.patience = patience
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.decay = decay
-        self.decay_epochs = decay_epochs
-        self.validation_fraction = validation_fraction
-        self.seed = seed
-        self.runs = runs
-        self.combine = combine
-        self.memory_gib = memory_gib
-        self.threads = threads
-        self.device = device
+    reduction: PositiveInt = 128
+    width: PositiveInt = 32
+    pooling: Pooling = "hysteresis"
+    loss: Loss = "l1"
+    align: Align = "nearest"
+    epochs: PositiveInt = 60
+    patience: PositiveInt = 15
+    batch_size: AtLeastTwo = 16  # VSFA's
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 1e-2
 
     def _network(self, widths: Mapping[str, int], generator: torch.Generator) -> nn.Module:
         return FrameScores(
@@ -105,7 +62,7 @@ class Gru(SequenceHead):
         )
 
     def _loss(self, predicted: Tensor, target: Tensor) -> Tensor:
-        return l1_loss(predicted, target) if self.loss == "l1" else plcc_loss(predicted, target)
+        return LOSSES[self.loss](predicted, target)
 
     def _from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # `ann.fc` is in VSFA's files, but its forward never comes to it.

@@ -1,6 +1,7 @@
 """Losses that compare a batch of predictions with its scores: scale and offset stay free."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -144,15 +145,17 @@ def mixed_loss(predicted: Tensor, mos: Tensor) -> Tensor:
     return linearity_loss(predicted, mos) + ranks + l1_loss(predicted, mos)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+Loss = Literal["l1", "plcc", "plcc+rank", "rqvqa", "l1+rank", "mixed"]
+LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": l1_loss,
     "plcc": plcc_loss,
     "plcc+rank": plcc_rank_loss,
     "rqvqa": plcc_loss,
     "l1+rank": l1_rank_loss,
     "mixed": mixed_loss,
 }
-"""By the names that users know: FAST-VQA's two, RQ-VQA's (the same PLCC loss), that of A2INet and
-SimpleVQA, MDTVSFA's.  Each takes predictions [b] and scores [b]."""
+"""By the names that users know: VSFA's, FAST-VQA's two, RQ-VQA's (the same PLCC loss), that of
+A2INet and SimpleVQA, MDTVSFA's.  Each takes predictions [b] and scores [b]."""
 
 
 def _wrong_by(predicted: Tensor, mos: Tensor) -> Tensor:

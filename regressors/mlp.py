@@ -1,27 +1,25 @@
 """RQ-VQA's head: two linear layers on every row, and the mean over rows."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
 from regressors.alignment import Align
 from regressors.batches import Batch
 from regressors.layers import dropout, linear
-from regressors.losses import plcc_loss, rank_loss
+from regressors.losses import LOSSES, Loss
 from regressors.score_pooling import POOLINGS
 from regressors.sequence import (
     AtLeastTwo,
-    Combine,
-    Fraction,
     NotNegative,
     Positive,
     Probability,
-    Seed,
     SequenceHead,
 )
 
@@ -35,6 +33,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Mlp(SequenceHead):
     """Rows of all roles, one after the other, -> 128 -> 1, the mean over rows; PLCC loss.
 
@@ -59,53 +58,16 @@ class Mlp(SequenceHead):
         }
     )
 
-    def __init__(
-        self,
-        *,
-        width: PositiveInt = 128,
-        activation: Activation = "none",
-        dropout: Probability = 0.0,
-        # FAST-VQA adds the rank loss with 0.3.
-        rank_weight: NotNegative = 0.0,
-        standardise: bool = True,
-        align: Align = "nearest",
-        slots: PositiveInt | None = None,
-        epochs: PositiveInt = 200,
-        patience: PositiveInt = 30,
-        batch_size: AtLeastTwo = 64,
-        learning_rate: Positive = 1e-3,
-        weight_decay: NotNegative = 1e-2,
-        decay: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0,
-        decay_epochs: PositiveInt = 10,
-        validation_fraction: Fraction = 0.2,
-        seed: Seed = 0,
-        runs: PositiveInt = 1,
-        combine: Combine = "mean",
-        memory_gib: Positive = 2.0,
-        threads: PositiveInt = 1,
-        device: str = "cpu",
-    ) -> None:
-        self.width = width
-        self.activation = activation
-        self.dropout = dropout
-        self.rank_weight = rank_weight
-        self.standardise = standardise
-        self.align = align
-        self.slots = slots
-        self.epochs = epochs
-        self.patience = patience
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.decay = decay
-        self.decay_epochs = decay_epochs
-        self.validation_fraction = validation_fraction
-        self.seed = seed
-        self.runs = runs
-        self.combine = combine
-        self.memory_gib = memory_gib
-        self.threads = threads
-        self.device = device
+    width: PositiveInt = 128
+    activation: Activation = "none"
+    dropout: Probability = 0.0
+    loss: Loss = "plcc"
+    align: Align = "nearest"
+    epochs: PositiveInt = 200
+    patience: PositiveInt = 30
+    batch_size: AtLeastTwo = 64
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 1e-2
 
     @property
     def _average(self) -> bool:
@@ -124,10 +86,7 @@ class Mlp(SequenceHead):
         )
 
     def _loss(self, predicted: Tensor, target: Tensor) -> Tensor:
-        loss = plcc_loss(predicted, target)
-        if self.rank_weight:
-            loss = loss + self.rank_weight * rank_loss(predicted, target)
-        return loss
+        return LOSSES[self.loss](predicted, target)
 
     def _from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # The checkpoint of the whole model, saved from under DataParallel.

@@ -4,6 +4,7 @@ import pickle
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from joblib.parallel import get_active_backend
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from sklearn.base import clone
@@ -42,6 +43,7 @@ STACK = 16
 """Networks trained at once, at most; gradients and moments of all of them are in memory."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SequenceHead(Head):
     """A PyTorch network on the series of a video.
 
@@ -49,11 +51,12 @@ class SequenceHead(Head):
     `training`: alignment of roles, padding, standardisation, batches, the loop, held-out scenes,
     several runs, a line to MOS units, files, and training many at once.  To write one:
 
+        @dataclass(kw_only=True, eq=False, repr=False)
         class Mine(SequenceHead):
-            name = "mine"
-
-            def __init__(self, *, width: PositiveInt = 32, epochs: PositiveInt = 100, ...) -> None:
-                ...  # one attribute per parameter, as scikit-learn wants it
+            name: ClassVar[str] = "mine"
+            width: PositiveInt = 32
+            epochs: PositiveInt = 100
+            ...  # and the other parameters that are below without a value
 
             def _network(self, widths, generator):
                 return MyNetwork(sum(widths.values()), self.width, generator=generator)
@@ -74,8 +77,7 @@ class SequenceHead(Head):
     - Of a stackable head, `forward` runs under `torch.func.vmap`: no `.item()`, no branch on a
       value, no boolean indexing, no `nn.GRU` (`layers.Gru` instead).
 
-    Every head has the parameters that are annotated below without a value, and may have those with
-    one, which is what it has otherwise.  Its `__init__` says the defaults.
+    The fields below are parameters of every head; those without a value have one of the head's own.
 
     Attributes:
         watch: told of every epoch while fitting, but of networks that are trained in processes of
@@ -93,42 +95,44 @@ class SequenceHead(Head):
     """Whether several may be trained as one stacked network, or each in a process of its own: large
     networks gain nothing from a stack and fill memory."""
 
-    epochs: int
-    patience: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    validation_fraction: float
+    epochs: PositiveInt
+    patience: PositiveInt
+    """Epochs without a better SRCC on held-out rows after which training ends."""
+    batch_size: AtLeastTwo
+    learning_rate: Positive
+    weight_decay: NotNegative
+    standardise: bool = True
+    """Values of a row by their mean and deviation over the rows that are fitted."""
+    align: Align
+    """How roles come onto the rows of the first one; see `alignment`."""
+    slots: PositiveInt | None = None
+    """Rows that every video is cut or filled to, if any."""
+    decay: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
+    """By what the learning rate is multiplied every `decay_epochs`."""
+    decay_epochs: PositiveInt = 10
+    validation_fraction: Fraction = 0.2
     """Of the training scenes, held out to choose the epoch."""
-    seed: int
-    memory_gib: float
+    seed: Seed = 0
+    runs: PositiveInt = 1
+    """Networks, of seeds from `seed` on, each with held-out scenes of its own."""
+    combine: Combine = "mean"
+    memory_gib: Positive = 2.0
     """What the rows of features may take in memory; beyond it they are streamed from the bank, in
     windows of an eighth of this; predicted batches take another.  Of each process, where heads are
     fitted in several."""
-    align: Align = "nearest"
-    """How roles come onto the rows of the first one; see `alignment`."""
-    slots: int | None = None
-    """Rows that every video is cut or filled to, if any."""
-    standardise: bool = True
-    decay: float = 1.0
-    """By what the learning rate is multiplied every `decay_epochs`."""
-    decay_epochs: int = 10
-    runs: int = 1
-    """Networks, of seeds from `seed` on, each with held-out scenes of its own."""
-    combine: Combine = "mean"
-    threads: int = 1
+    threads: PositiveInt = 1
     device: str = "cpu"
     """Of PyTorch.  Not kept with the head, which is loaded for the processor of any machine."""
 
-    watch: Watch | None = None
-    checkpoint: Path | None = None
+    watch: Watch | None = field(default=None, init=False)
+    checkpoint: Path | None = field(default=None, init=False)
 
-    state_: dict[str, Tensor]
+    state_: dict[str, Tensor] = field(init=False)
     """Of the networks: [runs, ...] each."""
-    scalings_: list[Scaling | None]
-    line_: tuple[float, float]
+    scalings_: list[Scaling | None] = field(init=False)
+    line_: tuple[float, float] = field(init=False)
     """Slope and intercept, from combined scores to MOS."""
-    reference_: Tensor
+    reference_: Tensor = field(init=False)
     """[runs, n]: sorted scores of the training rows, where `combine` is not the mean."""
 
     @abstractmethod
@@ -259,6 +263,7 @@ class SequenceHead(Head):
             state={name: value.to(series.device) for name, value in self.state_.items()},
             scalings=[scaling and scaling.to(series.device) for scaling in self.scalings_],
             threads=self.threads,
+            stacked=self.stackable,
         )
 
     def _combined(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:

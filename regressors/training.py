@@ -230,6 +230,7 @@ def scores(
     state: Mapping[str, Tensor],
     scalings: Sequence[Scaling | None],
     threads: int,
+    stacked: bool,
 ) -> NDArray[np.float64]:
     """[k, n]: what k networks say of n videos.
 
@@ -240,18 +241,24 @@ def scores(
         state: the k networks' parameters, [k, ...] each.
         scalings: k.
         threads: of PyTorch.
+        stacked: whether the networks run as one, or one after the other.
     """
+    members = list(range(len(scalings)))
+    groups = [members] if stacked else [[member] for member in members]
     with _threads(threads), torch.inference_mode():
         series.hold(rows)
         out = np.empty((len(scalings), len(rows)))
         place = {row: number for number, row in enumerate(rows.tolist())}
         module.eval()
         for window in series.windows(rows, rng=np.random.default_rng(0)):
-            wanted = [_inside(window, rows)] * len(scalings)
-            for batches in _by_length(series, wanted):
-                batch = batches[0]
-                predicted = _stacked(module, state, window, batches, scalings)
-                out[:, [place[row] for row in batch.tolist()]] = predicted.double().cpu().numpy()
+            wanted = _inside(window, rows)
+            for own in groups:
+                parameters = {name: value[own] for name, value in state.items()}
+                scaled = [scalings[member] for member in own]
+                for batches in _by_length(series, [wanted] * len(own)):
+                    columns = [place[row] for row in batches[0].tolist()]
+                    predicted = _stacked(module, parameters, window, batches, scaled)
+                    out[np.ix_(own, columns)] = predicted.double().cpu().numpy()
     return out
 
 

@@ -43,7 +43,7 @@ FILE_BYTES = 128 * 2**20
 """A value file holds at most this much, unless one row is larger."""
 CHUNK_BYTES = (64 * 2**10, 2**20)
 """Inner chunks lie between these, about 64 rows each; only generic Zarr readers see them."""
-PIECE_BYTES = 256 * 2**10
+PIECE_BYTES = 640 * 2**10
 """What is copied before its checksum is taken, so that it is still in the processor's cache."""
 INDEX_COLUMNS = ("row_start", "row_count", "id_start", "id_bytes", "record_start", "record_bytes")
 ABSENT_CHUNK = 2**64 - 1
@@ -688,8 +688,10 @@ class Shard:
             checksum = crc32c(out)
         else:
             checksum = 0
-            for first in range(0, len(out), self._piece_rows):
-                piece = out[first : first + self._piece_rows]
+            pieces = -(-len(out) // self._piece_rows)
+            rows = -(-len(out) // pieces)  # all of about one size
+            for first in range(0, len(out), rows):
+                piece = out[first : first + rows]
                 self._copy_stored(start + first, piece, mapped=mapped and self._is_local)
                 checksum = crc32c(piece, checksum)
         if checksum != expected:
