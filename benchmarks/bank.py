@@ -334,7 +334,7 @@ def reading(sets: dict[str, Data], rounds: int) -> Iterator[Line]:
 
         def trusted(number: int, data: Data = data, times: int = times) -> None:
             data.table.trust()
-            # Other videos than the other side, which would leave its own in the processor's cache.
+            # In another order than the other side, which leaves its last in the processor's cache.
             order = np.random.default_rng(number + 999).permutation(data.count)
             for start in range(0, min(len(order), times * BATCH), BATCH):
                 data.batch_bank(order[start : start + BATCH])

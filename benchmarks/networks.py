@@ -12,7 +12,7 @@ import tempfile
 import time
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +158,13 @@ def clip(rounds: int, device: torch.device) -> Line:
     return line(f"clip: one by one / in batches of {size}", ">= 1.2", found)
 
 
-def batches(rounds: int, device: torch.device) -> tuple[Table, list[Line]]:
+def batches(names: Sequence[str], rounds: int, device: torch.device) -> tuple[Table, list[Line]]:
     table = Table("network", "its batch", *(f"{size} a batch" for size in SIZES), "its / best")
     lines = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if device.type == "cpu" else threads)  # as the engine does
-    for name, parameters in NETWORKS.items():
-        extractor = make_extractor(name, **{"weights": "random", **parameters})
+    for name in names:
+        extractor = make_extractor(name, **{"weights": "random", **NETWORKS[name]})
         compute = extractor.build(device)
         clips = one_clip(extractor, device)
         rates: dict[int, list[float]] = {size: [] for size in SIZES}
@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="slowfast,liqe,liqe-memory,fastvqa,clip,batches")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="of the last table")
     options = parser.parse_args()
     device = torch.device(options.device)
     known = {
@@ -219,7 +220,7 @@ def main() -> None:
     lines = [known[name](options.rounds, device) for name in asked if name in known]
     console = Console(width=120)
     if "batches" in asked:
-        table, more = batches(min(3, options.rounds), device)
+        table, more = batches(options.networks.split(","), min(3, options.rounds), device)
         lines += more
         console.print(table)
     table = Table("what", "goal", "median", "smallest", "largest", "")

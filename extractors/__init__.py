@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from extractors.backbone import Backbone
-from extractors.base import Extractor
+from extractors.base import Extractor, WeightedExtractor
 from extractors.clip import Clip
 from extractors.fastvqa import FastVqa
 from extractors.frames import Frames
@@ -97,14 +97,12 @@ def make_extractors(
     kinds = {entry: str(given.get("extractor", entry)) for entry, given in entries.items()}
     for name in weights:
         if name not in (*kinds, *kinds.values(), "all"):
-            raise UnknownNameError(f"--weights: {unknown_name('extractor', name, kinds)}")
+            raise UnknownNameError(f"--weights: {unknown_name('extractor', name, [*kinds, 'all'])}")
     made: dict[Extractor, str] = {}
     for entry, kind in kinds.items():
         parameters = {name: value for name, value in entries[entry].items() if name != "extractor"}
-        chosen = weights.get(entry, weights.get(kind))
-        if chosen is None and kind in EXTRACTORS and has_weights(kind):
-            chosen = weights.get("all")
-        if chosen is not None:
+        has_weights = issubclass(EXTRACTORS.get(kind, Extractor), WeightedExtractor)
+        if has_weights and (chosen := weights_for(entry, kind, weights)) is not None:
             parameters["weights"] = chosen
         extractor = make_extractor(kind, **parameters)
         if extractor in made:
@@ -116,9 +114,15 @@ def make_extractors(
     return list(made)
 
 
-def has_weights(name: str) -> bool:
-    """Whether the extractor of this name is a network."""
-    return "weights" in [field.name for field in fields(EXTRACTORS[name])]
+def weights_for(entry: str, kind: str, weights: Mapping[str, str]) -> str | None:
+    """What is asked for an entry: by its own name, by its extractor's, or for all.
+
+    Args:
+        entry: its name.
+        kind: its extractor, which has weights.
+        weights: as `--weights` gives them.
+    """
+    return weights.get(entry, weights.get(kind, weights.get("all")))
 
 
 def specs_of(extractor: Extractor, *, decoder: str) -> dict[str, FeatureSpec]:

@@ -107,7 +107,7 @@ class Clip(WeightedExtractor):
 
     name = "clip"
     version = 2
-    batch_clips = 4
+    batch_clips = 8
     has_tiny = True
     files = (
         WeightFile(

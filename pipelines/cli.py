@@ -475,7 +475,7 @@ def predict(
 def ls(
     bank: Annotated[str, typer.Argument(help="Folder or URL of the bank.")],
     feature: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="List the ids of its videos instead.")
+        str | None, typer.Argument(metavar="[FEATURE]", help="List the ids of its videos instead.")
     ] = None,
 ) -> None:
     """List the features of a bank, or the videos of one of them."""
@@ -507,7 +507,7 @@ def show(
     import json
 
     from store.bank import FeatureStore
-    from store.errors import MissingFeatureError
+    from store.errors import MissingFeatureError, unknown_name
 
     store = FeatureStore.at(bank)
     specs = [spec for spec in store.specs() if name in (spec.name, spec.key)]
@@ -517,9 +517,10 @@ def show(
         return
     known = [spec for spec in store.specs() if name in store.video_ids(spec)]
     if not known:
+        names = [spec.name for spec in store.specs()]
         raise MissingFeatureError(
-            f"{bank} has no feature and no video {name!r}; `vqbank ls {bank}` lists the features, "
-            f"`vqbank ls {bank} FEATURE` its videos"
+            f"{bank}: no video, and {unknown_name('feature', name, names)}  `vqbank ls {bank} "
+            "FEATURE` lists the ids of its videos"
         )
     record = store.video_record(known[0], name)
     typer.echo(json.dumps({"id": name, **dict(record.probe)}, indent=2))

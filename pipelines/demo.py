@@ -1,7 +1,6 @@
 """The demo: the main job from pictures to a score, on data that it makes itself."""
 
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from pipelines.evaluate import SplitResult, Trial
 from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
 from pipelines.predict import Scorer, videos_to_score
-from pipelines.recipe import read_recipe, required
+from pipelines.recipe import read_recipe, required, shipped_recipe
 from pipelines.report import result_table, write_report
 from pipelines.train import train
 from store.bank import FeatureStore
@@ -40,7 +39,7 @@ def run_demo(
     console.print(f"1. A small data set of moving pictures, in {folder / 'set'}")
     _make_set(folder / "set", console)
     recipe_file = folder / "demo.yaml"
-    recipe_file.write_text(files("pipelines").joinpath("recipes/demo.yaml").read_text())
+    recipe_file.write_text(shipped_recipe("demo"), encoding="utf-8")
     recipe = read_recipe(recipe_file)
 
     console.print("2. Its features, into a bank: every video is decoded once")

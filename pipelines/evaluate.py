@@ -1,15 +1,13 @@
 """Try heads on splits of a table: fit on the training rows, predict the test rows, measure."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from joblib import Parallel, cpu_count, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 from sklearn.base import clone
 
@@ -31,16 +29,19 @@ from regressors import Head, make_head
 from regressors.base import PooledHead
 from regressors.metrics import QualityMetrics, quality_metrics
 from regressors.pooling import PooledTable, pooled
+from regressors.training import Watch
 from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError
 from store.schema import FeatureSpec, Video
 from store.table import FeatureTable
 
-if TYPE_CHECKING:
-    from regressors.training import Watch
-
 WORTH_WORKERS_SECONDS = 10.0
 """What is left of a trial goes to worker processes if it takes longer: to start them takes some."""
+TOGETHER = 4
+"""Splits whose networks are trained at the same time: a number that neither cores nor processes
+change, so that results are the same; more gain little, and leave other cores without work."""
+Task = tuple[str, Sequence[tuple[int, Split]]]
+"""A head, and the splits that it is tried on with their numbers."""
 FILLED = "filled_columns"
 """What an import says of a video whose values were not all finite."""
 TABLE_BYTES = 2**30
@@ -200,13 +201,12 @@ class Trial:
         """Whether any feature comes from weights that nobody trained."""
         return any(spec.uses_random_weights for spec in self.table.specs.values())
 
-    def run(self, *, jobs: int = 1, watch: "Watch | None" = None) -> Iterator[SplitResult]:
+    def run(self, *, jobs: int = 1, watch: Watch | None = None) -> Iterator[SplitResult]:
         """Every head on every split; heads are cloned, never fitted in place.
 
         Args:
-            jobs: processes.  They start only if, by the time of the first split, what is left
-                takes longer than starting them; results are the same.  Networks that are trained
-                together are shared out among them.
+            jobs: processes.  They start only if, by the time of the first splits, what is left
+                takes longer than starting them; results are the same.
             watch: told of every epoch of networks that are trained in this process.
         """
         table = self.table
@@ -217,70 +217,46 @@ class Trial:
             table = PooledTable(table, pooled(table))
         trial = replace(self, table=table, labels=None)
         splits = list(enumerate(self.splits))
-        alone = {n: head for n, head in self.heads.items() if not head.trains_together}
-        if alone:
-            yield from replace(trial, heads=alone)._one_by_one(splits, jobs)
-        for name, head in self.heads.items():
-            if head.trains_together:
-                yield from trial._together(name, splits, jobs, watch)
+        together = {n: h for n, h in self.heads.items() if h.trains_together(trial.table)}
+        alone = [name for name in self.heads if name not in together]
+        yield from trial._in_turn([(n, [one]) for one in splits for n in alone], jobs, watch)
+        parts = [splits[at : at + TOGETHER] for at in range(0, len(splits), TOGETHER)]
+        yield from trial._in_turn([(n, part) for part in parts for n in together], jobs, watch)
 
-    def _one_by_one(self, splits: Sequence[tuple[int, Split]], jobs: int) -> Iterator[SplitResult]:
-        """Heads of which the splits of one share nothing with the next but the table."""
+    def _in_turn(
+        self, tasks: Sequence[Task], jobs: int, watch: Watch | None
+    ) -> Iterator[SplitResult]:
+        """One after the other, or in processes where that is worth it."""
+        heads = len({name for name, _ in tasks})
         started = time.monotonic()
-        for name in self.heads:
-            yield from self.run_splits(name, splits[:1])
-        waiting = splits[1:]
-        tasks = [(name, [split]) for split in waiting for name in self.heads]
-        if jobs == 1 or len(waiting) * (time.monotonic() - started) < WORTH_WORKERS_SECONDS:
-            for name, own in tasks:
-                yield from self.run_splits(name, own)
-            return
-        yield from self._in_processes(tasks, jobs)
+        for number, task in enumerate(tasks):
+            if number == heads and jobs > 1:  # every head has shown how long it takes
+                left = (len(tasks) - number) * (time.monotonic() - started) / number
+                if left > WORTH_WORKERS_SECONDS:
+                    yield from self._in_processes(tasks[number:], jobs)
+                    return
+            yield from self.run_splits(*task, watch)
 
-    def _together(
-        self, name: str, splits: Sequence[tuple[int, Split]], jobs: int, watch: "Watch | None"
-    ) -> Iterator[SplitResult]:
-        """A head of which the networks of several splits are trained at the same time."""
-        if jobs > 1:
-            started = time.monotonic()
-            yield from self.run_splits(name, splits[:1], watch)
-            splits = splits[1:]
-            if len(splits) * (time.monotonic() - started) > WORTH_WORKERS_SECONDS:
-                ends = np.linspace(0, len(splits), min(jobs, len(splits)) + 1).astype(int).tolist()
-                parts = [splits[start:end] for start, end in pairwise(ends)]
-                yield from self._in_processes([(name, part) for part in parts], jobs)
-                return
-        if splits:
-            yield from self.run_splits(name, splits, watch)
-
-    def _in_processes(
-        self, tasks: Sequence[tuple[str, Sequence[tuple[int, Split]]]], jobs: int
-    ) -> Iterator[SplitResult]:
+    def _in_processes(self, tasks: Sequence[Task], jobs: int) -> Iterator[SplitResult]:
         parallel = Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator")
         for results in parallel(delayed(self.run_splits)(*task) for task in tasks):
             yield from results
 
     def run_splits(
-        self,
-        name: str,
-        splits: Sequence[tuple[int, Split]],
-        watch: "Watch | None" = None,
+        self, name: str, splits: Sequence[tuple[int, Split]], watch: Watch | None = None
     ) -> list[SplitResult]:
         """One head on some splits with their numbers, at the same time where it can be."""
-        mos = self.mos
-        if self.leaves_out_sets:
-            mos = _standardised(mos, [video.id.partition("/")[0] for video in self.table.videos])
+        mos = self._training_mos(split for _, split in splits)
         heads = [clone(self.heads[name]) for _ in splits]
         if watch is not None:
             heads[0].watch = watch
-        with parallel_config("sequential"):  # `jobs` says how many processes there are
-            fitted = type(heads[0]).fit_many(
-                heads,
-                self.table,
-                mos,
-                [split.train for _, split in splits],
-                [split.validation for _, split in splits],
-            )
+        fitted = type(heads[0]).fit_many(
+            heads,
+            self.table,
+            mos,
+            [split.train for _, split in splits],
+            [split.validation for _, split in splits],
+        )
         results = []
         for (number, split), head in zip(splits, fitted, strict=True):
             predicted = head.predict(self.table.subset(split.test))
@@ -297,14 +273,29 @@ class Trial:
             )
         return results
 
+    def _training_mos(self, splits: Iterable[Split]) -> NDArray[np.float64]:
+        """[n]: where sets are left out, in deviations from the mean of the own data set.
 
-def _standardised(mos: NDArray[np.float64], sets: Sequence[str]) -> NDArray[np.float64]:
-    """Scores in standard deviations from the mean of their data set: scales differ between sets."""
-    out = np.empty_like(mos)
-    for name in set(sets):
-        own = np.array([one == name for one in sets])
-        out[own] = (mos[own] - mos[own].mean()) / (mos[own].std() or 1.0)
-    return out
+        Scales differ between sets.  Rows of a test part are of a set that nobody trains on.
+
+        Raises:
+            RecipeError: if a data set stands on both sides of a split.
+        """
+        if not self.leaves_out_sets:
+            return self.mos
+        sets = np.array([video.id.partition("/")[0] for video in self.table.videos])
+        for split in splits:
+            both = set(sets[split.train]) & set(sets[split.test])
+            if both:
+                raise RecipeError(
+                    f"splits {self.splits_name} leave whole data sets out, and {min(both)} stands "
+                    "on both sides of one of them; make them by `vqbank split make`"
+                )
+        out = np.empty_like(self.mos)
+        for name in set(sets):
+            own = self.mos[sets == name]
+            out[sets == name] = (own - own.mean()) / (own.std() or 1.0)
+        return out
 
 
 def all_cores() -> int:

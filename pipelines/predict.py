@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extractors import EXTRACTORS, make_extractor, specs_of
+from extractors import EXTRACTORS, make_extractor, specs_of, weights_for
 from extractors.base import Extractor
 from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
@@ -177,8 +177,8 @@ def _candidates(
     for entry, parameters in given.items():
         if "weights" in names and spec.uses_random_weights:
             parameters["weights"] = spec.identity["weights"]
-        elif entry in weights or kind in weights:
-            parameters["weights"] = weights.get(entry, weights.get(kind))
+        elif "weights" in names and (chosen := weights_for(entry, kind, weights)) is not None:
+            parameters["weights"] = chosen
         parameters |= {"outputs": (output,), "stored_dtype": None}
         with suppress(UnknownNameError):  # an entry without this output
             made = make_extractor(kind, **parameters)

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipelines.manifest import VIDEO_SUFFIXES
 from store.errors import RecipeError, UnknownNameError, unknown_name
 
 
@@ -86,14 +87,15 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe at `path`; where nothing is, the shipped one of this name.
+    """The recipe at `path`; where no file is, the shipped one of this name.
 
     Raises:
         RecipeError: naming the file and the key; unknown keys with the nearest known one.
+        UnknownNameError: if it is a plain name, of neither a file nor a shipped recipe.
     """
-    if path.name == str(path) and not path.suffix and not path.exists():
-        return _recipe_of(shipped_recipe(path.name), path.with_suffix(".yaml"))
-    if path.suffix and path.suffix.lower() not in (".yaml", ".yml"):
+    if path.name == str(path) and not path.suffix and not path.is_file():
+        return _recipe_of(shipped_recipe(path.name), path)
+    if path.suffix.lower() in (".csv", *VIDEO_SUFFIXES):
         raise RecipeError(
             f"{path} is no recipe, which is a .yaml file; --videos takes manifests and videos"
         )
@@ -119,9 +121,7 @@ def shipped_recipe(name: str) -> str:
         UnknownNameError: if there is none of this name.
     """
     if name not in shipped_recipes():
-        raise UnknownNameError(
-            f"{unknown_name('recipe', name, shipped_recipes())}, nor is there such a file"
-        )
+        raise UnknownNameError(unknown_name("recipe", name, shipped_recipes()))
     return files("pipelines").joinpath(f"recipes/{name}.yaml").read_text(encoding="utf-8")
 
 

@@ -51,8 +51,6 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     paper: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Parameters with which the head is that of its paper, where these are not the defaults."""
 
-    trains_together: ClassVar[bool] = False
-    """Whether `fit_many` is quicker than one fit after the other."""
     unkept: ClassVar[frozenset[str]] = frozenset()
     """Parameters that belong to a machine, not to the head: its card does not hold them."""
 
@@ -100,8 +98,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     ) -> list[Self]:
         """Fit several heads of this class on rows of one table: splits, or seeds, or both.
 
-        The same as `head.fit(table.subset(rows), mos[rows])` for each; heads that can be trained at
-        the same time are, which is quicker.
+        The same as `head.fit(table.subset(rows), mos[rows], validation=...)` for each, but for
+        rounding; heads that can be trained at the same time are, which is quicker.
 
         Args:
             heads: fitted in place.
@@ -118,6 +116,10 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             head.fit(table.subset(own), mos[own], validation=np.flatnonzero(np.isin(own, held)))
             for head, own, held in zip(heads, rows, aside, strict=True)
         ]
+
+    def trains_together(self, table: FeatureTable) -> bool:
+        """Whether `fit_many` on rows of this table is quicker than one fit after the other."""
+        return False
 
     def _checked(self, table: FeatureTable, mos: NDArray[np.float64]) -> NDArray[np.float64]:
         """The scores, if they and the parameters can be fitted with."""

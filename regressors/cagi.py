@@ -243,7 +243,7 @@ class A2iNet(nn.Module):
                 rows = dropout(rows, self.probability, batch.noise)
         if self.catm is not None:
             rows = self.catm(rows, real)
-        return self.score(self.recurrent(self.reduce(rows)))[..., 0]
+        return self.score(self.recurrent.behind(self.reduce, rows))[..., 0]
 
     def forward(self, batch: Batch) -> Tensor:
         """[b]."""

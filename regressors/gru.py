@@ -95,8 +95,8 @@ class FrameScores(nn.Module):
 
     def frames(self, batch: Batch) -> Tensor:
         """[b, t]: the score of every row."""
-        reduced = self.reduce(torch.cat(list(batch.values.values()), dim=2))
-        return self.score(self.recurrent(reduced))[..., 0]
+        rows = torch.cat(list(batch.values.values()), dim=2)
+        return self.score(self.recurrent.behind(self.reduce, rows))[..., 0]
 
     def forward(self, batch: Batch) -> Tensor:
         """[b]."""

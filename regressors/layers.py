@@ -78,7 +78,23 @@ class Gru(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """States [b, t, width] after each row of [b, t, d]."""
-        gates = nn.functional.linear(rows, self.weight_ih_l0, self.bias_ih_l0)
+        return self._states(nn.functional.linear(rows, self.weight_ih_l0, self.bias_ih_l0))
+
+    def behind(self, layer: nn.Linear, rows: Tensor) -> Tensor:
+        """`self(layer(rows))`, with the layer taken into the GRU's first product if that is less.
+
+        Two linear layers without an activation between them are one, but for rounding.  The gates
+        of VSFA's GRU are 96 wide, the rows that it gets 128, of which a batch has thousands.
+        """
+        if len(self.weight_ih_l0) >= layer.out_features:
+            return self(layer(rows))
+        weight = self.weight_ih_l0 @ layer.weight
+        bias: Tensor = self.bias_ih_l0
+        if layer.bias is not None:
+            bias = bias + self.weight_ih_l0 @ layer.bias
+        return self._states(nn.functional.linear(rows, weight, bias))
+
+    def _states(self, gates: Tensor) -> Tensor:
         states, *_ = _Recurrence.apply(gates[None], self.weight_hh_l0[None], self.bias_hh_l0[None])
         return states[0]
 

@@ -1,4 +1,4 @@
-"""Losses that compare a batch of predictions with its scores: scale and offset stay free."""
+"""Losses of a batch of predictions and its scores; scale and offset stay free where it says so."""
 
 from collections.abc import Callable
 from typing import Literal

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from regressors.alignment import Align, Alignment
 from regressors.base import Head
-from regressors.batches import Scaling, Series
+from regressors.batches import WINDOW_SHARE, Scaling, Series
 from regressors.metrics import fit_line
 from regressors.training import Job, Plan, Trained, Watch, hold_out_scenes, scores, train
 from store.errors import HeadError
@@ -40,7 +40,8 @@ Combine = Literal["mean", "rank", "zscore"]
 """What makes one score of several runs: the mean of raw scores, of places among each run's scores
 of the training rows (0 to 1), or of scores in deviations of these."""
 STACK = 16
-"""Networks trained at once, at most; gradients and moments of all of them are in memory."""
+"""Networks trained at once, at most; gradients and moments of all of them are in memory, and a
+batch for each."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -88,7 +89,6 @@ class SequenceHead(Head):
     """
 
     suffix: ClassVar[str] = ".safetensors"
-    trains_together: ClassVar[bool] = True
     unkept: ClassVar[frozenset[str]] = frozenset({"device"})
     min_videos: ClassVar[int] = 10
     stackable: ClassVar[bool] = True
@@ -118,8 +118,8 @@ class SequenceHead(Head):
     combine: Combine = "mean"
     memory_gib: Positive = 2.0
     """What the rows of features may take in memory; beyond it they are streamed from the bank, in
-    windows of an eighth of this; predicted batches take another.  Of each process, where heads are
-    fitted in several."""
+    windows of an eighth of this; batches take another.  Of each process, where heads are fitted in
+    several."""
     threads: PositiveInt = 1
     device: str = "cpu"
     """Of PyTorch.  Not kept with the head, which is loaded for the processor of any machine."""
@@ -165,6 +165,10 @@ class SequenceHead(Head):
     def _stacks(self, widths: Mapping[str, int]) -> bool:
         """Whether networks on rows of these widths are trained as one stack."""
         return self.stackable
+
+    def trains_together(self, table: FeatureTable) -> bool:
+        """Where the networks stack."""
+        return self._stacks(_widths(self._chosen(table).specs))
 
     @classmethod
     def fit_many(
@@ -263,7 +267,7 @@ class SequenceHead(Head):
             state={name: value.to(series.device) for name, value in self.state_.items()},
             scalings=[scaling and scaling.to(series.device) for scaling in self.scalings_],
             threads=self.threads,
-            stacked=self.stackable,
+            stacked=self._stacks(series.widths),
         )
 
     def _combined(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -334,7 +338,7 @@ class SequenceHead(Head):
     def _train(self, series: Series, jobs: Sequence[Job]) -> list[Trained]:
         every = np.unique(np.concatenate([rows for job in jobs for rows in (job.fit, job.held)]))
         stacks, fits = self._stacks(series.widths), series.fits(every)
-        size = STACK if stacks and fits else 1
+        size = self._stack_size(series, every) if stacks and fits else 1
         starts = range(0, len(jobs), size)
         paths = [self.checkpoint] * len(starts)
         if self.checkpoint is not None and len(starts) > 1:
@@ -354,6 +358,12 @@ class SequenceHead(Head):
             if path is not None:
                 path.unlink()
         return trained
+
+    def _stack_size(self, series: Series, rows: NDArray[np.int64]) -> int:
+        """As many networks as have batches, each its own, of an eighth of the memory together."""
+        longest = int(series.lengths(rows).max())
+        batch_bytes = self.batch_size * longest * sum(series.widths.values()) * 4  # float32
+        return max(1, min(STACK, series.budget_bytes // WINDOW_SHARE // batch_bytes))
 
     def _train_part(
         self, series: Series, jobs: Sequence[Job], first: int, checkpoint: Path | None

@@ -459,8 +459,8 @@ def test_variants_of_a_recipe_are_tried_side_by_side_and_one_is_shipped(tmp_path
     results = list(Trial.of(recipe, title="test").run())
     assert [(one.head, one.split) for one in results] == [
         ("all", 0),
-        ("all", 1),
         ("side by side", 0),
+        ("all", 1),
         ("side by side", 1),
     ]
     assert all("by SRCC on 4 of 19 training videos" in one.selection for one in results)

@@ -117,7 +117,9 @@ def test_a_shipped_head_scores_new_videos_and_banks_what_it_extracts(project, tm
     )  # fmt: skip
 
     assert first.returncode == again.returncode == 0, first.stderr
-    clean, noisy = (float(line.split("\t")[0]) for line in first.stdout.splitlines())
+    rows = [line.split("\t") for line in first.stdout.splitlines()]
+    assert [path for _, _, path in rows] == [str(video) for video in videos]
+    clean, noisy = (float(score) for score, *_ in rows)
     assert clean > noisy + 20
     assert again.stdout == first.stdout
     assert "0 frames decoded" in again.stderr
@@ -245,8 +247,21 @@ def test_ls_and_show_tell_what_a_bank_holds(project):
     assert '"width": 96' in video
     assert "motion.series@" in video
 
+    ids = vqbank("ls", project / "bank", "nss.brisque").stdout.splitlines()
+    assert len(ids) == 24
+    assert "set/clips/0-0.mp4" in ids
+
     unknown = vqbank("show", project / "bank", "nss.brisk")
     assert "Did you mean 'nss.brisque'" in unknown.stderr
+
+
+def test_shipped_recipes_are_listed_and_printed():
+    listed = vqbank("recipe").stdout
+    assert "rqvqa: The features of RQ-VQA" in listed
+
+    text = vqbank("recipe", "rqvqa").stdout
+    assert "extractors:" in text
+    assert "unknown recipe 'rq'" in vqbank("recipe", "rq").stderr
 
 
 def test_every_command_stands_in_the_readme():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.func import functional_call, vmap
 
-from regressors.layers import Gru, dropout, linear
+from regressors.layers import Gru, dropout, linear, start_uniform
 
 
 def pair(width_in=7, width=5):
@@ -24,6 +24,28 @@ def test_the_gru_is_that_of_pytorch_forward_and_backward(steps):
         results.append(
             [states, *torch.autograd.grad((states * weights).sum(), [rows, *layer.parameters()])]
         )
+
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def gru_and_layer(outputs, *, bias=True, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    layer = torch.nn.utils.skip_init(torch.nn.Linear, 11, outputs, bias=bias)
+    start_uniform(layer, 0.3, generator=source)
+    return Gru(outputs, 5, generator=source), layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [7, 30])  # of the layer: fewer than the gates have, and more
+def test_a_layer_before_the_gru_can_be_taken_into_it(outputs, bias):
+    gru, layer = gru_and_layer(outputs, bias=bias)
+    rows = torch.randn(3, 9, 11, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    parameters = [rows, *layer.parameters(), *gru.parameters()]
+    results = [
+        [states, *torch.autograd.grad(states.square().sum(), parameters)]
+        for states in (gru(layer(rows)), gru.behind(layer, rows))
+    ]
 
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

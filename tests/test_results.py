@@ -305,7 +305,7 @@ def test_processes_change_nothing(monkeypatch):
 
 
 def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeypatch):
-    made = trial("mlp", splits="minimalistic4")
+    made = trial("mlp", splits="minimalistic5")
     expected = [made.run_splits("mlp", [split])[0] for split in enumerate(made.splits)]
     counts = []
     train = sequence.train
@@ -318,7 +318,7 @@ def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeyp
     told = []
     results = list(made.run(watch=told.append))
 
-    assert counts == [4]
+    assert counts == [4, 1]
     assert {epoch.member for epoch in told} == {0, 1, 2, 3}
     for result, one in zip(results, expected, strict=True):
         assert (result.split, result.selection) == (one.split, one.selection)
@@ -326,7 +326,7 @@ def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeyp
 
 
 def test_networks_are_shared_out_among_processes(monkeypatch):
-    made = trial("mlp", "ridge", splits="random5")
+    made = trial("mlp", "ridge", splits="random9")
     alone = list(made.run())
     monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
     parts = []
@@ -341,12 +341,28 @@ def test_networks_are_shared_out_among_processes(monkeypatch):
     shared = list(made.run(jobs=2))
 
     assert [(name, [number for number, _ in part]) for name, part in parts[-2:]] == [
-        ("mlp", [1, 2]),
-        ("mlp", [3, 4]),
+        ("mlp", [4, 5, 6, 7]),
+        ("mlp", [8]),
     ]
     for one, other in zip(alone, shared, strict=True):
         assert (one.head, one.split) == (other.head, other.split)
-        np.testing.assert_allclose(other.predicted, one.predicted, atol=1e-5)
+        assert np.array_equal(other.predicted, one.predicted)
+
+
+@pytest.mark.soak
+def test_processes_change_nothing_of_networks(monkeypatch):
+    made = trial("mlp", splits="random9")
+    alone = record_of(made, list(made.run()))
+    monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+
+    assert record_of(made, list(made.run(jobs=2))) == alone
+
+
+def test_a_data_set_on_both_sides_is_not_left_out(monkeypatch):
+    made = trial("ridge", splits="random2")
+    monkeypatch.setattr(Trial, "leaves_out_sets", True)
+    with pytest.raises(RecipeError, match="leave whole data sets out, and set stands on both"):
+        next(made.run())
 
 
 def test_splits_and_heads_share_one_pooling(monkeypatch):
