@@ -300,7 +300,7 @@ ACTIVATIONS = (("none", nn.Identity(), 15), ("gelu", nn.GELU(), 4))
 
 
 def mlp_lines(rounds: int) -> list[Line]:
-    """An epoch of the loop over files against an epoch of a split, of ten splits of three epochs.
+    """An epoch of the loop over files against an epoch of a split, of ten splits of 30 epochs.
 
     Starting our processes and reading the table are among our seconds.
     """
@@ -311,7 +311,7 @@ def mlp_lines(rounds: int) -> list[Line]:
         for activation, module, goal in ACTIVATIONS:
 
             def ours(activation=activation) -> None:
-                heads = [our_mlp(3, activation) for _ in range(10)]
+                heads = [our_mlp(30, activation) for _ in range(10)]
                 type(heads[0]).fit_many(heads, data.table, data.mos, data.train)
 
             lines.append(
@@ -322,7 +322,7 @@ def mlp_lines(rounds: int) -> list[Line]:
                         data, 0, files, moments, activation=module, epochs=1
                     ),
                     quick=ours,
-                    quick_part=30,
+                    quick_part=300,
                     rounds=rounds,
                 )
             )
@@ -442,15 +442,15 @@ def gru_lines(rounds: int) -> list[Line]:
             4,
             rounds=rounds,
             slow=lambda: vsfa_epoch(*doubles, held_batch=1),
-            quick=lambda: ours(1, 4),
-            quick_part=4,
+            quick=lambda: ours(1, 10),
+            quick_part=10,
         ),
         compared(
             "gru, ten splits stacked, per split, against VSFA's pooling one after another",
             3.5,
             slow=lambda: vsfa_epoch(*singles, held_batch=64),
-            quick=lambda: ours(10, 2),
-            quick_part=20,
+            quick=lambda: ours(10, 5),
+            quick_part=50,
             rounds=rounds,
         ),
     ]

@@ -35,6 +35,12 @@ class Batch(NamedTuple):
     noise: Tensor
     """[] int64, what `dropout` draws from: another number for every member and step."""
 
+    @property
+    def rows(self) -> Tensor:
+        """[b, t, d of all roles], those of one video side by side."""
+        first, *others = self.values.values()
+        return torch.cat([first, *others], dim=2) if others else first
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -79,26 +85,22 @@ class Window:
             members: rows of the table, b for each.
             scalings: of each member.
         """
-        lengths = [
-            [stop - start for start, stop in map(self.spans.__getitem__, rows.tolist())]
-            for rows in members
-        ]
-        longest = max(map(max, lengths))
+        spans = torch.tensor([[self.spans[row] for row in rows.tolist()] for rows in members])
+        first, counts = spans[..., 0], spans[..., 1] - spans[..., 0]
+        row = torch.arange(int(counts.max()))
+        mask = row < counts[..., None]
+        # Behind its last row a video has that row again.
+        places = first[..., None] + torch.minimum(row, counts[..., None] - 1)
         device = next(iter(self.flat.values())).device
-        counts = torch.tensor(lengths, device=device)
-        mask = torch.arange(longest, device=device) < counts[..., None]
+        chosen = places.flatten().to(device)
         values = {}
         for role, flat in self.flat.items():
-            out = torch.zeros(*counts.shape, longest, flat.shape[1], device=device)
-            for member, rows in enumerate(members):
-                for place, row in enumerate(rows.tolist()):
-                    start, stop = self.spans[row]
-                    out[member, place, : stop - start] = flat[start:stop]
-                scaling = scalings[member]
+            out = flat.index_select(0, chosen).float().unflatten(0, places.shape)
+            for own, scaling in zip(out, scalings, strict=True):
                 if scaling is not None:
-                    out[member].sub_(scaling.mean[role]).div_(scaling.deviation[role])
+                    own.sub_(scaling.mean[role]).div_(scaling.deviation[role])
             values[role] = out
-        return values, mask
+        return values, mask.to(device)
 
 
 class Series:

@@ -233,10 +233,7 @@ class A2iNet(nn.Module):
     def rows(self, batch: Batch) -> Tensor:
         """[b, t]: the score of every row; behind a video's last it means nothing."""
         real = batch.mask.unsqueeze(2)
-        if self.cagi is None:
-            rows = torch.cat(list(batch.values.values()), dim=2)
-        else:
-            rows = self.cagi(batch.values, real)
+        rows = batch.rows if self.cagi is None else self.cagi(batch.values, real)
         if self.mlp is not None:
             rows = relu(self.mlp(rows))
             if self.training:

@@ -95,7 +95,7 @@ class FrameScores(nn.Module):
 
     def frames(self, batch: Batch) -> Tensor:
         """[b, t]: the score of every row."""
-        rows = torch.cat(list(batch.values.values()), dim=2)
+        rows = batch.rows
         return self.score(self.recurrent.behind(self.reduce, rows))[..., 0]
 
     def forward(self, batch: Batch) -> Tensor:

@@ -111,14 +111,19 @@ class _Recurrence(torch.autograd.Function):
     def forward(gates: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
         """States [k, b, t, h] of gates [k, b, t, 3h], weight [k, 3h, h] and bias [k, 3h].
 
-        Also what `backward` needs: the gates r and z, n, and a, steps first.
+        Also what `backward` needs, steps first: the gates r and z beside a, and n.
         """
         members, videos, steps, _ = gates.shape
         width = weight.shape[2]
         gates = gates.permute(2, 0, 1, 3)
-        # What the product is added to; `gates` itself is where n comes back to as r closes.
-        inputs = gates + bias[:, None]
         gate_n = gates[..., 2 * width :].contiguous()
+        # What the product is added to: of n the bias alone, as r multiplies a and not gates_n.
+        inputs = gates.new_empty(gates.shape)  # steps first in memory too
+        reset_update = slice(2 * width)
+        torch.add(
+            gates[..., reset_update], bias[:, None, reset_update], out=inputs[..., reset_update]
+        )
+        inputs[..., 2 * width :] = bias[:, None, 2 * width :]
         transposed = weight.transpose(1, 2)
         states = gates.new_zeros(steps + 1, members, videos, width)
         opened = gates.new_empty(steps, members, videos, 3 * width)
@@ -136,14 +141,13 @@ class _Recurrence(torch.autograd.Function):
             states[1:].unbind(),
             strict=True,
         )
-        for added, start, gate, rz, r, z, end, n, before, after in per_step:
+        for added, start, gate, rz, r, z, a, n, before, after in per_step:
             torch.baddbmm(added, before, transposed, out=gate)
             rz.sigmoid_()
-            torch.lerp(start, end, r, out=n).tanh_()  # gates_n + r a
+            torch.addcmul(start, r, a, out=n).tanh_()
             torch.lerp(n, before, z, out=after)
         out = states[1:].permute(1, 2, 0, 3).contiguous()
-        a = opened[..., 2 * width :] - gate_n
-        return out, states, opened[..., : 2 * width].contiguous(), news, a
+        return out, states, opened, news
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -156,10 +160,10 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the states, to gates, weight and bias."""
-        weight, states, opened, n, a = ctx.saved_tensors
+        weight, states, opened, n = ctx.saved_tensors
         steps, members, videos, width = n.shape
         grad = grad.permute(2, 0, 1, 3).contiguous()
-        r, z = opened[..., :width], opened[..., width:]
+        r, z, a = opened.split(width, dim=3)
         # By what the gradient of a state is multiplied, for W_h h + b_h of r, z and n, and for h.
         factors = torch.empty(steps, members, videos, 4, width, dtype=n.dtype, device=n.device)
         to_new = (1 - z) * (1 - n * n)

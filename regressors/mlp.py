@@ -119,7 +119,7 @@ class Perceptron(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """[b]."""
-        hidden = self.activation(self.hidden(torch.cat(list(batch.values.values()), dim=2)))
+        hidden = self.activation(self.hidden(batch.rows))
         if self.training and self.probability:
             hidden = dropout(hidden, self.probability, batch.noise)
         return POOLINGS["mean"](self.score(hidden)[..., 0], batch.mask)

@@ -610,7 +610,7 @@ def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling
         for role in series.widths:
             own = [window.series(role, row).float() for row in rows]
             means = torch.stack([one.mean(dim=0) for one in own]).double().cpu()
-            spread = torch.stack([one.var(dim=0, correction=0) for one in own]).double().cpu()
+            spread = torch.stack([_variance(one) for one in own]).double().cpu()
             lengths = torch.tensor([len(one) for one in own], dtype=torch.float64)[:, None]
             # Around some value, because squares of large means would swallow small deviations.
             means -= shift.setdefault(role, means[0].clone())
@@ -628,6 +628,11 @@ def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling
             deviation[role] = variance.sqrt().masked_fill(constant, 1).float().to(series.device)
         scalings.append(Scaling(mean, deviation))
     return scalings
+
+
+def _variance(rows: Tensor) -> Tensor:
+    """[d] of [t, d]: as `Tensor.var` without correction, which takes five times as long."""
+    return (rows - rows.mean(dim=0)).square_().mean(dim=0)
 
 
 class _Journal:
