@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -78,7 +79,7 @@ class Gru(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """States [b, t, width] after each row of [b, t, d]."""
-        return self._states(nn.functional.linear(rows, self.weight_ih_l0, self.bias_ih_l0))
+        return self._states(nn.functional.linear(rows, self.weight_ih_l0), self.bias_ih_l0)
 
     def behind(self, layer: nn.Linear, rows: Tensor) -> Tensor:
         """`self(layer(rows))`, with the layer taken into the GRU's first product if that is less.
@@ -92,10 +93,13 @@ class Gru(nn.Module):
         bias: Tensor = self.bias_ih_l0
         if layer.bias is not None:
             bias = bias + self.weight_ih_l0 @ layer.bias
-        return self._states(nn.functional.linear(rows, weight, bias))
+        return self._states(nn.functional.linear(rows, weight), bias)
 
-    def _states(self, gates: Tensor) -> Tensor:
-        states, *_ = _Recurrence.apply(gates[None], self.weight_hh_l0[None], self.bias_hh_l0[None])
+    def _states(self, gates: Tensor, bias: Tensor) -> Tensor:
+        """Of the product of rows with the weights, without its bias."""
+        states, *_ = _Recurrence.apply(
+            gates[None], bias[None], self.weight_hh_l0[None], self.bias_hh_l0[None]
+        )
         return states[0]
 
 
@@ -104,98 +108,99 @@ class _Recurrence(torch.autograd.Function):
 
     With r, z, n the reset, update and new gate and a = W_hn h + b_hn:
     n = tanh(gates_n + r a), h' = (1 - z) n + z h (as PyTorch; Cho et al., EMNLP 2014).
-    Autograd over single steps would spend ten times as long in bookkeeping.
+    Autograd over single steps would spend ten times as long in bookkeeping.  On a processor steps
+    are NumPy's, whose calls and views of such small arrays cost a third of PyTorch's.
+
+    Gates stand in slabs of their own, so that what a step reads and writes is contiguous.
     """
 
     @staticmethod
-    def forward(gates: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        """States [k, b, t, h] of gates [k, b, t, 3h], weight [k, 3h, h] and bias [k, 3h].
+    def forward(
+        gates: Tensor, gates_bias: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, ...]:
+        """States [k, b, t, h] of gates [k, b, t, 3h], weight [k, 3h, h] and biases [k, 3h].
 
-        Also what `backward` needs, steps first: the gates r and z beside a, and n.
+        Also what `backward` needs, steps first: all states, r beside z and a, and n.
         """
         members, videos, steps, _ = gates.shape
         width = weight.shape[2]
-        gates = gates.permute(2, 0, 1, 3)
-        gate_n = gates[..., 2 * width :].contiguous()
-        # What the product is added to: of n the bias alone, as r multiplies a and not gates_n.
-        inputs = gates.new_empty(gates.shape)  # steps first in memory too
-        reset_update = slice(2 * width)
-        torch.add(
-            gates[..., reset_update], bias[:, None, reset_update], out=inputs[..., reset_update]
-        )
-        inputs[..., 2 * width :] = bias[:, None, 2 * width :]
-        transposed = weight.transpose(1, 2)
+        slabs = gates.unflatten(3, (3, width)).permute(2, 3, 0, 1, 4)  # [t, 3, k, b, h]
+        start = (slabs[:, 2] + gates_bias[:, None, 2 * width :]).contiguous()
+        onwards = weight.unflatten(1, (3, width)).permute(1, 0, 3, 2).contiguous()  # [3, k, h, h]
+        opened = slabs + (bias + gates_bias).unflatten(1, (3, width)).transpose(0, 1)[:, :, None]
+        # Of n the bias alone, as r multiplies a and not gates_n.
+        opened[:, 2] = bias[:, None, 2 * width :]
+        # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2, which cannot overflow.
+        opened[:, :2] *= 0.5
+        onwards[:2] *= 0.5
+        opened = opened.contiguous()
         states = gates.new_zeros(steps + 1, members, videos, width)
-        opened = gates.new_empty(steps, members, videos, 3 * width)
         news = gates.new_empty(steps, members, videos, width)
-        per_step = zip(
-            inputs.unbind(),
-            gate_n.unbind(),
-            opened.unbind(),
-            opened[..., : 2 * width].unbind(),
-            opened[..., :width].unbind(),
-            opened[..., width : 2 * width].unbind(),
-            opened[..., 2 * width :].unbind(),
-            news.unbind(),
-            states[:-1].unbind(),
-            states[1:].unbind(),
-            strict=True,
+        product = gates.new_empty(3, members, videos, width)
+        xp, (start_, onwards_, opened_, states_, news_, product_) = _arrays(
+            start, onwards, opened, states, news, product
         )
-        for added, start, gate, rz, r, z, a, n, before, after in per_step:
-            torch.baddbmm(added, before, transposed, out=gate)
-            rz.sigmoid_()
-            torch.addcmul(start, r, a, out=n).tanh_()
-            torch.lerp(n, before, z, out=after)
-        out = states[1:].permute(1, 2, 0, 3).contiguous()
-        return out, states, opened, news
+        for step in range(steps):
+            before, after, n, gate = states_[step], states_[step + 1], news_[step], opened_[step]
+            xp.matmul(before, onwards_, out=product_)
+            xp.add(gate, product_, out=gate)
+            both, a = gate[:2], gate[2]
+            xp.tanh(both, out=both)
+            xp.multiply(both, 0.5, out=both)
+            xp.add(both, 0.5, out=both)
+            xp.multiply(gate[0], a, out=n)
+            xp.add(n, start_[step], out=n)
+            xp.tanh(n, out=n)
+            xp.subtract(before, n, out=after)
+            xp.multiply(after, gate[1], out=after)
+            xp.add(after, n, out=after)
+        return states[1:].permute(1, 2, 0, 3).contiguous(), states, opened, news
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         """Keep what `backward` needs."""
-        _, weight, _ = inputs
+        _, _, weight, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(weight, *output[1:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the states, to gates, weight and bias."""
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        """Of the states, to gates, their bias, weight and bias."""
         weight, states, opened, n = ctx.saved_tensors
         steps, members, videos, width = n.shape
         grad = grad.permute(2, 0, 1, 3).contiguous()
-        r, z, a = opened.split(width, dim=3)
+        r, z, a = opened.unbind(1)
         # By what the gradient of a state is multiplied, for W_h h + b_h of r, z and n, and for h.
-        factors = torch.empty(steps, members, videos, 4, width, dtype=n.dtype, device=n.device)
-        to_new = (1 - z) * (1 - n * n)
-        torch.mul(to_new * a, r * (1 - r), out=factors[..., 0, :])
-        torch.mul(states[:-1] - n, z * (1 - z), out=factors[..., 1, :])
-        torch.mul(to_new, r, out=factors[..., 2, :])
-        factors[..., 3, :] = z
-        own = torch.eye(width, dtype=n.dtype, device=n.device).expand(members, -1, -1)
-        onwards = torch.cat([weight, own], dim=1)
-        inner = torch.empty_like(factors)
+        factors = n.new_empty(steps, 4, members, videos, width)
+        to_new = torch.mul(n, n).neg_().add_(1).mul_(1 - z)
+        torch.mul(to_new, a, out=factors[:, 0]).mul_(torch.addcmul(r, r, r, value=-1))
+        torch.sub(states[:-1], n, out=factors[:, 1]).mul_(torch.addcmul(z, z, z, value=-1))
+        torch.mul(to_new, r, out=factors[:, 2])
+        factors[:, 3] = z
+        onwards = weight.unflatten(1, (3, width)).transpose(0, 1).contiguous()  # [3, k, h, h]
         totals = torch.empty_like(n)
-        carried = torch.zeros_like(n[0])
-        per_step = zip(
-            grad.unbind(),
-            totals.unbind(),
-            totals[:, :, :, None].unbind(),
-            factors.unbind(),
-            inner.unbind(),
-            inner.flatten(3).unbind(),
-            strict=True,
+        carried, product = torch.zeros_like(n[0]), n.new_empty(3, members, videos, width)
+        xp, (grad_, factors_, onwards_, totals_, carried_, product_) = _arrays(
+            grad, factors, onwards, totals, carried, product
         )
-        for given, total, spread, factor, share, flat_share in reversed(list(per_step)):
-            torch.add(given, carried, out=total)
-            torch.mul(spread, factor, out=share)
-            torch.bmm(flat_share, onwards, out=carried)
-        flat = inner[..., :3, :].flatten(3)
-        by_member = flat.permute(1, 0, 2, 3).flatten(1, 2)  # [k, t * b, 3h]
-        before = states[:-1].permute(1, 0, 2, 3).flatten(1, 2)
-        grad_weight = by_member.transpose(1, 2) @ before
-        grad_bias = by_member.sum(dim=1)
-        flat[..., 2 * width :] = totals * to_new  # of gates_n, which r does not multiply
-        return flat.permute(1, 2, 0, 3), grad_weight, grad_bias
+        for step in reversed(range(steps)):
+            total, share = totals_[step], factors_[step]
+            xp.add(grad_[step], carried_, out=total)
+            xp.multiply(share, total, out=share)
+            xp.matmul(share[:3], onwards_, out=product_)
+            xp.add(share[3], product_[0], out=carried_)
+            xp.add(carried_, product_[1], out=carried_)
+            xp.add(carried_, product_[2], out=carried_)
+        inner = factors[:, :3].permute(2, 1, 4, 0, 3).flatten(3)  # [k, 3, h, t * b]
+        before = states[:-1].permute(1, 0, 2, 3).flatten(1, 2)  # [k, t * b, h]
+        grad_weight = (inner.flatten(1, 2) @ before).view_as(weight)
+        grad_bias = inner.sum(dim=3).flatten(1)
+        torch.mul(totals, to_new, out=factors[:, 2])  # of gates_n, which r does not multiply
+        grad_gates = factors[:, :3].permute(2, 3, 0, 1, 4).flatten(3)
+        of_new = factors[:, 2].sum(dim=(0, 2))
+        grad_gates_bias = torch.cat([grad_bias[:, : 2 * width], of_new], dim=1)
+        return grad_gates, grad_gates_bias, grad_weight, grad_bias
 
     @staticmethod
     def vmap(
@@ -206,10 +211,19 @@ class _Recurrence(torch.autograd.Function):
             one.expand(info.batch_size, *one.shape) if axis is None else one.movedim(axis, 0)
             for one, axis in zip(inputs, in_dims, strict=True)
         ]
-        gates, weight, bias = (one.flatten(0, 1) for one in moved)
-        out, *kept = _Recurrence.apply(gates, weight, bias)
+        axes = (0, 1, 2, 1)  # of the members in what `forward` gives
+        found = _Recurrence.apply(*(one.flatten(0, 1) for one in moved))
         shape = (info.batch_size, -1)
-        return (
-            (out.unflatten(0, shape), *(one.unflatten(1, shape) for one in kept)),
-            (0, *[1] * len(kept)),
-        )
+        return tuple(
+            one.unflatten(axis, shape) for one, axis in zip(found, axes, strict=True)
+        ), axes
+
+
+def _arrays(*tensors: Tensor) -> tuple[Any, tuple[Any, ...]]:
+    """NumPy and views of the tensors' memory where it can see it, else PyTorch and the tensors.
+
+    Either has the functions of the other under the same names.
+    """
+    if tensors[0].device.type != "cpu":
+        return torch, tensors
+    return np, tuple(tensor.numpy() for tensor in tensors)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from regressors.alignment import Align, Alignment
 from regressors.base import Head
-from regressors.batches import WINDOW_SHARE, Scaling, Series
+from regressors.batches import Scaling, Series
 from regressors.metrics import fit_line
 from regressors.training import Job, Plan, Trained, Watch, hold_out_scenes, scores, train
 from store.errors import HeadError
@@ -40,8 +40,9 @@ Combine = Literal["mean", "rank", "zscore"]
 """What makes one score of several runs: the mean of raw scores, of places among each run's scores
 of the training rows (0 to 1), or of scores in deviations of these."""
 STACK = 16
-"""Networks trained at once, at most; gradients and moments of all of them are in memory, and a
-batch for each."""
+"""Networks trained at once, at most; gradients and moments of all of them are in memory."""
+STACK_BYTES = 8 * 2**20
+"""Of the batches of a stack: with more, steps wait for memory, and more networks gain nothing."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -118,8 +119,8 @@ class SequenceHead(Head):
     combine: Combine = "mean"
     memory_gib: Positive = 2.0
     """What the rows of features may take in memory; beyond it they are streamed from the bank, in
-    windows of an eighth of this; batches take another.  Of each process, where heads are fitted in
-    several."""
+    windows of an eighth of this; predicted batches take another.  Of each process, where heads are
+    fitted in several."""
     threads: PositiveInt = 1
     device: str = "cpu"
     """Of PyTorch.  Not kept with the head, which is loaded for the processor of any machine."""
@@ -360,10 +361,10 @@ class SequenceHead(Head):
         return trained
 
     def _stack_size(self, series: Series, rows: NDArray[np.int64]) -> int:
-        """As many networks as have batches, each its own, of an eighth of the memory together."""
+        """As many networks as have batches, each its own, that a cache can hold together."""
         longest = int(series.lengths(rows).max())
         batch_bytes = self.batch_size * longest * sum(series.widths.values()) * 4  # float32
-        return max(1, min(STACK, series.budget_bytes // WINDOW_SHARE // batch_bytes))
+        return max(1, min(STACK, STACK_BYTES // batch_bytes))
 
     def _train_part(
         self, series: Series, jobs: Sequence[Job], first: int, checkpoint: Path | None
