@@ -491,7 +491,7 @@ def lsvq_bank(folder: Path) -> None:
 def train_lsvq(folder: Path) -> None:
     """In a process of its own, as a user does it."""
     videos = named(LSVQ)
-    table = FeatureStore.at(folder).table(videos, {"semantic": "semantic.frames"})
+    table = FeatureStore(folder).table(videos, {"semantic": "semantic.frames"})
     mos = np.random.default_rng(0).normal(size=LSVQ)
     head = make_head("gru", epochs=1, batch_size=32, threads=2)
     head.watch = print
@@ -513,7 +513,9 @@ def memory_lines(seconds: float) -> list[Line]:
                     peak = max(peak, process.memory_info().rss)
                     read = process.io_counters().read_chars
                 time.sleep(0.1)
-            state = "epoch ended" if child.poll() is not None else "cut"
+            if child.poll():
+                raise SystemExit(f"the training failed with {child.returncode}")
+            state = "epoch ended" if child.poll() == 0 else "cut"
             child.kill()
         took = time.perf_counter() - begin
         what = f"gru on LSVQ's size: GiB of memory in {took:.0f} s ({state})"

@@ -50,6 +50,11 @@ Weights = Annotated[
         help="A file, a published name, or `random`; `all=random` for every one.",
     ),
 ]
+LabelFile = Annotated[
+    Path | None,
+    typer.Option("--labels", help="Label file of any layout, in place of --videos."),
+]
+Score = Annotated[str | None, typer.Option("--score", help="Column of --labels that is the MOS.")]
 Features = Annotated[
     list[str] | None,
     typer.Option("--features", metavar="[ROLE=]NAME[@KEY]", help="Banked features that heads see."),
@@ -115,6 +120,7 @@ def extract(
 ) -> None:
     """Run extractors over videos into a bank.  Run it again to go on where it stopped."""
     from extractors import make_extractors, specs_of
+    from pipelines.entries import check_use
     from pipelines.extract import Extraction
     from pipelines.manifest import read_videos
     from pipelines.parts import part_of
@@ -129,6 +135,7 @@ def extract(
         )
     wanted = required(chosen, "extractors", option="--extractor")
     extractors = make_extractors(wanted, weights=_pairs(weights, "--weights"))
+    check_use(chosen, dict(zip(wanted, extractors, strict=True)))
     source = read_videos(required(chosen, "videos", option="--videos"))
     if part is not None:
         source = part_of(source, part)
@@ -264,13 +271,8 @@ def evaluate(
     videos: Videos = None,
     bank: Bank = None,
     features: Features = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option("--labels", help="Label file of any layout, in place of --videos."),
-    ] = None,
-    score: Annotated[
-        str | None, typer.Option("--score", help="Column of --labels that is the MOS.")
-    ] = None,
+    labels: LabelFile = None,
+    score: Score = None,
     head: Annotated[
         list[str] | None, typer.Option("--head", help="Name; may be given several times.")
     ] = None,
@@ -400,6 +402,8 @@ def train(
         "head"
     ),
     videos: Videos = None,
+    labels: LabelFile = None,
+    score: Score = None,
     bank: Bank = None,
     features: Features = None,
     head: Annotated[str | None, typer.Option("--head", help="Which head; one.")] = None,
@@ -413,7 +417,17 @@ def train(
     from pipelines.train import train as train_head
 
     heads = [head] if head is not None else None
-    chosen = with_keys(_recipe(recipe, videos=videos, bank=bank, features=features, heads=heads))
+    chosen = with_keys(
+        _recipe(
+            recipe,
+            videos=videos,
+            labels=labels,
+            score=score,
+            bank=bank,
+            features=features,
+            heads=heads,
+        )
+    )
     trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
     fitted = train_head(trial, output, recipe=chosen, tensorboard=tensorboard)
     typer.echo(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")

@@ -1,17 +1,21 @@
-"""Features by the names that a recipe gives its extractors, where a bank has several of one name.
+"""Features by the names that a recipe gives its extractors.
 
-The only part of evaluating and training that knows extractors, and only where names are shared.
+The only part of evaluating and training that knows extractors, and only where a bank has several
+features of one name.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.recipe import Recipe
 from store.bank import FeatureStore
-from store.errors import MissingFeatureError
+from store.errors import MissingFeatureError, UnknownNameError, unknown_name
 from store.schema import FeatureSpec
+
+if TYPE_CHECKING:
+    from extractors.base import Extractor
 
 
 def with_keys(recipe: Recipe) -> Recipe:
@@ -36,6 +40,33 @@ def with_keys(recipe: Recipe) -> Recipe:
         for role, name in recipe.features.items()
     }
     return recipe.model_copy(update={"features": features})
+
+
+def check_use(recipe: Recipe, extractors: "Mapping[str, Extractor]") -> None:
+    """Refuse what `evaluate` would refuse of a recipe after all its features are extracted.
+
+    Args:
+        recipe: of the run.
+        extractors: by entry.
+
+    Raises:
+        UnknownNameError: if a feature is no output of its entry, or no head has a name.
+        HeadError: if a head has no such parameter, or not this value of it.
+    """
+    for name in recipe.features.values():
+        entry, _, output = name.partition("@")[0].partition(".")
+        if entry in extractors:  # else of what is banked already
+            outputs = [one.name for one in extractors[entry].wanted]
+            if output not in outputs:
+                raise UnknownNameError(
+                    f"features: {unknown_name(f'output of {entry}', output, outputs)}"
+                )
+    if recipe.heads:
+        from regressors import make_head  # seconds
+
+        for label in recipe.heads:
+            name, parameters = recipe.head(label)
+            make_head(name, **parameters)
 
 
 def _key(recipe: Recipe, name: str, specs: list[FeatureSpec]) -> str:

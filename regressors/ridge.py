@@ -49,6 +49,6 @@ class Ridge(PooledHead):
         alpha = float(self.alphas[int(np.argmin(errors))])
         self.model_ = make_pipeline(StandardScaler(), linear_model.Ridge(alpha)).fit(inputs, mos)
         return (
-            f"alpha = {alpha:g} of {len(self.alphas)} by squared error "
+            f"alpha = {alpha:g}, the best of {len(self.alphas)}, by squared error "
             f"in {len(folds)}-fold cross-validation over training scenes"
         )

@@ -218,8 +218,8 @@ class FeatureStore:
                 lacking = [v.id for v, place in zip(videos, found, strict=True) if place is None]
                 raise MissingFeatureError(
                     f"{len(lacking)} of {len(videos)} videos have no {spec.key} in {self.path}: "
-                    f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}; "
-                    "run `vqbank extract` on them"
+                    f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}; run "
+                    f"`vqbank extract` on them, or compare ids with `vqbank ls BANK {spec.name}`"
                 )
             columns[role] = Column(spec, places)
         return FeatureTable(videos, columns)

@@ -9,7 +9,7 @@ import torch
 from extractors import make_extractors, specs_of
 from extractors import video as decoding
 from extractors.weights import RANDOM, TINY
-from pipelines.entries import with_keys
+from pipelines.entries import check_use, with_keys
 from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
 from pipelines.recipe import Recipe, read_recipe
@@ -152,6 +152,22 @@ def test_two_weights_of_one_entry_have_to_be_told_apart_by_key(bank):
 
 
 # --- shipped recipes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": {"x": "nss.series"}}, "unknown output of nss 'series'.*Known: brisque"),
+        ({"heads": {"rigde": {}}}, "Did you mean 'ridge'"),
+        ({"heads": {"ridge": {"alpha": 1}}}, "parameter of ridge 'alpha'"),
+    ],
+)
+def test_what_evaluate_would_refuse_is_refused_before_extraction(change, message):
+    recipe = Recipe(extractors={"nss": {}}, features={"x": "nss.brisque"}, heads={"ridge": {}})
+    made = dict(zip(recipe.extractors, make_extractors(recipe.extractors), strict=True))
+    check_use(recipe, made)
+    with pytest.raises(UnknownNameError, match=message):
+        check_use(recipe.model_copy(update=change), made)
 
 
 def test_random_weights_can_be_asked_for_all_at_once():
