@@ -109,7 +109,7 @@ class _Recurrence(torch.autograd.Function):
     With r, z, n the reset, update and new gate and a = W_hn h + b_hn:
     n = tanh(gates_n + r a), h' = (1 - z) n + z h (as PyTorch; Cho et al., EMNLP 2014).
     Autograd over single steps would spend ten times as long in bookkeeping.  On a processor steps
-    are NumPy's, whose calls and views of such small arrays cost a third of PyTorch's.
+    are NumPy's, whose calls and views of such small arrays cost half of PyTorch's.
 
     Gates stand in slabs of their own, so that what a step reads and writes is contiguous.
     """

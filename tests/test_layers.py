@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.func import functional_call, vmap
 
+from regressors import layers
 from regressors.layers import Gru, dropout, linear, start_uniform
 
 
@@ -24,6 +25,20 @@ def test_the_gru_is_that_of_pytorch_forward_and_backward(steps):
         results.append(
             [states, *torch.autograd.grad((states * weights).sum(), [rows, *layer.parameters()])]
         )
+
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_by_pytorch_as_on_a_gpu_come_to_the_same(monkeypatch):
+    gru, _ = pair()
+    rows = torch.randn(3, 9, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    results = []
+    for arrays in (layers._arrays, lambda *tensors: (torch, tensors)):
+        monkeypatch.setattr(layers, "_arrays", arrays)
+        states = gru(rows)
+        gradients = torch.autograd.grad(states.square().sum(), [rows, *gru.parameters()])
+        results.append([states, *gradients])
 
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
