@@ -410,11 +410,17 @@ def train(
     tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's event files.")
     ] = None,
+    published: Annotated[
+        Path | None,
+        typer.Option("--published", help="Official weights (VSFA's, RQ-VQA's); nothing is fitted."),
+    ] = None,
 ) -> None:
     """Fit one head on all rows and write a folder that `predict` can use."""
     from pipelines.entries import with_keys
     from pipelines.evaluate import Trial
+    from pipelines.train import take_published
     from pipelines.train import train as train_head
+    from store.errors import RecipeError
 
     heads = [head] if head is not None else None
     chosen = with_keys(
@@ -428,8 +434,14 @@ def train(
             heads=heads,
         )
     )
-    trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
-    fitted = train_head(trial, output, recipe=chosen, tensorboard=tensorboard)
+    if published is not None:
+        for option, value in (("videos", videos), ("labels", labels), ("tensorboard", tensorboard)):
+            if value is not None:
+                raise RecipeError(f"--published fits nothing: leave --{option} out")
+        fitted = take_published(published, output, recipe=chosen)
+    else:
+        trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
+        fitted = train_head(trial, output, recipe=chosen, tensorboard=tensorboard)
     typer.echo(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
     typer.echo(f"head: {output}")
 
@@ -465,7 +477,7 @@ def predict(
     failed = show_extraction(scorer.extraction(wanted, store, device=_device(device)))
     done = [video for video in wanted if video.id not in failed]
     if done:
-        seen = scorer.card["trained_on"]
+        seen = scorer.card["trained_on"]  # None: published weights
         scored = scorer.scores(done, store, device=_device(device))
         if output is not None and not failed:
             ids = [video.id for video in done]
@@ -473,7 +485,7 @@ def predict(
             output.write_text(text, encoding="utf-8")
         for video, score in zip(done, scored, strict=True):
             typer.echo(f"{score:.4f}\t{video.id}\t{video.path}")
-            if not seen["lowest"] <= score <= seen["highest"]:
+            if seen is not None and not seen["lowest"] <= score <= seen["highest"]:
                 typer.echo(
                     f"warning: {video.id}: {score:.4g} lies outside the training scores "
                     f"({seen['lowest']:.4g} to {seen['highest']:.4g})",

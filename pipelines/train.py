@@ -1,16 +1,23 @@
-"""Fit a head on all rows and write the folder that `predict` can use; no extractor is needed."""
+"""Write the folder of a head that `predict` can use, fitted on all rows or of published weights.
 
+No extractor is needed.
+"""
+
+import hashlib
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pipelines.evaluate import Trial
 from pipelines.fitting import watched
-from pipelines.recipe import Recipe
-from regressors import Head
+from pipelines.recipe import Recipe, required
+from regressors import Head, make_head
 from regressors.base import check_vacant
 from regressors.sequence import SequenceHead
-from store.errors import RecipeError
+from store.bank import FeatureStore
+from store.errors import HeadError, RecipeError
 
 
 def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | None = None) -> Head:
@@ -44,15 +51,55 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
             place = folder.resolve()  # "." has no name of its own
             head.checkpoint = place.with_name(f"{place.name}.checkpoint")
         fitted = head.fit(trial.table, trial.mos)
-    fitted.save(
+    seen = {
+        "videos": len(trial.table),
+        "lowest": float(trial.mos.min()),
+        "highest": float(trial.mos.max()),
+    }
+    _save(fitted, folder, recipe, {"score_name": trial.score_name, "trained_on": seen})
+    return fitted
+
+
+def take_published(weights: Path, folder: Path, *, recipe: Recipe) -> Head:
+    """Write the head folder of weights that somebody publishes: VSFA's of `gru`, RQ-VQA's of `mlp`.
+
+    Nothing is fitted, and no scores are needed: the head's are on the scale of these weights.
+
+    Args:
+        weights: the official checkpoint.
+        folder: a new folder, or that of a head, which is replaced.
+        recipe: names one head, a bank, and the features in the official order.
+
+    Raises:
+        RecipeError: if it names several heads, no bank or no features.
+        HeadError: if no official weights of this head are known, these are others, or `folder`
+            holds something else than a head.
+        MissingFeatureError: if the bank has no such feature.
+    """
+    if len(recipe.heads) != 1:
+        raise RecipeError(f"one head is shipped, not {', '.join(recipe.heads)}; choose by --head")
+    check_vacant(folder)
+    store = FeatureStore(required(recipe, "bank", option="--bank"))
+    features = required(recipe, "features", option="--features")
+    name, parameters = recipe.head(next(iter(recipe.heads)))
+    kind = type(make_head(name, **parameters))
+    if not issubclass(kind, SequenceHead):
+        raise HeadError(f"no official weights of {name} are known")
+    parameters.pop("preset", None)  # the paper's, which others are laid over
+    specs = {role: store.resolve(feature) for role, feature in features.items()}
+    head = kind.published(weights, specs, **parameters)
+    file = {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    scale = "the published weights' own score"
+    _save(head, folder, recipe, {"score_name": scale, "trained_on": None, "published": file})
+    return head
+
+
+def _save(head: Head, folder: Path, recipe: Recipe, card: Mapping[str, Any]) -> None:
+    """With what made it."""
+    head.save(
         folder,
         {
-            "score_name": trial.score_name,
-            "trained_on": {
-                "videos": len(trial.table),
-                "lowest": float(trial.mos.min()),
-                "highest": float(trial.mos.max()),
-            },
+            **card,
             "recipe": recipe.model_dump(mode="json"),
             "software": {
                 "python": platform.python_version(),
@@ -60,4 +107,3 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
             },
         },
     )
-    return fitted

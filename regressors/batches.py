@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -184,6 +185,15 @@ class Series:
         self._held = self._read(rows)
         return True
 
+    def packed(self, rows: NDArray[np.int64]) -> "Packed":
+        """For another process: these videos, which have to fit, held, and nothing of the bank."""
+        self.hold(rows)
+        assert self._held is not None
+        empty = copy(self)
+        empty.table, empty._subsets, empty._held = self.table.subset([]), {}, None
+        flat = {role: values.cpu().numpy() for role, values in self._held.flat.items()}
+        return Packed(empty, self._held.rows, flat, self._held.spans)
+
     def windows(
         self, rows: NDArray[np.int64], *, rng: np.random.Generator, at_least: int = 1
     ) -> Iterator[Window]:
@@ -321,6 +331,22 @@ class Series:
                 f"{role} of {self.table.videos[rows[place]].id} is not finite in row "
                 f"{bad - int(offsets[place])}; bank it again, or leave the video out"
             )
+
+
+class Packed(NamedTuple):
+    """A series that is held, as arrays: joblib hands these on by memory map, so that all processes
+    share one copy."""
+
+    empty: Series
+    rows: NDArray[np.int64]
+    flat: Mapping[str, NDArray[Any]]
+    spans: Mapping[int, tuple[int, int]]
+
+    def unpacked(self) -> Series:
+        """As it was; of its table, features are known and no videos."""
+        flat = {role: tensor_of(one).to(self.empty.device) for role, one in self.flat.items()}
+        self.empty._held = Window(self.rows, flat, self.spans)
+        return self.empty
 
 
 def _runs(sizes: NDArray[np.int64], *, most: int, at_least: int) -> list[int]:

@@ -211,7 +211,7 @@ class A2iNet(nn.Module):
         self.pooling = POOLINGS[pooling]
         width, bias = layers.width, layers.bias
         self.cagi = self.mlp = self.catm = None
-        with torch.device("meta"):  # PyTorch would draw from its global generator
+        with torch.device("meta"):  # as in `start_uniform`
             fused = width
             if layers.wiring == "concat":
                 fused = sum(widths.values())
@@ -224,7 +224,6 @@ class A2iNet(nn.Module):
                 fused = 2 * width
             self.reduce = nn.Linear(fused, REDUCED, bias)
             self.score = nn.Linear(STATE, 1, bias)
-        self.to_empty(device="cpu")
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv1d):
                 start_uniform(layer, layer.weight[0].numel() ** -0.5, generator=generator)

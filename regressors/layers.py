@@ -14,15 +14,21 @@ def linear(width_in: int, width_out: int, *, generator: torch.Generator) -> nn.L
 
     Drawn from `generator`; `nn.Linear` itself would draw from the global one.
     """
-    layer = nn.utils.skip_init(nn.Linear, width_in, width_out)
+    with torch.device("meta"):
+        layer = nn.Linear(width_in, width_out)
     start_uniform(layer, 1 / math.sqrt(width_in), generator=generator)
     return layer
 
 
 def start_uniform(layer: nn.Module, bound: float, *, generator: torch.Generator) -> None:
-    """Draw every parameter of a layer uniformly in +-bound."""
-    for parameter in layer.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    """Draw every parameter of a layer uniformly in +-bound.
+
+    A layer that was made on the meta device, so that nothing was drawn from PyTorch's global
+    generator, gets its memory here: `to_empty`, which is for that, imports sympy, for seconds.
+    """
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+        layer.register_parameter(name, nn.Parameter(drawn))
 
 
 def dropout(values: Tensor, probability: float, noise: Tensor, *, layer: int = 0) -> Tensor:

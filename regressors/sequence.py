@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from regressors.alignment import Align, Alignment
 from regressors.base import Head
-from regressors.batches import Scaling, Series
+from regressors.batches import Packed, Scaling, Series
 from regressors.metrics import fit_line
 from regressors.training import Job, Plan, Trained, Watch, hold_out_scenes, scores, train
 from store.errors import HeadError
@@ -346,14 +346,16 @@ class SequenceHead(Head):
             name = self.checkpoint.name
             paths = [self.checkpoint.with_name(f"{name}.{start}") for start in starts]
         if fits and not stacks and len(jobs) > 1:
-            trained = self._train_in_processes(series.table, every, jobs, paths)
+            trained = self._train_in_processes(series, every, jobs, paths)
         else:
             if stacks:
                 series.hold(every)  # once for all stacks
             trained = [
                 one
                 for start, path in zip(starts, paths, strict=True)
-                for one in self._train_part(series, jobs[start : start + size], start, path)
+                for one in self._train_part(
+                    series, jobs[start : start + size], start, path, self._identity(series.table)
+                )
             ]
         for path in paths:
             if path is not None:
@@ -366,8 +368,22 @@ class SequenceHead(Head):
         batch_bytes = self.batch_size * longest * sum(series.widths.values()) * 4  # float32
         return max(1, min(STACK, STACK_BYTES // batch_bytes))
 
+    def _identity(self, table: FeatureTable) -> dict[str, Any]:
+        """What tells a checkpoint that it is of this training, jobs aside."""
+        return {
+            "head": self.name,
+            "parameters": {n: v for n, v in self.get_params().items() if n not in self.unkept},
+            "keys": [[role, spec.key] for role, spec in table.specs.items()],
+            "videos": [video.id for video in table.videos],
+        }
+
     def _train_part(
-        self, series: Series, jobs: Sequence[Job], first: int, checkpoint: Path | None
+        self,
+        series: Series,
+        jobs: Sequence[Job],
+        first: int,
+        checkpoint: Path | None,
+        identity: Mapping[str, Any],
     ) -> list[Trained]:
         """Jobs that are trained at once, of which the first has the number `first`."""
         return train(
@@ -379,33 +395,27 @@ class SequenceHead(Head):
             first=first,
             watch=self.watch,
             checkpoint=checkpoint,
-            identity={
-                "head": self.name,
-                "parameters": {n: v for n, v in self.get_params().items() if n not in self.unkept},
-                "keys": [[role, spec.key] for role, spec in series.table.specs.items()],
-                "videos": [video.id for video in series.table.videos],
-            },
+            identity=identity,
         )
 
     def _train_in_processes(
         self,
-        table: FeatureTable,
+        series: Series,
         every: NDArray[np.int64],
         jobs: Sequence[Job],
         paths: Sequence[Path | None],
     ) -> list[Trained]:
         """One job per core at a time; `watch` hears of nothing, as it lives in this process."""
-        # joblib hands large arrays on by memory map: processes share one copy.
-        shared = table.subset(every).in_memory(budget_bytes=self._budget_bytes)
-        tasks = []
-        for number, (job, path) in enumerate(zip(jobs, paths, strict=True)):
-            fit, held = np.searchsorted(every, job.fit), np.searchsorted(every, job.held)
-            own = Job(fit, held, job.targets[every], job.seed)
-            tasks.append(joblib.delayed(_trained)(clone(self), shared, own, number, path))
+        packed, identity = series.packed(every), self._identity(series.table)
+        tasks = [
+            joblib.delayed(_trained)(clone(self), packed, job, number, path, identity)
+            for number, (job, path) in enumerate(zip(jobs, paths, strict=True))
+        ]
         # In a process of somebody's joblib, whose others are at work.
         nested = get_active_backend()[0].nesting_level
         cores = 1 if nested else min(len(jobs), joblib.cpu_count())
-        return list(joblib.Parallel(n_jobs=cores)(tasks))
+        # "c", of each process its own where it writes: torch has no read-only tensors.
+        return list(joblib.Parallel(n_jobs=cores, mmap_mode="c")(tasks))
 
     def _take(
         self,
@@ -453,12 +463,14 @@ class SequenceHead(Head):
         Args:
             weights: a state dict that `torch.save` wrote.
             specs: the features that it takes, by role, in the official order.
-            parameters: of this head, where they differ from those of the paper.
+            parameters: of this head, where they differ from those of the paper.  What weights are
+                already, one network on features as they are, goes without saying.
 
         Raises:
             HeadError: if the file cannot be read without running code, or holds other tensors.
         """
-        head = cls(**{**cls.paper, **parameters})
+        as_they_are = {"standardise": False, "runs": 1, "combine": "mean"}
+        head = cls(**{**cls.paper, **parameters, **as_they_are})
         head.check_parameters()
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
@@ -471,7 +483,7 @@ class SequenceHead(Head):
         head.scalings_ = [None]
         head.reference_ = torch.empty(1, 0, dtype=torch.float64)
         head.line_ = 1.0, 0.0
-        head.selection_ = f"published weights, {weights.name}"
+        head.selection_ = f"published weights, {weights.name}, not fitted"
         return head
 
     def _from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -556,9 +568,14 @@ def _usable(name: str) -> torch.device:
 
 
 def _trained(
-    head: SequenceHead, table: FeatureTable, job: Job, number: int, checkpoint: Path | None
+    head: SequenceHead,
+    packed: Packed,
+    job: Job,
+    number: int,
+    checkpoint: Path | None,
+    identity: Mapping[str, Any],
 ) -> Trained:
     """In a process of its own."""
     with threadpool_limits(limits=1):  # as in `fit`
-        (trained,) = head._train_part(head._series(table), [job], number, checkpoint)
+        (trained,) = head._train_part(packed.unpacked(), [job], number, checkpoint, identity)
     return trained

@@ -570,7 +570,10 @@ def _by_length(
 def _of_one_size(batches: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
     """Filled up with their last video, whose further scores are dropped."""
     size = max(map(len, batches))
-    return [np.pad(batch, (0, size - len(batch)), mode="edge") for batch in batches]
+    return [
+        batch if len(batch) == size else np.pad(batch, (0, size - len(batch)), mode="edge")
+        for batch in batches
+    ]
 
 
 def _stacked(
@@ -587,7 +590,7 @@ def _stacked(
     batch = Batch(values, mask, numbers)
     if len(rows) == 1:
         alone = Batch({role: one[0] for role, one in values.items()}, mask[0], numbers[0])
-        own = {name: value[0] for name, value in parameters.items()}
+        own = {name: value.squeeze(0) for name, value in parameters.items()}
         return functional_call(module, own, (alone,))[None]
     return vmap(lambda own, its: functional_call(module, own, (its,)))(dict(parameters), batch)
 

@@ -11,10 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from extractors import video as decoding
 from pipelines.cli import main
+from regressors.gru import Gru
+from store.bank import FeatureStore
+from store.schema import Video
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,6 +135,46 @@ def test_a_shipped_head_scores_new_videos_and_banks_what_it_extracts(project, tm
     ]
     card = yaml.safe_load((tmp_path / "head" / "card.yaml").read_text())
     assert set(card["keys"]) == {"quality", "motion"}
+
+
+def test_published_weights_of_a_head_score_without_labels(project, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "ann.fc0.weight": (128, 3), "ann.fc0.bias": (128,),
+        "rnn.weight_ih_l0": (96, 128), "rnn.weight_hh_l0": (96, 32),
+        "rnn.bias_ih_l0": (96,), "rnn.bias_hh_l0": (96,),
+        "q.weight": (1, 32), "q.bias": (1,),
+    }  # fmt: skip
+    state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    torch.save(state, tmp_path / "VSFA.pt")
+    asked = ("--bank", project / "bank", "--features", "motion.series", "--head", "gru")
+    weights = ("--published", tmp_path / "VSFA.pt", "-o", tmp_path / "head")
+
+    made = vqbank("train", *asked, *weights)
+    assert made.returncode == 0, made.stderr
+    scored = vqbank("predict", tmp_path / "head", project / "set.csv", "--bank", project / "bank")
+
+    assert "published weights, VSFA.pt, not fitted" in made.stdout
+    assert scored.returncode == 0, scored.stderr
+    assert "outside the training scores" not in scored.stderr
+    rows = [line.split("\t") for line in scored.stdout.splitlines()]
+    store = FeatureStore(project / "bank")
+    videos = [Video(id, Path(path)) for _, id, path in rows]
+    table = store.table(videos, {"motion": "motion.series"})
+    head = Gru.published(tmp_path / "VSFA.pt", table.specs)
+    assert [float(score) for score, *_ in rows] == pytest.approx(head.predict(table), abs=1e-4)
+    card = yaml.safe_load((tmp_path / "head" / "card.yaml").read_text())
+    assert card["published"]["file"] == "VSFA.pt"
+    assert card["trained_on"] is None
+    for further, message in [
+        (("--head", "svr"), "no official weights of svr are known"),
+        (("--head", "cagi"), "no official weights of cagi are known"),
+        (("--videos", project / "set.csv"), "--published fits nothing: leave --videos out"),
+        (("--features", "nss.brisque"), "does not fit this head"),
+    ]:
+        refused = vqbank("train", *asked, *further, *weights)
+        assert refused.returncode == 2
+        assert message in refused.stderr
 
 
 def test_a_table_from_random_weights_says_so(project, tmp_path):
