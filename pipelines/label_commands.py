@@ -320,10 +320,16 @@ def audit(
     made = named_splits(splits, videos, labels=stated)
     scenes = shared_scenes(made, videos)
     alone = sum(video.scene is None for video in videos)
-    if alone:
-        typer.echo(f"{alone} of {len(videos)} videos have no scene and count as one each")
-    touched = {scene.split for scene in scenes}
-    typer.echo(f"{len(touched)} of {len(made)} splits have a scene on both sides")
+    if alone == len(videos):
+        typer.echo(
+            "no video has a scene, so that nobody can tell whether splits mix them; give scenes by "
+            "a column `scene`, or by `vqbank labels import --scene`"
+        )
+    else:
+        if alone:
+            typer.echo(f"{alone} of {len(videos)} videos have no scene and count as one each")
+        touched = {scene.split for scene in scenes}
+        typer.echo(f"{len(touched)} of {len(made)} splits have a scene on both sides")
     _some(
         "on both sides",
         [f"split {s.split}: scene {s.scene}, {s.train} train, {s.test} test" for s in scenes],

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pipelines.evaluate import SplitResult, Trial
 from regressors.metrics import fit_mapping
+from regressors.significance import confidence_of_median
 
 METRICS = ("srcc", "krcc", "plcc", "rmse")
 COLOURS = ("#3b6fb6", "#c1592f", "#4d8f5b", "#8a5aa8", "#8c6d1f", "#5b7083")
@@ -40,6 +41,8 @@ class Summary:
     """By metric."""
     std: Mapping[str, float]
     """By metric, of the population."""
+    interval: tuple[float, float]
+    """95 % bootstrap interval of the median SRCC."""
     selection: str
 
 
@@ -58,6 +61,7 @@ def summarise(results: Sequence[SplitResult]) -> list[Summary]:
                 undefined=len(own) - len(defined),
                 median={m: float(np.median(v)) if v else math.nan for m, v in values.items()},
                 std={m: float(np.std(v)) if v else math.nan for m, v in values.items()},
+                interval=confidence_of_median(np.array(values["srcc"])),
                 selection=rules[0] if len(rules) == 1 else f"{rules[0]} (differs by split)",
             )
         )
@@ -140,12 +144,14 @@ def result_table(trial: Trial, results: Sequence[SplitResult]) -> Table:
     table.add_column("head")
     for metric in METRICS:
         table.add_column(metric.upper(), justify="right")
+    table.add_column("95 % of SRCC", justify="right")
     table.add_column("splits", justify="right")
     for summary in summarise(results):
         cells = [f"{summary.median[m]:.4f} ({summary.std[m]:.4f})" for m in METRICS]
         undefined = f" ({summary.undefined} undefined)" if summary.undefined else ""
         head = f"{summary.head} {SEEN_MARK}" if seen else summary.head
-        table.add_row(head, *cells, f"{summary.splits}{undefined}")
+        low, high = summary.interval
+        table.add_row(head, *cells, f"{low:.3f} to {high:.3f}", f"{summary.splits}{undefined}")
     return table
 
 
