@@ -341,7 +341,7 @@ def results(
 
     if format not in FORMATS:
         raise UnknownNameError(unknown_name("format", format, FORMATS))
-    text = FORMATS[format](_records(files, head))
+    text = FORMATS[format]([record for _, record in _records(files, head)])
     if output is None:
         typer.echo(text, nl=False)
     else:
@@ -362,7 +362,9 @@ def compare(
 
     from pipelines.compare import compare as compare_runs
 
-    found = compare_runs(_records(files, head), metric=metric)
+    runs = _records(files, head)
+    sources = [file.name for file, _ in runs] if len(files) > 1 else []
+    found = compare_runs([record for _, record in runs], metric=metric, sources=sources)
     table = Table(
         title=f"{metric.upper()} against {found[0].reference}",
         caption="p of Wilcoxon's test, and of the t-test corrected for overlapping training parts. "
@@ -383,15 +385,16 @@ def compare(
     _console().print(table)
 
 
-def _records(files: list[Path], heads: list[str] | None) -> "list[Record]":
+def _records(files: list[Path], heads: list[str] | None) -> "list[tuple[Path, Record]]":
+    """Runs with the file that each stands in."""
     from pipelines.results import read_records
 
-    records = [record for file in files for record in read_records(file)]
+    runs = [(file, record) for file in files for record in read_records(file)]
     if not heads:
-        return records
+        return runs
     return [
-        record.model_copy(update={"heads": [record.head(name) for name in heads]})
-        for record in records
+        (file, record.model_copy(update={"heads": [record.head(name) for name in heads]}))
+        for file, record in runs
     ]
 
 

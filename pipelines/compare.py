@@ -23,8 +23,15 @@ class Comparison:
     more_variance: int
 
 
-def compare(records: Sequence[Record], *, metric: str = "srcc") -> list[Comparison]:
+def compare(
+    records: Sequence[Record], *, metric: str = "srcc", sources: Sequence[str] = ()
+) -> list[Comparison]:
     """Every head of the records against the first head of the first.
+
+    Args:
+        records: of runs.
+        metric: of METRICS.
+        sources: what tells the runs apart, one for each, where heads and features may not.
 
     Raises:
         RecipeError: if there is no such metric, nothing to compare, or the splits or the scores
@@ -32,29 +39,32 @@ def compare(records: Sequence[Record], *, metric: str = "srcc") -> list[Comparis
     """
     if metric not in METRICS:
         raise RecipeError(unknown_name("metric", metric, METRICS))
-    heads = [(record, head) for record in records for head in record.heads]
+    heads = [
+        (record, head, f"{head.name} on {_features(record)}" + (f", {source}" if source else ""))
+        for record, source in zip(records, sources or [""] * len(records), strict=True)
+        for head in record.heads
+    ]
     if len(heads) < 2:
         raise RecipeError("one head only; give a second file, or a run with several heads")
-    (first, reference), *others = heads
-    for record, head in others:
+    (first, reference, against), *others = heads
+    for record, _, name in others:
         if record.splits_sha256 != first.splits_sha256:
             raise RecipeError(
-                f"{head.name} on {_features(record)} was tried on other splits than "
-                f"{reference.name} on {_features(first)} ({record.splits_name}, {record.videos} "
-                f"videos; {first.splits_name}, {first.videos} videos); paired tests need the same"
+                f"{name} was tried on other splits than {against} ({record.splits_name}, "
+                f"{record.videos} videos; {first.splits_name}, {first.videos} videos); paired "
+                "tests need the same"
             )
         if record.mos_sha256 != first.mos_sha256:
             raise RecipeError(
-                f"{head.name} on {_features(record)} was tried on other scores of the same videos "
-                f"than {reference.name} on {_features(first)} ({_scores(record)}; "
-                f"{_scores(first)}); their numbers cannot be compared"
+                f"{name} was tried on other scores of the same videos than {against} "
+                f"({_scores(record)}; {_scores(first)}); their numbers cannot be compared"
             )
     share = float(np.mean(np.array(first.test_videos) / np.array(first.train_videos)))
     sign = -1.0 if metric in LESS_IS_BETTER else 1.0
     return [
         Comparison(
-            reference=f"{reference.name} on {_features(first)}",
-            other=f"{head.name} on {_features(record)}",
+            reference=against,
+            other=name,
             metric=metric,
             paired=paired_test(
                 sign * _values(reference, metric), sign * _values(head, metric), test_share=share
@@ -62,7 +72,7 @@ def compare(records: Sequence[Record], *, metric: str = "srcc") -> list[Comparis
             less_variance=variance[0],
             more_variance=variance[1],
         )
-        for record, head in others
+        for _, head, name in others
         for variance in [
             better_by_variance(
                 _values(reference, "rmse"), _values(head, "rmse"), np.array(first.test_videos)

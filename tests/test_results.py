@@ -240,7 +240,9 @@ def test_the_order_of_rows_makes_no_other_splits_and_the_validation_part_does():
 
     assert (one.splits_sha256, one.mos_sha256) == (two.splits_sha256, two.mos_sha256)
     assert one.splits_sha256 != three.splits_sha256
-    assert compare([one, two])[0].paired.median_gain == pytest.approx(0, abs=1e-6)
+    (compared,) = compare([one, two], sources=["one.json", "two.json"])
+    assert compared.paired.median_gain == pytest.approx(0, abs=1e-6)
+    assert compared.reference == compared.other.replace("two.json", "one.json")
 
 
 def test_runs_on_other_scores_are_not_compared_and_do_not_compete(record):
