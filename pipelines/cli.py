@@ -363,7 +363,7 @@ def compare(
     from pipelines.compare import compare as compare_runs
 
     runs = _records(files, head)
-    sources = [file.name for file, _ in runs] if len(files) > 1 else []
+    sources = [source for source, _ in runs] if len(runs) > 1 else []
     found = compare_runs([record for _, record in runs], metric=metric, sources=sources)
     table = Table(
         title=f"{metric.upper()} against {found[0].reference}",
@@ -385,17 +385,19 @@ def compare(
     _console().print(table)
 
 
-def _records(files: list[Path], heads: list[str] | None) -> "list[tuple[Path, Record]]":
-    """Runs with the file that each stands in."""
+def _records(files: list[Path], heads: list[str] | None) -> "list[tuple[str, Record]]":
+    """Runs with the place that each stands at: a file, and its number there if there are more."""
     from pipelines.results import read_records
 
-    runs = [(file, record) for file in files for record in read_records(file)]
-    if not heads:
-        return runs
-    return [
-        (file, record.model_copy(update={"heads": [record.head(name) for name in heads]}))
-        for file, record in runs
-    ]
+    runs = []
+    for file in files:
+        records = read_records(file)
+        for number, record in enumerate(records, 1):
+            place = f"{file}:{number}" if len(records) > 1 else str(file)
+            if heads:
+                record = record.model_copy(update={"heads": [record.head(name) for name in heads]})
+            runs.append((place, record))
+    return runs
 
 
 @app.command()
@@ -480,7 +482,7 @@ def predict(
     failed = show_extraction(scorer.extraction(wanted, store, device=_device(device)))
     done = [video for video in wanted if video.id not in failed]
     if done:
-        seen = scorer.card["trained_on"]  # None: published weights
+        seen = scorer.card.get("trained_on")  # not of published weights
         scored = scorer.scores(done, store, device=_device(device))
         if output is not None and not failed:
             ids = [video.id for video in done]

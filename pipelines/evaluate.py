@@ -29,6 +29,7 @@ from regressors import Head, make_head
 from regressors.base import PooledHead
 from regressors.metrics import QualityMetrics, quality_metrics
 from regressors.pooling import PooledTable, pooled
+from regressors.sequence import SequenceHead
 from regressors.training import Watch
 from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError
@@ -218,10 +219,16 @@ class Trial:
         trial = replace(self, table=table, labels=None)
         splits = list(enumerate(self.splits))
         together = {n: h for n, h in self.heads.items() if h.trains_together(trial.table)}
-        alone = [name for name in self.heads if name not in together]
+        rest = {n: h for n, h in self.heads.items() if n not in together}
+        large = [name for name, head in rest.items() if isinstance(head, SequenceHead)]
+        alone = [name for name in rest if name not in large]
         yield from trial._in_turn([(n, [one]) for one in splits for n in alone], jobs, watch)
         parts = [splits[at : at + TOGETHER] for at in range(0, len(splits), TOGETHER)]
         yield from trial._in_turn([(n, part) for part in parts for n in together], jobs, watch)
+        # Networks that start processes by themselves, which share the features.
+        for at in range(0, len(splits), jobs):
+            for name in large:
+                yield from trial.run_splits(name, splits[at : at + jobs], watch, jobs=jobs)
 
     def _in_turn(
         self, tasks: Sequence[Task], jobs: int, watch: Watch | None
@@ -243,13 +250,25 @@ class Trial:
             yield from results
 
     def run_splits(
-        self, name: str, splits: Sequence[tuple[int, Split]], watch: Watch | None = None
+        self,
+        name: str,
+        splits: Sequence[tuple[int, Split]],
+        watch: Watch | None = None,
+        *,
+        jobs: int = 1,
     ) -> list[SplitResult]:
-        """One head on some splits with their numbers, at the same time where it can be."""
+        """One head on some splits with their numbers, at the same time where it can be.
+
+        Args:
+            name: of the head.
+            splits: with their numbers.
+            watch: told of every epoch of a network.
+            jobs: processes that a network may start.
+        """
         mos = self._training_mos(split for _, split in splits)
         heads = [clone(self.heads[name]) for _ in splits]
-        if watch is not None:
-            heads[0].watch = watch
+        if isinstance(heads[0], SequenceHead):
+            heads[0].watch, heads[0].processes = watch, jobs
         fitted = type(heads[0]).fit_many(
             heads,
             self.table,

@@ -42,8 +42,14 @@ class Summary:
     std: Mapping[str, float]
     """By metric, of the population."""
     interval: tuple[float, float]
-    """95 % bootstrap interval of the median SRCC."""
+    """95 % bootstrap interval of the median SRCC; NaN of one split, which tells of no spread."""
     selection: str
+
+    @property
+    def interval_text(self) -> str:
+        """The interval for tables."""
+        low, high = self.interval
+        return "-" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def summarise(results: Sequence[SplitResult]) -> list[Summary]:
@@ -61,7 +67,11 @@ def summarise(results: Sequence[SplitResult]) -> list[Summary]:
                 undefined=len(own) - len(defined),
                 median={m: float(np.median(v)) if v else math.nan for m, v in values.items()},
                 std={m: float(np.std(v)) if v else math.nan for m, v in values.items()},
-                interval=confidence_of_median(np.array(values["srcc"])),
+                interval=(
+                    confidence_of_median(np.array(values["srcc"]))
+                    if len(defined) > 1
+                    else (math.nan, math.nan)
+                ),
                 selection=rules[0] if len(rules) == 1 else f"{rules[0]} (differs by split)",
             )
         )
@@ -118,7 +128,7 @@ def result_table(trial: Trial, results: Sequence[SplitResult]) -> Table:
     if trial.has_random_weights:
         title += "\n[bold]RANDOM WEIGHTS: these numbers say nothing about any network[/bold]"
     seen = seen_by_weights(trial, _all_tested(results))
-    caption = trial.protocol_text
+    caption = f"{trial.protocol_text} 95 %: of the median, by bootstrap over splits."
     if seen:
         caption += f"\n{SEEN_MARK} The weights of a feature were trained on {', '.join(seen)}."
     unknown = unknown_weights(trial)
@@ -144,14 +154,13 @@ def result_table(trial: Trial, results: Sequence[SplitResult]) -> Table:
     table.add_column("head")
     for metric in METRICS:
         table.add_column(metric.upper(), justify="right")
-    table.add_column("95 % of SRCC", justify="right")
+    table.add_column("SRCC, 95 %", justify="right")
     table.add_column("splits", justify="right")
     for summary in summarise(results):
         cells = [f"{summary.median[m]:.4f} ({summary.std[m]:.4f})" for m in METRICS]
         undefined = f" ({summary.undefined} undefined)" if summary.undefined else ""
         head = f"{summary.head} {SEEN_MARK}" if seen else summary.head
-        low, high = summary.interval
-        table.add_row(head, *cells, f"{low:.3f} to {high:.3f}", f"{summary.splits}{undefined}")
+        table.add_row(head, *cells, summary.interval_text, f"{summary.splits}{undefined}")
     return table
 
 

@@ -158,7 +158,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
                 )
         if len(table) == 0:
             raise HeadError(f"{self.name}: the table has no videos to predict")
-        return self._predict(table)
+        with threadpool_limits(limits=1):  # as in `fit`
+            return self._predict(table)
 
     def save(self, folder: Path, card: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write the fitted head into `folder`, made if need be, in place of the head there.

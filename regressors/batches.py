@@ -215,7 +215,9 @@ class Series:
             yield self._held
             return
         key = rows.tobytes()
-        chosen = self._subsets.setdefault(key, self.table.subset(rows))
+        if key not in self._subsets:
+            self._subsets[key] = self.table.subset(rows)
+        chosen = self._subsets[key]
         if (key, at_least) not in self._counts:
             counts = self._videos_of_windows(rows[chosen.neighbours], at_least)
             self._counts[key, at_least] = counts

@@ -39,8 +39,10 @@ class Mlp(SequenceHead):
 
     RQ-VQA's head (Sun et al., NTIRE 2024) has no activation and no dropout, and does not
     standardise its inputs.  It is affine, so that rows can be averaged before it: exactly the same
-    with an eighth of the work, which is done wherever there is no activation.  `paper` holds what
-    its code trains with.
+    with an eighth of the work, which is done wherever there is no activation.  `standardise` then
+    goes by the deviation of these means over videos, not by that of rows.  `paper` holds what its
+    code trains with; FAST-VQA's clips, which are no slots, want `align: {..., fastvqa: mean}`, as
+    the recipe `rqvqa` has it.
     """
 
     name: ClassVar[str] = "mlp"

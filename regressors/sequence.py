@@ -25,7 +25,16 @@ from regressors.alignment import Align, Alignment
 from regressors.base import Head
 from regressors.batches import Packed, Scaling, Series
 from regressors.metrics import fit_line
-from regressors.training import Job, Plan, Trained, Watch, hold_out_scenes, scores, train
+from regressors.training import (
+    Epoch,
+    Job,
+    Plan,
+    Trained,
+    Watch,
+    hold_out_scenes,
+    scores,
+    train,
+)
 from store.errors import HeadError
 from store.schema import FeatureSpec
 from store.table import FeatureTable
@@ -82,11 +91,13 @@ class SequenceHead(Head):
     The fields below are parameters of every head; those without a value have one of the head's own.
 
     Attributes:
-        watch: told of every epoch while fitting, but of networks that are trained in processes of
-            their own.  Like `checkpoint` no parameter: both change no number, are not kept with the
-            head, and are not cloned.
-        checkpoint: a file that is written while fitting, every half minute; fitting the same again
-            goes on from there, and comes to the same.  Removed when fitting is done.
+        watch: told of every epoch while fitting; of networks that are trained in processes of their
+            own, when each is done.  Like the next two no parameter: they change no number, are not
+            kept with the head, and are not cloned.
+        checkpoint: a file that is written while fitting, after an epoch, but not more than every
+            half minute; fitting the same again goes on from there, and comes to the same.  Removed
+            when fitting is done.
+        processes: that are started at most; None for one per core.
     """
 
     suffix: ClassVar[str] = ".safetensors"
@@ -127,6 +138,7 @@ class SequenceHead(Head):
 
     watch: Watch | None = field(default=None, init=False)
     checkpoint: Path | None = field(default=None, init=False)
+    processes: int | None = field(default=None, init=False)
 
     state_: dict[str, Tensor] = field(init=False)
     """Of the networks: [runs, ...] each."""
@@ -185,8 +197,8 @@ class SequenceHead(Head):
         As one stack where the head allows it and the videos fit the memory of one head, in
         processes, one per core, where it does not, else one after the other.
 
-        Of heads that are trained at the same time, `watch` and `checkpoint` of the first are those
-        of all, and members are counted through; other processes tell `watch` nothing.
+        Of heads that are trained at the same time, `watch`, `checkpoint` and `processes` of the
+        first are those of all, and members are counted through.
 
         Raises:
             HeadError: as `fit` does, and if rows of a head repeat: a batch has a video once.
@@ -276,6 +288,8 @@ class SequenceHead(Head):
         if self.combine == "mean":
             return raw.mean(axis=0)
         reference = self.reference_.numpy()
+        if reference.size == 0:
+            raise HeadError(f"{self.name} was fitted with combine 'mean'; fit it again")
         if self.combine == "zscore":
             mean, deviation = reference.mean(axis=1), reference.std(axis=1)
             return ((raw - mean[:, None]) / deviation[:, None]).mean(axis=0)
@@ -330,6 +344,8 @@ class SequenceHead(Head):
                 )
             )
             fit = rows[~held]
+            if len(fit) == 0:
+                raise HeadError(f"{self.name}: all {len(rows)} videos are for validation")
             low, high = mos[fit].min(), mos[fit].max()
             # Of constant rows the engine says that they are; they are not divided by nothing.
             targets = torch.from_numpy((mos - low) / (high - low or 1.0)).float()
@@ -345,8 +361,11 @@ class SequenceHead(Head):
         if self.checkpoint is not None and len(starts) > 1:
             name = self.checkpoint.name
             paths = [self.checkpoint.with_name(f"{name}.{start}") for start in starts]
-        if fits and not stacks and len(jobs) > 1:
-            trained = self._train_in_processes(series, every, jobs, paths)
+        # In a process of somebody's joblib, whose others are at work.
+        nested = get_active_backend()[0].nesting_level
+        cores = 1 if nested else min(len(jobs), self.processes or joblib.cpu_count())
+        if fits and not stacks and cores > 1:
+            trained = self._train_in_processes(series, every, jobs, paths, cores)
         else:
             if stacks:
                 series.hold(every)  # once for all stacks
@@ -404,18 +423,23 @@ class SequenceHead(Head):
         every: NDArray[np.int64],
         jobs: Sequence[Job],
         paths: Sequence[Path | None],
+        cores: int,
     ) -> list[Trained]:
-        """One job per core at a time; `watch` hears of nothing, as it lives in this process."""
+        """One job per core at a time."""
         packed, identity = series.packed(every), self._identity(series.table)
         tasks = [
             joblib.delayed(_trained)(clone(self), packed, job, number, path, identity)
             for number, (job, path) in enumerate(zip(jobs, paths, strict=True))
         ]
-        # In a process of somebody's joblib, whose others are at work.
-        nested = get_active_backend()[0].nesting_level
-        cores = 1 if nested else min(len(jobs), joblib.cpu_count())
         # "c", of each process its own where it writes: torch has no read-only tensors.
-        return list(joblib.Parallel(n_jobs=cores, mmap_mode="c")(tasks))
+        parallel = joblib.Parallel(n_jobs=cores, mmap_mode="c", return_as="generator")
+        trained, watch = [], self.watch
+        for one, epochs in parallel(tasks):
+            trained.append(one)
+            if watch is not None:
+                for epoch in epochs:
+                    watch(epoch)
+        return trained
 
     def _take(
         self,
@@ -475,8 +499,12 @@ class SequenceHead(Head):
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
             ours = head._from_official(state)
-        except (OSError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-            raise HeadError(f"{weights} is no checkpoint of {cls.name}'s paper: {error}") from error
+        except (
+            OSError, EOFError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError
+        ) as error:  # fmt: skip
+            raise HeadError(
+                f"{weights} is no checkpoint of {cls.name}'s paper, or not the whole of it: {error}"
+            ) from error
         head.specs_ = dict(specs)
         head.state_ = {name: value[None].float() for name, value in ours.items()}
         head._check_state(weights)
@@ -574,8 +602,10 @@ def _trained(
     number: int,
     checkpoint: Path | None,
     identity: Mapping[str, Any],
-) -> Trained:
-    """In a process of its own."""
+) -> tuple[Trained, list[Epoch]]:
+    """In a process of its own; also what `watch` would have been told."""
+    epochs: list[Epoch] = []
+    head.watch = epochs.append
     with threadpool_limits(limits=1):  # as in `fit`
         (trained,) = head._train_part(packed.unpacked(), [job], number, checkpoint, identity)
-    return trained
+    return trained, epochs

@@ -611,10 +611,10 @@ def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling
         rows = _inside(window, every).tolist()
         shares = torch.from_numpy(member[:, [number[row] for row in rows]])
         for role in series.widths:
-            own = [window.series(role, row).float() for row in rows]
-            means = torch.stack([one.mean(dim=0) for one in own]).double().cpu()
-            spread = torch.stack([_variance(one) for one in own]).double().cpu()
-            lengths = torch.tensor([len(one) for one in own], dtype=torch.float64)[:, None]
+            # One video at a time, as a window may be all that memory has room for.
+            own = [_moments(window.series(role, row)) for row in rows]
+            means, spread = (torch.stack(one).double().cpu() for one in zip(*own, strict=True))
+            lengths = torch.from_numpy(series.lengths(np.array(rows))).double()[:, None]
             # Around some value, because squares of large means would swallow small deviations.
             means -= shift.setdefault(role, means[0].clone())
             sums[role] += shares @ (lengths * means)
@@ -633,9 +633,14 @@ def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling
     return scalings
 
 
-def _variance(rows: Tensor) -> Tensor:
-    """[d] of [t, d]: as `Tensor.var` without correction, which takes five times as long."""
-    return (rows - rows.mean(dim=0)).square_().mean(dim=0)
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [d] of rows [t, d], in float32.
+
+    The variance is `Tensor.var` without correction, which takes five times as long.
+    """
+    rows = rows.float()
+    mean = rows.mean(dim=0)
+    return mean, (rows - mean).square_().mean(dim=0)
 
 
 class _Journal:
@@ -651,6 +656,8 @@ class _Journal:
         self.path = path
         self.members = members
         self.written = time.monotonic()
+        if path is None:
+            return
         self.identity = json.dumps(
             {
                 **identity,
@@ -663,8 +670,6 @@ class _Journal:
             },
             sort_keys=True,
         )
-        if path is None:
-            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)  # before training, which may take long
         except OSError as error:

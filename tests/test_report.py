@@ -10,8 +10,9 @@ from rich.console import Console
 
 from pipelines.evaluate import Trial
 from pipelines.recipe import Protocol
-from pipelines.report import result_table, seen_by_weights, write_report
+from pipelines.report import result_table, seen_by_weights, summarise, write_report
 from regressors import make_head
+from regressors.significance import confidence_of_median
 from store.bank import FeatureStore
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
 
@@ -102,6 +103,20 @@ def test_results_on_other_data_are_not(trial, tmp_path):
 def test_names_of_data_sets_are_compared_without_case_and_hyphens(trial, ours, theirs, same):
     one = trial(videos_of(ours), role=(theirs,))
     assert bool(seen_by_weights(one, np.arange(3))) == same
+
+
+def test_tables_show_the_interval_of_the_median_of_several_splits(trial, tmp_path):
+    one = trial(videos_of("set"), a=("LSVQ",))
+    results = list(one.run())
+    medians = [result.metrics.srcc for result in results if result.head == "svr"]
+    low, high = confidence_of_median(np.array(medians))
+
+    assert len(medians) > 1
+    table, page = printed(one, results), write_report(one, results, tmp_path).read_text()
+    assert f"{low:.3f} to {high:.3f}" in table
+    assert f'<td class="number">{low:.3f} to {high:.3f}</td>' in page
+    (first, *_) = summarise([result for result in results if result.split == 0])
+    assert first.interval_text == "-"
 
 
 def test_only_the_data_sets_of_the_rows_count(trial):

@@ -1,5 +1,6 @@
 """Heads of whole series: masks, stacks, streams, checkpoints, weights, what they learn."""
 
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 
-from regressors import HEADS, load_head, make_head
+from regressors import HEADS, load_head, make_head, training
 from regressors.base import read_card
 from regressors.batches import Batch, Series, Window
 from regressors.metrics import srcc
@@ -150,12 +151,16 @@ def test_runs_that_do_not_stack_are_a_process_each(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.soak
 def test_a_head_that_does_not_stack_is_trained_in_processes():
-    table, mos = ragged()
+    # Of more than 1 MB in each role, which joblib hands on by memory map.
+    table, mos = ragged(shapes=(("quality", 1100), ("semantic", 1200)))
+    assert min(table.nbytes(role) for role in table.roles) > 2**20
     rows = [np.arange(0, 40), np.arange(8, 48)]
     heads = [quick("cagi"), quick("cagi")]
     alone = [clone(h).fit(table.subset(r), mos[r]) for h, r in zip(heads, rows, strict=True)]
+    told = []
+    heads[0].watch = told.append
+    heads[0].processes = 2
 
     together = HEADS["cagi"].fit_many(heads, table, mos, rows)
 
@@ -163,6 +168,37 @@ def test_a_head_that_does_not_stack_is_trained_in_processes():
         np.testing.assert_allclose(
             other.predict(table), one.predict(table), atol=1e-5 * np.ptp(mos)
         )
+    assert [(epoch.member, epoch.epoch) for epoch in told] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def test_one_process_is_this_one(monkeypatch):
+    table, mos = ragged()
+    head = quick("cagi", runs=2)
+    head.processes = 1
+
+    def refused(*_arguments, **_more):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(joblib, "Parallel", refused)
+    head.fit(table, mos)
+
+    assert len(head.record_["metrics"]["epoch"]) == 2
+
+
+def test_statistics_are_taken_of_one_video_after_the_other(monkeypatch):
+    table, mos = ragged()
+    seen, moments = [], training._moments
+
+    def one_by_one(rows):
+        assert not any(earlier() is not None for earlier in seen)
+        copy = rows.float().clone()
+        seen.append(weakref.ref(copy))
+        return moments(copy)
+
+    monkeypatch.setattr(training, "_moments", one_by_one)
+    quick("gru", epochs=1).fit(table, mos)
+
+    assert len(seen) >= 2 * 32
 
 
 def test_heads_with_other_parameters_are_fitted_side_by_side():
@@ -389,10 +425,34 @@ class Interrupted(Exception):
     pass
 
 
+def test_an_interrupted_training_in_processes_goes_on_after_those_that_are_done(tmp_path):
+    table, mos = ragged()
+    expected = quick("cagi", runs=3).fit(table, mos).predict(table)
+    head = quick("cagi", runs=3)
+    head.checkpoint, head.processes = tmp_path / "training", 2
+    told = []
+
+    def stop(epoch):
+        if epoch.member == 1:
+            raise Interrupted
+
+    head.watch = stop
+    with joblib.parallel_config("sequential"):
+        with pytest.raises(Interrupted):
+            head.fit(table, mos)
+        assert list(tmp_path.iterdir())
+        head.watch = told.append
+        head.fit(table, mos)
+
+    assert [(epoch.member, epoch.epoch) for epoch in told] == [(2, 1), (2, 2)]
+    assert head.predict(table).tobytes() == expected.tobytes()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("runs", [1, 2])
 def test_an_interrupted_training_goes_on_and_comes_to_the_same(name, runs, tmp_path, monkeypatch):
     if runs > 1 and not HEADS[name].stackable:
-        pytest.skip("runs are trained in processes, which tell of no epoch")
+        pytest.skip("runs are trained in processes, of which the test above is")
     more = {"runs": runs} if runs > 1 else {}
     monkeypatch.setattr("regressors.training.CHECKPOINT_SECONDS", 0.0)
     table, mos = ragged()
@@ -622,11 +682,18 @@ def test_rqvqa_weights_load_in_the_official_order(tmp_path):
     head.save(tmp_path / "head")
     assert load_head(tmp_path / "head").predict(table)[0] == head.predict(table)[0]
 
+    own = {"standardise": True, "runs": 10, "combine": "rank"}  # of heads that are fitted
+    again = HEADS["mlp"].published(tmp_path / "v0.pth", table.specs, **own)
+    assert again.predict(table)[0] == head.predict(table)[0]
+    with pytest.raises(HeadError, match="was fitted with combine 'mean'; fit it again"):
+        head.set_params(combine="zscore").predict(table)
+
     with pytest.raises(HeadError, match=r"hidden\.weight has shape"):
         HEADS["mlp"].published(tmp_path / "v0.pth", {"spatial": table.specs["spatial"]})
-    (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(HeadError, match="is no checkpoint of mlp's paper"):
-        HEADS["mlp"].published(tmp_path / "text.pth", table.specs)
+    for text in ("no weights", ""):
+        (tmp_path / "text.pth").write_text(text)
+        with pytest.raises(HeadError, match="is no checkpoint of mlp's paper"):
+            HEADS["mlp"].published(tmp_path / "text.pth", table.specs)
 
 
 # --- VSFA's gru
@@ -752,7 +819,7 @@ def test_gru_finds_bad_moments_that_the_mean_hides():
     assert found["gru"] > 0.8
 
 
-@pytest.mark.parametrize("name", ["gru", "mlp"])
+@pytest.mark.parametrize("name", SEQUENCE)
 def test_of_noise_nothing_is_learnt_that_a_test_would_show(name):
     """Mean test SRCC of eight heads; by chance it is within 3 / sqrt(8 x 39)."""
     table, _ = ragged(120, longest=4)
@@ -761,7 +828,9 @@ def test_of_noise_nothing_is_learnt_that_a_test_would_show(name):
         noise = np.random.default_rng(seed).normal(size=120)
         order = np.random.default_rng(100 + seed).permutation(120)
         train, test = order[:80], order[80:]
-        head = quick(name, epochs=8, learning_rate=5e-3).fit(table.subset(train), noise[train])
+        head = quick(name, epochs=8, patience=8, learning_rate=5e-3).fit(
+            table.subset(train), noise[train]
+        )
         found.append(srcc(noise[test], head.predict(table.subset(test))))
 
     assert abs(np.mean(found)) < 3 / np.sqrt(8 * 39)
