@@ -403,9 +403,9 @@ def _records(files: list[Path], heads: list[str] | None) -> "list[tuple[str, Rec
 @app.command()
 def train(
     recipe: RecipeFile = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder of the head.")] = Path(
-        "head"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the head; one there is replaced.")
+    ] = Path("head"),
     videos: Videos = None,
     labels: LabelFile = None,
     score: Score = None,
@@ -423,7 +423,7 @@ def train(
     """Fit one head on all rows and write a folder that `predict` can use."""
     from pipelines.entries import with_keys
     from pipelines.evaluate import Trial
-    from pipelines.train import take_published
+    from pipelines.train import checkpoint_of, take_published
     from pipelines.train import train as train_head
     from store.errors import RecipeError
 
@@ -446,9 +446,47 @@ def train(
         fitted = take_published(published, output, recipe=chosen)
     else:
         trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
-        fitted = train_head(trial, output, recipe=chosen, tensorboard=tensorboard)
+        place = checkpoint_of(output)
+        left = f"{place} (remove {place.name}* to start anew)"
+        if any(place.parent.glob(f"{place.name}*")):
+            typer.echo(f"going on from {left}", err=True)
+        try:
+            fitted = train_head(trial, output, recipe=chosen, tensorboard=tensorboard)
+        except KeyboardInterrupt:
+            if any(place.parent.glob(f"{place.name}*")):
+                typer.echo(f"stopped; the same command goes on from {left}", err=True)
+            raise
     typer.echo(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
     typer.echo(f"head: {output}")
+
+
+@app.command()
+def heads(
+    name: Annotated[str | None, typer.Argument(metavar="[HEAD]", help="Which one.")] = None,
+) -> None:
+    """List the heads, or the parameters of one with their defaults, as recipes take them."""
+    import inspect
+
+    from rich.table import Table
+
+    from regressors import HEADS
+    from store.errors import UnknownNameError, unknown_name
+
+    if name is None:
+        for each, kind in HEADS.items():
+            typer.echo(f"{each}: {str(inspect.getdoc(kind)).splitlines()[0]}")
+        return
+    if name not in HEADS:
+        raise UnknownNameError(unknown_name("head", name, HEADS))
+    kind = HEADS[name]
+    typer.echo(f"{inspect.getdoc(kind)}\n")
+    table = Table("parameter", "default", "preset: paper", "may be")
+    defaults = inspect.signature(kind).parameters
+    for parameter, type_ in sorted(kind.parameter_types().items()):
+        default = defaults[parameter].default
+        paper = kind.paper.get(parameter, default) if kind.paper else ""
+        table.add_row(parameter, str(default), str(paper), _values(type_))
+    _console().print(table)
 
 
 @app.command()
@@ -593,9 +631,6 @@ def main() -> None:
             err=True,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was finished is committed, the same command goes on", err=True)
-        sys.exit(130)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"error: {where}{error.strerror}", err=True)
@@ -630,6 +665,35 @@ def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
             raise RecipeError(f"{option} {text!r} is not of the form NAME=VALUE")
         pairs[name] = value
     return pairs
+
+
+def _values(type_: Any) -> str:
+    """What a parameter may be, in words."""
+    from pydantic import TypeAdapter
+
+    def words(schema: dict[str, Any]) -> str:
+        if "anyOf" in schema:
+            return " or ".join(dict.fromkeys(words(one) for one in schema["anyOf"]))
+        if "$ref" in schema:
+            return words(definitions[schema["$ref"].rsplit("/", 1)[-1]])
+        if "enum" in schema or "const" in schema:
+            return ", ".join(str(one) for one in schema.get("enum", [schema.get("const")]))
+        if schema.get("type") == "array":
+            return f"list of {words(schema['items'])}"
+        if schema.get("type") == "object":
+            return f"role: {words(schema.get('additionalProperties', {}))}"
+        bounds = {
+            "exclusiveMinimum": ">",
+            "minimum": ">=",
+            "exclusiveMaximum": "<",
+            "maximum": "<=",
+        }
+        limits = [f"{sign} {schema[key]}" for key, sign in bounds.items() if key in schema]
+        return " ".join([str(schema.get("type", "")), *limits]).strip()
+
+    schema = TypeAdapter(type_).json_schema()
+    definitions = schema.get("$defs", {})
+    return words(schema)
 
 
 def _device(name: str) -> "torch.device":

@@ -1,10 +1,12 @@
 """What a person sees of networks under training: a live line each, and TensorBoard if asked for."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -12,13 +14,15 @@ from regressors.training import Epoch, Watch
 from store.errors import RecipeError
 
 Result = TypeVar("Result")
+LOG_SECONDS = 30.0
+"""Between lines where the error stream is no terminal, at least."""
 
 
 @contextmanager
 def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Watch]:
     """Shows epochs and the SRCC on held-out rows while heads are fitted.
 
-    Nothing is shown where the error stream is no terminal.
+    Where the error stream is no terminal, a line now and then.
 
     Args:
         title: of the lines.
@@ -41,6 +45,7 @@ def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Watch]:
         )
         stack.enter_context(progress)
         tasks: dict[int, TaskID] = {}
+        say = _now_and_then(console)
         logs = [] if tensorboard is None else [_event_files(tensorboard, stack)]
 
         def watch(epoch: Epoch) -> None:
@@ -54,6 +59,7 @@ def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Watch]:
                 srcc=epoch.srcc,
                 best=epoch.best_srcc,
             )
+            say(f"{title}: {_text(epoch)}")
             for log in logs:
                 log(epoch)
 
@@ -77,21 +83,40 @@ def evaluated(run: Callable[[Watch], Iterator[Result]], *, total: int) -> list[R
         transient=True,
         disable=not console.is_terminal,
     )
-    results = []
+    results: list[Result] = []
+    say = _now_and_then(console)
     with progress:
         task = progress.add_task("evaluate", total=total, network="")
 
         def watch(epoch: Epoch) -> None:
-            text = (
-                f"network {epoch.member + 1}, epoch {epoch.epoch} of {epoch.epochs}, held-out SRCC "
-                f"{epoch.srcc:.3f}, best {epoch.best_srcc:.3f}"
-            )
-            progress.update(task, network=text)
+            progress.update(task, network=_text(epoch))
+            say(f"evaluate: {len(results)} of {total} fits; {_text(epoch)}")
 
         for result in run(watch):
             results.append(result)
             progress.update(task, advance=1, network="")
+            say(f"evaluate: {len(results)} of {total} fits")
     return results
+
+
+def _text(epoch: Epoch) -> str:
+    return (
+        f"network {epoch.member + 1}, epoch {epoch.epoch} of {epoch.epochs}, held-out SRCC "
+        f"{epoch.srcc:.3f}, best {epoch.best_srcc:.3f}"
+    )
+
+
+def _now_and_then(console: Console) -> Callable[[str], None]:
+    """Prints a line where the console is no terminal, if the last one is long enough ago."""
+    last = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal last
+        if not console.is_terminal and time.monotonic() - last >= LOG_SECONDS:
+            last = time.monotonic()
+            typer.echo(text, err=True)
+
+    return say
 
 
 def _event_files(folder: Path, stack: ExitStack) -> Watch:

@@ -102,6 +102,12 @@ def _content_id(path: Path) -> str:
 
 def _one_decoder(folder: Path, specs: Sequence[FeatureSpec]) -> str:
     decoders = sorted({str(spec.identity.get("decoder")) for spec in specs})
+    imported = [s.name for s in specs if s.identity.get("provenance") == "unknown"]
+    if imported:
+        raise HeadError(
+            f"{folder}: {', '.join(imported)} were imported, and nobody knows how they were made: "
+            "vqbank cannot make them of a video"
+        )
     if len(decoders) != 1 or decoders == ["None"]:
         raise HeadError(
             f"{folder}: its features come from {', '.join(decoders)}, not from one decoder; "

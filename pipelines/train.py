@@ -23,8 +23,8 @@ from store.errors import HeadError, RecipeError
 def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | None = None) -> Head:
     """Fit the trial's head on every row of its table and write the head folder.
 
-    A network that trains for more than half a minute leaves a checkpoint beside the folder; the
-    same command goes on from there if it is interrupted.
+    A network that is interrupted leaves a checkpoint beside the folder; the same command goes on
+    from there.
 
     Args:
         trial: with one head.
@@ -48,8 +48,7 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
     with watched(head.name, tensorboard=tensorboard) as watch:
         if isinstance(head, SequenceHead):
             head.watch = watch
-            place = folder.resolve()  # "." has no name of its own
-            head.checkpoint = place.with_name(f"{place.name}.checkpoint")
+            head.checkpoint = checkpoint_of(folder)
         fitted = head.fit(trial.table, trial.mos)
     seen = {
         "videos": len(trial.table),
@@ -58,6 +57,15 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
     }
     _save(fitted, folder, recipe, {"score_name": trial.score_name, "trained_on": seen})
     return fitted
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """Where the training of a head that shall go to `folder` keeps how far it is.
+
+    Of networks that are trained apart, each has a file, with a number behind this name.
+    """
+    place = folder.resolve()  # "." has no name of its own
+    return place.with_name(f"{place.name}.checkpoint")
 
 
 def take_published(weights: Path, folder: Path, *, recipe: Recipe) -> Head:
@@ -76,7 +84,7 @@ def take_published(weights: Path, folder: Path, *, recipe: Recipe) -> Head:
             holds something else than a head.
         MissingFeatureError: if the bank has no such feature.
     """
-    if len(recipe.heads) != 1:
+    if len(required(recipe, "heads", option="--head")) != 1:
         raise RecipeError(f"one head is shipped, not {', '.join(recipe.heads)}; choose by --head")
     check_vacant(folder)
     store = FeatureStore(required(recipe, "bank", option="--bank"))

@@ -94,9 +94,8 @@ class SequenceHead(Head):
         watch: told of every epoch while fitting; of networks that are trained in processes of their
             own, when each is done.  Like the next two no parameter: they change no number, are not
             kept with the head, and are not cloned.
-        checkpoint: a file that is written while fitting, after an epoch, but not more than every
-            half minute; fitting the same again goes on from there, and comes to the same.  Removed
-            when fitting is done.
+        checkpoint: a file that is written while fitting, after epochs; fitting the same again goes
+            on from there, and comes to the same.  Removed when fitting is done.
         processes: that are started at most; None for one per core.
     """
 
@@ -502,8 +501,10 @@ class SequenceHead(Head):
         except (
             OSError, EOFError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError
         ) as error:  # fmt: skip
+            first, *_ = str(error).splitlines() or ["it ends early"]
+            problem = f"it lacks {first}" if isinstance(error, KeyError) else first
             raise HeadError(
-                f"{weights} is no checkpoint of {cls.name}'s paper, or not the whole of it: {error}"
+                f"{weights} is no checkpoint of {cls.name}'s paper: {problem}"
             ) from error
         head.specs_ = dict(specs)
         head.state_ = {name: value[None].float() for name, value in ours.items()}

@@ -30,8 +30,9 @@ BUCKET = 16
 """Batches among which videos are sorted by length, so that little of a batch is padding."""
 PREDICTED = 64
 """Videos of a batch that is only predicted, at most."""
-CHECKPOINT_SECONDS = 30.0
-"""Between two checkpoints, at least; the last epoch before an interruption costs more seldom."""
+CHECKPOINT_SHARE = 20
+"""Between two checkpoints, at least so many times what writing one takes: a twentieth of the time,
+at most, goes into them."""
 
 
 def scenes_of(videos: Sequence[Video]) -> list[str]:
@@ -656,6 +657,7 @@ class _Journal:
         self.path = path
         self.members = members
         self.written = time.monotonic()
+        self.took_seconds = 0.0
         if path is None:
             return
         self.identity = json.dumps(
@@ -681,7 +683,8 @@ class _Journal:
         """Write the state of all members, if the last time is long enough ago."""
         if self.path is None:
             return
-        if not now and time.monotonic() - self.written < CHECKPOINT_SECONDS:
+        start = time.monotonic()
+        if not now and start - self.written < CHECKPOINT_SHARE * self.took_seconds:
             return
         tensors = {
             f"{member.number}.{name}": tensor
@@ -695,6 +698,7 @@ class _Journal:
         except OSError as error:
             raise _unwritable(self.path, error) from error
         self.written = time.monotonic()
+        self.took_seconds = self.written - start
 
     def _go_on(self, path: Path) -> None:
         try:
@@ -704,15 +708,25 @@ class _Journal:
         except (OSError, SafetensorError) as error:
             raise HeadError(f"{path} is no checkpoint, or damaged: {error}; remove it") from error
         if told is None or told.get("identity") != self.identity:
+            before = json.loads((told or {}).get("identity", "{}"))
             raise HeadError(
-                f"{path} is the checkpoint of another training: other videos, scores, features or "
-                "parameters; remove it, or name another"
+                f"{path} is the checkpoint of another training, with other "
+                f"{_differences(before, json.loads(self.identity))}; remove it to start anew"
             )
         for member, counters in zip(self.members, json.loads(told["counters"]), strict=True):
             own = f"{member.number}."
             member.go_on(
                 {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}, counters
             )
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What tells two trainings apart, in words."""
+    words = {"head": "head", "keys": "features", "videos": "videos"}
+    found = [word for key, word in words.items() if one.get(key) != other.get(key)]
+    before, now = one.get("parameters", {}), other.get("parameters", {})
+    found += [name for name in now if before.get(name) != now[name]]
+    return ", ".join(found) or "scores or held-out rows"
 
 
 def _unwritable(path: Path, error: OSError) -> HeadError:

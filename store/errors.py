@@ -80,8 +80,9 @@ class HeadError(VqbankError, ValueError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is in no table: the nearest known names, then all of them."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    folded = {one.casefold(): one for one in names}
+    near = get_close_matches(name.casefold(), folded, n=1)
+    hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}."
 
 

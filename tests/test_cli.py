@@ -16,6 +16,7 @@ import yaml
 
 from extractors import video as decoding
 from pipelines.cli import main
+from regressors import HEADS
 from regressors.gru import Gru
 from store.bank import FeatureStore
 from store.schema import Video
@@ -297,6 +298,19 @@ def test_ls_and_show_tell_what_a_bank_holds(project):
 
     unknown = vqbank("show", project / "bank", "nss.brisk")
     assert "Did you mean 'nss.brisque'" in unknown.stderr
+
+
+def test_heads_and_all_their_parameters_are_listed():
+    listed = vqbank("heads").stdout
+
+    assert [line.partition(":")[0] for line in listed.splitlines()] == list(HEADS)
+    for name, kind in HEADS.items():
+        shown = vqbank("heads", name).stdout
+        rows = re.findall(r"^│ (\w+) +│ (.*?) +│ (.*?) +│ (.*?) +│$", shown, re.MULTILINE)
+        assert [row[0] for row in rows if row[0]] == sorted(kind.parameter_types())
+        assert all(may_be for *_, may_be in rows)
+    assert re.search(r"│ width +│ 256 +│ 1024 +│ integer > 0 ", vqbank("heads", "cagi").stdout)
+    assert "Did you mean 'gru'?" in vqbank("heads", "GRU").stderr
 
 
 def test_shipped_recipes_are_listed_and_printed():

@@ -9,8 +9,9 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipelines.cli import app
 from pipelines.evaluate import Trial
-from pipelines.fitting import watched
+from pipelines.fitting import evaluated, watched
 from pipelines.recipe import read_recipe
 from pipelines.train import train
 from regressors import load_head
@@ -80,7 +81,7 @@ def test_nothing_is_logged_unless_asked_for(recipe, tmp_path):
 
 
 def test_an_interrupted_command_goes_on_from_its_checkpoint(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("regressors.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("regressors.training.CHECKPOINT_SHARE", 0)
     expected = Trial.of(recipe, title="t")
     train(expected, tmp_path / "expected", recipe=recipe)
     seen = []
@@ -133,6 +134,46 @@ def _counting(seen):
         judge(self, *arguments)
 
     return judged
+
+
+def test_an_interrupted_command_says_where_it_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    keep = _Journal.keep
+
+    def keep_and_die(self, *, now=False):
+        keep(self, now=now)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("regressors.training._Journal.keep", keep_and_die)
+        with pytest.raises(SystemExit) as ended:
+            app(["train", str(tmp_path / "run.yaml"), "-o", str(tmp_path / "head")])
+    assert ended.value.code == 130
+    place = f"{tmp_path / 'head.checkpoint'} (remove head.checkpoint* to start anew)"
+    assert f"stopped; the same command goes on from {place}" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        app(["train", str(tmp_path / "run.yaml"), "-o", str(tmp_path / "head")])
+
+    assert ended.value.code == 0
+    assert f"going on from {place}" in capsys.readouterr().err
+    assert load_head(tmp_path / "head").name == "gru"
+    assert not list(tmp_path.glob("head.checkpoint*"))
+
+
+def test_a_log_file_gets_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("pipelines.fitting.LOG_SECONDS", 0.0)
+    epoch = Epoch(0, 3, 9, 0.5, 0.25, 2, 0.5)
+
+    def run(watch):
+        watch(epoch)
+        yield "first"
+
+    with watched("gru") as watch:
+        watch(epoch)
+    assert evaluated(run, total=2) == ["first"]
+
+    text = "network 1, epoch 3 of 9, held-out SRCC 0.250, best 0.500"
+    lines = [f"gru: {text}", f"evaluate: 0 of 2 fits; {text}", "evaluate: 1 of 2 fits"]
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_progress_takes_every_epoch(capsys):

@@ -454,7 +454,7 @@ def test_an_interrupted_training_goes_on_and_comes_to_the_same(name, runs, tmp_p
     if runs > 1 and not HEADS[name].stackable:
         pytest.skip("runs are trained in processes, of which the test above is")
     more = {"runs": runs} if runs > 1 else {}
-    monkeypatch.setattr("regressors.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("regressors.training.CHECKPOINT_SHARE", 0)
     table, mos = ragged()
     expected = quick(name, **more).fit(table, mos).predict(table)
     stopped = quick(name, **more)
@@ -479,7 +479,7 @@ def test_an_interrupted_training_goes_on_and_comes_to_the_same(name, runs, tmp_p
 
 
 def test_the_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("regressors.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("regressors.training.CHECKPOINT_SHARE", 0)
     table, mos = ragged()
     head = quick("mlp")
     head.checkpoint = tmp_path / "training"
@@ -488,7 +488,7 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
         head.fit(table, mos)
     head.watch = None
 
-    with pytest.raises(HeadError, match="is the checkpoint of another training"):
+    with pytest.raises(HeadError, match="another training, with other scores or held-out rows;"):
         head.fit(table, mos + np.arange(48))
     head.checkpoint.write_bytes(b"torn")
     with pytest.raises(HeadError, match="is no checkpoint, or damaged"):
@@ -514,7 +514,7 @@ def test_the_checkpoint_of_another_parameter_is_refused(name, change, tmp_path, 
     head = checkpointed(name, table, mos, tmp_path, monkeypatch)
     head.set_params(**change)
 
-    with pytest.raises(HeadError, match="is the checkpoint of another training"):
+    with pytest.raises(HeadError, match=f"another training, with other {next(iter(change))};"):
         head.fit(table, mos)
 
 
@@ -526,14 +526,15 @@ def test_the_checkpoint_of_other_features_or_videos_is_refused(tmp_path, monkeyp
     other = FeatureTable.from_arrays(table.videos, renamed)
     elsewhere = [Video(f"other/{video.id}", video.path, scene=video.id) for video in table.videos]
 
-    for made in (other, FeatureTable.from_arrays(elsewhere, series)):
-        with pytest.raises(HeadError, match="is the checkpoint of another training"):
+    moved = FeatureTable.from_arrays(elsewhere, series)
+    for made, what in ((other, "features"), (moved, "videos")):
+        with pytest.raises(HeadError, match=f"another training, with other {what};"):
             head.fit(made, mos)
 
 
 def checkpointed(name, table, mos, folder, monkeypatch):
     """A head whose training was interrupted."""
-    monkeypatch.setattr("regressors.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("regressors.training.CHECKPOINT_SHARE", 0)
     head = quick(name)
     head.checkpoint = folder / "training"
     head.watch = _stop_at_the_second
