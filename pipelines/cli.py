@@ -1,6 +1,7 @@
 """The command line.  Libraries are imported inside the commands, so that `--help` is quick."""
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -517,7 +518,13 @@ def predict(
     if scorer.card["random_weights"]:
         typer.echo("warning: this head was trained on features of RANDOM weights", err=True)
     wanted = list(videos_to_score(videos))
-    failed = show_extraction(scorer.extraction(wanted, store, device=_device(device)))
+    if scorer.imported:
+        from pipelines.evaluate import banked_manifest
+
+        wanted = banked_manifest(wanted, store, list(scorer.head.specs_.values()))
+        failed: Collection[str] = ()
+    else:
+        failed = show_extraction(scorer.extraction(wanted, store, device=_device(device)))
     done = [video for video in wanted if video.id not in failed]
     if done:
         seen = scorer.card.get("trained_on")  # not of published weights

@@ -109,7 +109,7 @@ class Trial:
                     "manifest's scores are its column mos"
                 )
             stated = read_videos(source)
-            videos = _banked_manifest(stated, store, specs)
+            videos = banked_manifest(stated, store, specs)
         else:
             labels = read_labels(source, score=recipe.score)
             videos = banked_videos(labels, store, specs)
@@ -371,7 +371,7 @@ def _taken_for(stated: Sequence[Video], videos: Sequence[Video]) -> str:
     return assumed_data_set(Match(pairs, (), (), ()), names, ids)
 
 
-def _banked_manifest(
+def banked_manifest(
     videos: Sequence[Video], store: FeatureStore, specs: Sequence[FeatureSpec]
 ) -> list[Video]:
     """The same videos, under the ids of the bank where it knows them by another data set's name."""

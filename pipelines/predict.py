@@ -44,9 +44,13 @@ class Scorer:
         self.card = read_card(folder)
         self.head = load_head(folder)
         specs = list(self.head.specs_.values())
-        self.decoder = _one_decoder(folder, specs)
-        entries = self.card.get("recipe", {}).get("extractors", {})
-        self.extractors = _rebuilt(folder, specs, entries, weights)
+        self.imported = all(spec.identity.get("provenance") == "unknown" for spec in specs)
+        """Whether nobody knows how the features are made, so that only banked videos are scored."""
+        self.decoder, self.extractors = "", list[Extractor]()
+        if not self.imported:
+            self.decoder = _one_decoder(folder, specs)
+            entries = self.card.get("recipe", {}).get("extractors", {})
+            self.extractors = _rebuilt(folder, specs, entries, weights)
 
     def extraction(
         self, videos: Sequence[Video], store: FeatureStore, *, device: torch.device
@@ -105,8 +109,8 @@ def _one_decoder(folder: Path, specs: Sequence[FeatureSpec]) -> str:
     imported = [s.name for s in specs if s.identity.get("provenance") == "unknown"]
     if imported:
         raise HeadError(
-            f"{folder}: {', '.join(imported)} were imported, and nobody knows how they were made: "
-            "vqbank cannot make them of a video"
+            f"{folder}: {', '.join(imported)} came by an import, and nobody knows how to make it "
+            "of a video"
         )
     if len(decoders) != 1 or decoders == ["None"]:
         raise HeadError(

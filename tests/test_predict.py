@@ -13,6 +13,7 @@ import yaml
 
 from extractors import make_extractor, make_extractors, specs_of
 from extractors import video as decoding
+from pipelines.cli import app
 from pipelines.entries import with_keys
 from pipelines.evaluate import Trial
 from pipelines.extract import Extraction
@@ -21,8 +22,15 @@ from pipelines.recipe import Recipe
 from pipelines.train import train
 from regressors import load_head
 from store.bank import FeatureStore
-from store.errors import HeadError, ManifestError, RecipeError, UnknownNameError, WeightsError
-from store.schema import Fingerprint, Video
+from store.errors import (
+    HeadError,
+    ManifestError,
+    MissingFeatureError,
+    RecipeError,
+    UnknownNameError,
+    WeightsError,
+)
+from store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 CPU = torch.device("cpu")
 
@@ -254,6 +262,32 @@ def test_weights_of_another_entry_are_not_asked_for(head, tmp_path, monkeypatch)
     asked.clear()
     with pytest.raises(WeightsError, match="not at hand"):
         Scorer(older, weights={})
+
+
+def test_a_head_on_imported_features_scores_what_is_banked(tmp_path, capsys):
+    store = FeatureStore.create(tmp_path / "bank")
+    spec = FeatureSpec("imported.x", (2,), "float32", {"provenance": "unknown"})
+    writer = store.writer(spec, provenance={})
+    lines = ["path,mos"]
+    for row in range(12):
+        values = np.array([[row, -row]], np.float32)
+        feature = Feature(values, np.zeros(1), np.zeros(1, np.int64))
+        writer.add(f"set/{row}.mp4", feature, fingerprint=Fingerprint(1, f"{row:064}"), probe={})
+        lines.append(f"{row}.mp4,{row}")
+    writer.commit()
+    (tmp_path / "set.csv").write_text("\n".join(lines) + "\n")
+    features = ("--bank", tmp_path / "bank", "--features", "imported.x")
+    made = ("train", "--videos", tmp_path / "set.csv", *features, "--head", "ridge")
+    scored = ("predict", tmp_path / "head", tmp_path / "set.csv")
+    for command in ((*made, "-o", tmp_path / "head"), (*scored, "--bank", tmp_path / "bank")):
+        with pytest.raises(SystemExit) as ended:
+            app([str(word) for word in command])
+        assert ended.value.code == 0
+
+    scores = [float(line.split("\t")[0]) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert scores == pytest.approx(range(12), abs=0.5)
+    with pytest.raises(MissingFeatureError, match="imported"):
+        app([str(word) for word in (*scored, "--bank", tmp_path / "other")])
 
 
 # --- heads that cannot score
