@@ -56,6 +56,10 @@ LabelFile = Annotated[
     typer.Option("--labels", help="Label file of any layout, in place of --videos."),
 ]
 Score = Annotated[str | None, typer.Option("--score", help="Column of --labels that is the MOS.")]
+Missing = Annotated[
+    str | None,
+    typer.Option("--missing", help="Videos of a manifest without a feature: stop, or drop them."),
+]
 Features = Annotated[
     list[str] | None,
     typer.Option("--features", metavar="[ROLE=]NAME[@KEY]", help="Banked features that heads see."),
@@ -274,6 +278,7 @@ def evaluate(
     features: Features = None,
     labels: LabelFile = None,
     score: Score = None,
+    missing: Missing = None,
     head: Annotated[
         list[str] | None, typer.Option("--head", help="Name; may be given several times.")
     ] = None,
@@ -296,7 +301,7 @@ def evaluate(
 ) -> None:
     """Try heads on splits of a bank; prints medians over the test parts."""
     from pipelines.entries import with_keys
-    from pipelines.evaluate import Trial, all_cores
+    from pipelines.evaluate import all_cores
     from pipelines.recipe import Protocol
     from pipelines.report import result_table, write_report
     from pipelines.results import record_of, write_record
@@ -311,9 +316,10 @@ def evaluate(
             features=features,
             heads=head,
             protocol=None if splits is None else Protocol(splits=splits),
+            missing=missing,
         )
     )
-    trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
+    trial = _trial(chosen, title=recipe.stem if recipe is not None else "vqbank")
     results = _show_trial(trial, jobs=all_cores() if jobs is None else jobs)
     _console().print(result_table(trial, results))
     if json_file is not None:
@@ -412,6 +418,7 @@ def train(
     score: Score = None,
     bank: Bank = None,
     features: Features = None,
+    missing: Missing = None,
     head: Annotated[str | None, typer.Option("--head", help="Which head; one.")] = None,
     tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's event files.")
@@ -423,7 +430,6 @@ def train(
 ) -> None:
     """Fit one head on all rows and write a folder that `predict` can use."""
     from pipelines.entries import with_keys
-    from pipelines.evaluate import Trial
     from pipelines.train import checkpoint_of, take_published
     from pipelines.train import train as train_head
     from store.errors import RecipeError
@@ -438,6 +444,7 @@ def train(
             bank=bank,
             features=features,
             heads=heads,
+            missing=missing,
         )
     )
     if published is not None:
@@ -446,7 +453,7 @@ def train(
                 raise RecipeError(f"--published fits nothing: leave --{option} out")
         fitted = take_published(published, output, recipe=chosen)
     else:
-        trial = Trial.of(chosen, title=recipe.stem if recipe is not None else "vqbank")
+        trial = _trial(chosen, title=recipe.stem if recipe is not None else "vqbank")
         place = checkpoint_of(output)
         left = f"{place} (remove {place.name}* to start anew)"
         if any(place.parent.glob(f"{place.name}*")):
@@ -652,14 +659,32 @@ def _recipe(
     **overrides: Any,
 ) -> "Recipe":
     from pipelines.recipe import Recipe, read_recipe
+    from store.errors import UnknownNameError, unknown_name
 
     recipe = read_recipe(path) if path is not None else Recipe()
     update = {key: value for key, value in overrides.items() if value is not None}
+    if update.get("missing", "stop") not in ("stop", "drop"):
+        raise UnknownNameError(unknown_name("--missing", update["missing"], ("stop", "drop")))
     if features:
         update["features"] = bank_commands.roles_of(features)
     if heads:
         update["heads"] = {name: recipe.heads.get(name, {}) for name in heads}
     return recipe.model_copy(update=update)
+
+
+def _trial(recipe: "Recipe", *, title: str) -> "Trial":
+    """What a recipe names; says which videos are dropped."""
+    from pipelines.evaluate import Trial
+
+    trial = Trial.of(recipe, title=title)
+    if dropped := trial.dropped:
+        more = ", ..." if len(dropped) > 3 else ""
+        typer.echo(
+            f"dropped {len(dropped)} of {len(trial.stated)} videos, which lack a feature: "
+            f"{', '.join(dropped[:3])}{more}",
+            err=True,
+        )
+    return trial
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from pipelines.splits import (
     scene_splits,
     scheme_of,
     splits_file,
+    splits_without,
 )
 from regressors import Head, make_head
 from regressors.base import PooledHead
@@ -83,6 +84,9 @@ class Trial:
     filled: Mapping[str, int] = field(default_factory=dict)
     """By feature, how many videos came with values that were not finite, and at their import got
     the mean over all videos, those of test parts included."""
+    stated: Sequence[Video] = ()
+    """All videos of the manifest in its order, where some that lack a feature were dropped: splits
+    are made of these, and then without them."""
     taken_for: str = ""
     """The bank's data set that videos were taken to be of, where their file states another."""
 
@@ -91,9 +95,10 @@ class Trial:
         """Read what a recipe names.
 
         Raises:
-            RecipeError: if it names no videos, bank, features or heads, or videos and labels.
+            RecipeError: if it names no videos, bank, features or heads, or videos and labels; or if
+                videos of a label file shall be dropped.
             ManifestError: if a video has no score.
-            MissingFeatureError: if a video lacks a feature.
+            MissingFeatureError: if a video lacks a feature, and is not to be dropped.
         """
         if recipe.labels is not None and recipe.videos is not None:
             raise RecipeError("videos and labels both name the videos; give one of them")
@@ -114,6 +119,15 @@ class Trial:
             labels = read_labels(source, score=recipe.score)
             videos = banked_videos(labels, store, specs)
             stated = videos_of(labels.rows, labels.path.stem)
+        taken_for, every = _taken_for(stated, videos), videos
+        if recipe.missing == "drop":
+            if labels is not None:
+                raise RecipeError(
+                    "videos of a label file are not dropped, as lines may be wrong: make a "
+                    "manifest by `vqbank labels import`"
+                )
+            found = [store.find(spec, [video.id for video in every]) for spec in specs]
+            videos = [v for v, *own in zip(every, *found, strict=True) if None not in own] or every
         table = store.table(videos, features)
         for spec in specs:
             _refuse_one_file_in_two_scenes(store, spec, videos)
@@ -127,22 +141,32 @@ class Trial:
             protocol=recipe.protocol,
             labels=labels,
             filled=_filled(store, specs, videos),
-            taken_for=_taken_for(stated, videos),
+            stated=every if len(every) > len(videos) else (),
+            taken_for=taken_for,
         )
 
     @cached_property
     def splits(self) -> list[Split]:
         """Rows to fit and rows to test, as the protocol says."""
-        protocol = self.protocol
+        protocol, videos = self.protocol, self.stated or self.table.videos
         if protocol.splits != "scene":
-            return named_splits(protocol.splits, self.table.videos, labels=self.labels)
-        return scene_splits(
-            self.table.videos,
-            count=protocol.count,
-            test_fraction=protocol.test_fraction,
-            min_test_scenes=protocol.min_test_scenes,
-            seed=protocol.seed,
-        )
+            splits = named_splits(protocol.splits, videos, labels=self.labels)
+        else:
+            splits = scene_splits(
+                videos,
+                count=protocol.count,
+                test_fraction=protocol.test_fraction,
+                min_test_scenes=protocol.min_test_scenes,
+                seed=protocol.seed,
+            )
+        ids = {video.id for video in self.table.videos}
+        return splits_without(splits, np.array([video.id in ids for video in videos]))
+
+    @property
+    def dropped(self) -> list[str]:
+        """Ids of the videos that were dropped, because they lack a feature."""
+        ids = {video.id for video in self.table.videos}
+        return [video.id for video in self.stated if video.id not in ids]
 
     @property
     def splits_name(self) -> str:
@@ -160,10 +184,15 @@ class Trial:
         """How the splits are made, in a sentence."""
         alone = sum(video.scene is None for video in self.table.videos)
         caution = f" {alone} videos have no scene and count as one each." if alone else ""
+        dropped = ""
+        if self.stated:
+            counts = f"{len(self.dropped)} of {len(self.stated)}"
+            dropped = f" {counts} videos lack a feature and are left out of every side."
         if self.protocol.splits == "scene":
             return (
                 f"{self.protocol.count} random splits, {self.protocol.test_fraction:.0%} of the "
-                f"scenes for testing (seed {self.protocol.seed}), no scene on two sides.{caution}"
+                f"scenes for testing (seed {self.protocol.seed}), no scene on two sides."
+                f"{caution}{dropped}"
             )
         if self.protocol.splits.endswith(".json"):
             file = Path(self.protocol.splits).name
@@ -181,6 +210,7 @@ class Trial:
                 " Training scores are in standard deviations from the mean of their own data set, "
                 "and so are predictions."
             )
+        how += dropped
         scenes = [video.scene for video in self.table.videos if video.scene is not None]
         if len(set(scenes)) < len(scenes) and self.mixed_scenes:
             how += (

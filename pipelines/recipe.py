@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -51,6 +51,9 @@ class Recipe(BaseModel):
     `extractor: KIND` among its parameters."""
     features: dict[str, str] = {}
     """Feature name or key by role; the order is that of concatenation."""
+    missing: Literal["stop", "drop"] = "stop"
+    """What happens where some videos of a manifest lack a feature: nothing runs, or they are left
+    out of every side of splits that are made of all."""
     heads: dict[str, dict[str, Any]] = {}
     """Parameters by a label that tables show.  `head` among them names the head, where the label
     does not, so that variants of one can be tried; `preset: paper` means those of its paper."""

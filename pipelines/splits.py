@@ -6,7 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -156,6 +156,32 @@ def named_splits(
                 f"{len(split.test)} test rows of {len(videos)}; both need some"
             )
     return splits
+
+
+def splits_without(splits: Sequence[Split], kept: NDArray[np.bool_]) -> list[Split]:
+    """The same splits of fewer videos.
+
+    Args:
+        splits: of n videos.
+        kept: [n].
+
+    Raises:
+        RecipeError: if a side loses all of its rows.
+    """
+    number = np.cumsum(kept) - 1
+    fewer = []
+    for place, split in enumerate(splits):
+        train, test, validation = (
+            number[side[kept[side]]] for side in (split.train, split.test, split.validation)
+        )
+        if (
+            len(train) == 0
+            or len(test) == 0
+            or (len(validation) == 0) != (not len(split.validation))
+        ):
+            raise RecipeError(f"split {place} has a side of which no video has all features")
+        fewer.append(replace(split, train=train, test=test, validation=validation))
+    return fewer
 
 
 def same_videos(ids: Sequence[str], known: Sequence[str]) -> dict[str, str]:

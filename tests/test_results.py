@@ -537,6 +537,58 @@ def vqbank(*arguments):
     return run
 
 
+def test_videos_that_lack_a_feature_stop_or_are_dropped_from_splits_of_all(store, tmp_path):
+    spec = FeatureSpec("some.feature", (2,), "float32", {"source": "b"})
+    writer = store.writer(spec, provenance={})
+    rng = np.random.default_rng(0)
+    for row in range(20):
+        if row not in (3, 7):
+            feature = Feature(rng.normal(size=(1, 2)).astype("f4"), np.zeros(1), np.zeros(1, int))
+            fingerprint = Fingerprint(1, f"{row:064}")
+            writer.add(f"set/v{row}.mp4", feature, fingerprint=fingerprint, probe={})
+    writer.commit()
+    manifest = tmp_path / "set.csv"
+    manifest.write_text(
+        "path,id,mos\n" + "".join(f"v{row}.mp4,set/v{row}.mp4,{row % 7}\n" for row in range(20))
+    )
+    options = (
+        "evaluate", "--bank", store.path, "--features", "some.feature", "--videos", manifest,
+        "--head", "ridge", "--splits", "videval5",
+    )  # fmt: skip
+
+    with pytest.raises(
+        MissingFeatureError, match=r"2 of 20 videos have no some\.feature@.*v3\.mp4"
+    ):
+        Trial.of(
+            Recipe(
+                videos=manifest, bank=store.path, features={"x": "some.feature"},
+                heads={"ridge": {}},
+            ),
+            title="t",
+        )  # fmt: skip
+    run = vqbank(*options, "--missing", "drop", "--json", tmp_path / "run.json")
+    assert run.exit_code == 0, run.exception
+    assert "dropped 2 of 20 videos, which lack a feature: set/v3.mp4, set/v7.mp4" in run.output
+    assert "2 of 20 videos lack a feature" in " ".join(run.output.split())
+    (record,) = read_records(tmp_path / "run.json")
+    assert record.videos == 18
+    videos = [Video(f"set/v{row}.mp4", Path("x")) for row in range(20)]
+    for split, tested, trained in zip(
+        named_splits("videval5", videos), record.test_videos, record.train_videos, strict=True
+    ):
+        assert tested == len(set(split.test.tolist()) - {3, 7})
+        assert trained == len(set(split.train.tolist()) - {3, 7})
+    wrong = vqbank(*options, "--missing", "dorp")
+    assert "Did you mean 'drop'?" in str(wrong.exception)
+    labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
+    recipe = Recipe(
+        labels=labels, bank=store.path, features={"x": "x.feature"}, heads={"ridge": {}},
+        missing="drop",
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match="make a manifest by `vqbank labels import`"):
+        Trial.of(recipe, title="t")
+
+
 def test_processes_fit_what_lies_in_a_bank(store, tmp_path, monkeypatch):
     labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
     recipe = Recipe(
