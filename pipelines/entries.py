@@ -87,9 +87,10 @@ def _key(recipe: Recipe, name: str, specs: list[FeatureSpec]) -> str:
         and _without_weights(spec.identity) == _without_weights(wanted.identity)
     ]
     if not found:
+        banked = ", ".join(sorted({spec.name for spec in specs})) or "nothing"
         raise MissingFeatureError(
-            f"{recipe.bank} has no {wanted.name} as entry {entry!r} of the recipe computes it; run "
-            "`vqbank extract` first"
+            f"{recipe.bank} has no {wanted.name} as entry {entry!r} of the recipe computes it, but "
+            f"{banked}; run `vqbank extract` first, or name a feature in its place"
         )
     if len(found) > 1:  # of several weights, which `FeatureStore.resolve` says
         return wanted.name

@@ -29,7 +29,9 @@ class Protocol(BaseModel):
     def _say_once(self) -> "Protocol":
         further = sorted(self.model_fields_set - {"splits"})
         if self.splits != "scene" and further:
-            raise ValueError(f"splits {self.splits} take no {' and no '.join(further)}")
+            raise ValueError(
+                f"splits {self.splits} take no {' and no '.join(further)}, as `splits: scene` does"
+            )
         return self
 
 
@@ -179,4 +181,5 @@ def _first_problem(error: ValidationError) -> str:
         model = Protocol if parents == ["protocol"] else Recipe
         known = unknown_name("key", str(key), model.model_fields)
         return f"{'.'.join(map(str, parents))}: {known}" if parents else known
-    return f"{place}: {problem['msg']}, got {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}, got {problem['input']!r}"
