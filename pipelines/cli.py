@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Collection
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -432,6 +433,7 @@ def train(
     from pipelines.entries import with_keys
     from pipelines.train import checkpoint_of, take_published
     from pipelines.train import train as train_head
+    from regressors.sequence import SequenceHead
     from store.errors import RecipeError
 
     heads = [head] if head is not None else None
@@ -448,20 +450,23 @@ def train(
         )
     )
     if published is not None:
-        for option, value in (("videos", videos), ("labels", labels), ("tensorboard", tensorboard)):
+        given = {"videos": videos, "labels": labels, "score": score, "missing": missing}
+        for option, value in {**given, "tensorboard": tensorboard}.items():
             if value is not None:
                 raise RecipeError(f"--published fits nothing: leave --{option} out")
         fitted = take_published(published, output, recipe=chosen)
     else:
         trial = _trial(chosen, title=recipe.stem if recipe is not None else "vqbank")
         place = checkpoint_of(output)
+        files = f"{escape(place.name)}*"
         left = f"{place} (remove {place.name}* to start anew)"
-        if any(place.parent.glob(f"{place.name}*")):
+        has_epochs = any(isinstance(one, SequenceHead) for one in trial.heads.values())
+        if has_epochs and any(place.parent.glob(files)):
             typer.echo(f"going on from {left}", err=True)
         try:
             fitted = train_head(trial, output, recipe=chosen, tensorboard=tensorboard)
         except KeyboardInterrupt:
-            if any(place.parent.glob(f"{place.name}*")):
+            if has_epochs and any(place.parent.glob(files)):
                 typer.echo(f"stopped; the same command goes on from {left}", err=True)
             raise
     typer.echo(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
@@ -519,18 +524,20 @@ def predict(
     from pipelines.predict import Scorer, videos_to_score
     from pipelines.results import submission
     from store.bank import FeatureStore
+    from store.errors import RecipeError
 
-    store = FeatureStore.create(bank or platformdirs.user_cache_path("vqbank") / "predicted")
     scorer = Scorer(head, weights=_pairs(weights, "--weights"))
+    if not scorer.imported:
+        store = FeatureStore.create(bank or platformdirs.user_cache_path("vqbank") / "predicted")
+    elif bank is not None:
+        store = FeatureStore(bank)
+    else:
+        raise RecipeError(f"{head} sees imported features: name the bank that has them, by --bank")
     if scorer.card["random_weights"]:
         typer.echo("warning: this head was trained on features of RANDOM weights", err=True)
     wanted = list(videos_to_score(videos))
-    if scorer.imported:
-        from pipelines.evaluate import banked_manifest
-
-        wanted = banked_manifest(wanted, store, list(scorer.head.specs_.values()))
-        failed: Collection[str] = ()
-    else:
+    failed: Collection[str] = ()
+    if not scorer.imported:
         failed = show_extraction(scorer.extraction(wanted, store, device=_device(device)))
     done = [video for video in wanted if video.id not in failed]
     if done:

@@ -85,8 +85,10 @@ class Trial:
     """By feature, how many videos came with values that were not finite, and at their import got
     the mean over all videos, those of test parts included."""
     stated: Sequence[Video] = ()
-    """All videos of the manifest in its order, where some that lack a feature were dropped: splits
-    are made of these, and then without them."""
+    """All videos of the manifest, by its own ids, where some that lack a feature were dropped:
+    splits are made of all, and then without these."""
+    kept: NDArray[np.bool_] | None = None
+    """Of `stated`, which are in the table."""
     taken_for: str = ""
     """The bank's data set that videos were taken to be of, where their file states another."""
 
@@ -114,21 +116,29 @@ class Trial:
                     "manifest's scores are its column mos"
                 )
             stated = read_videos(source)
-            videos = banked_manifest(stated, store, specs)
+            videos = _banked_manifest(stated, store, specs)
         else:
             labels = read_labels(source, score=recipe.score)
             videos = banked_videos(labels, store, specs)
             stated = videos_of(labels.rows, labels.path.stem)
-        taken_for, every = _taken_for(stated, videos), videos
+        kept = np.ones(len(videos), bool)
         if recipe.missing == "drop":
             if labels is not None:
                 raise RecipeError(
                     "videos of a label file are not dropped, as lines may be wrong: make a "
                     "manifest by `vqbank labels import`"
                 )
-            found = [store.find(spec, [video.id for video in every]) for spec in specs]
-            videos = [v for v, *own in zip(every, *found, strict=True) if None not in own] or every
-        table = store.table(videos, features)
+            found = [store.find(spec, [video.id for video in videos]) for spec in specs]
+            kept = np.array([None not in own for own in zip(*found, strict=True)])
+        taken_for = _taken_for(stated, videos)
+        some = [video for video, has in zip(videos, kept, strict=True) if has]
+        videos = some or videos  # with none, the table says what is lacking
+        try:
+            table = store.table(videos, features)
+        except MissingFeatureError as error:
+            if labels is not None or recipe.missing == "drop":
+                raise
+            raise MissingFeatureError(f"{error}; or drop these videos by --missing drop") from error
         for spec in specs:
             _refuse_one_file_in_two_scenes(store, spec, videos)
         named = {label: recipe.head(label) for label in required(recipe, "heads", option="--head")}
@@ -141,7 +151,8 @@ class Trial:
             protocol=recipe.protocol,
             labels=labels,
             filled=_filled(store, specs, videos),
-            stated=every if len(every) > len(videos) else (),
+            stated=() if kept.all() else stated,
+            kept=None if kept.all() else kept,
             taken_for=taken_for,
         )
 
@@ -159,14 +170,14 @@ class Trial:
                 min_test_scenes=protocol.min_test_scenes,
                 seed=protocol.seed,
             )
-        ids = {video.id for video in self.table.videos}
-        return splits_without(splits, np.array([video.id in ids for video in videos]))
+        return splits if self.kept is None else splits_without(splits, self.kept)
 
     @property
     def dropped(self) -> list[str]:
         """Ids of the videos that were dropped, because they lack a feature."""
-        ids = {video.id for video in self.table.videos}
-        return [video.id for video in self.stated if video.id not in ids]
+        if self.kept is None:
+            return []
+        return [video.id for video, has in zip(self.stated, self.kept, strict=True) if not has]
 
     @property
     def splits_name(self) -> str:
@@ -237,8 +248,10 @@ class Trial:
 
         Args:
             jobs: processes.  They start only if, by the time of the first splits, what is left
-                takes longer than starting them; results are the same.
-            watch: told of every epoch of networks that are trained in this process.
+                takes longer than starting them, but at once for networks too large for a stack;
+                results are the same.
+            watch: told of every epoch of networks that are trained in this process; of those too
+                large for a stack, when each is done.
         """
         table = self.table
         kinds = [isinstance(head, PooledHead) for head in self.heads.values()]
@@ -250,7 +263,11 @@ class Trial:
         splits = list(enumerate(self.splits))
         together = {n: h for n, h in self.heads.items() if h.trains_together(trial.table)}
         rest = {n: h for n, h in self.heads.items() if n not in together}
-        large = [name for name, head in rest.items() if isinstance(head, SequenceHead)]
+        large = [
+            name
+            for name, head in rest.items()
+            if isinstance(head, SequenceHead) and head.shares(trial.table)
+        ]
         alone = [name for name in rest if name not in large]
         yield from trial._in_turn([(n, [one]) for one in splits for n in alone], jobs, watch)
         parts = [splits[at : at + TOGETHER] for at in range(0, len(splits), TOGETHER)]
@@ -297,8 +314,9 @@ class Trial:
         """
         mos = self._training_mos(split for _, split in splits)
         heads = [clone(self.heads[name]) for _ in splits]
-        if isinstance(heads[0], SequenceHead):
-            heads[0].watch, heads[0].processes = watch, jobs
+        for head in heads:
+            if isinstance(head, SequenceHead):
+                head.watch, head.processes = watch, jobs
         fitted = type(heads[0]).fit_many(
             heads,
             self.table,
@@ -401,7 +419,7 @@ def _taken_for(stated: Sequence[Video], videos: Sequence[Video]) -> str:
     return assumed_data_set(Match(pairs, (), (), ()), names, ids)
 
 
-def banked_manifest(
+def _banked_manifest(
     videos: Sequence[Video], store: FeatureStore, specs: Sequence[FeatureSpec]
 ) -> list[Video]:
     """The same videos, under the ids of the bank where it knows them by another data set's name."""

@@ -95,7 +95,7 @@ def evaluated(run: Callable[[Watch], Iterator[Result]], *, total: int) -> list[R
         for result in run(watch):
             results.append(result)
             progress.update(task, advance=1, network="")
-            say(f"evaluate: {len(results)} of {total} fits")
+            say(f"evaluate: {len(results)} of {total} fits", last=len(results) == total)
     return results
 
 
@@ -106,14 +106,18 @@ def _text(epoch: Epoch) -> str:
     )
 
 
-def _now_and_then(console: Console) -> Callable[[str], None]:
-    """Prints a line where the console is no terminal, if the last one is long enough ago."""
-    last = time.monotonic()
+def _now_and_then(console: Console) -> Callable[..., None]:
+    """Prints a line where the console is no terminal, if the last one is long enough ago.
 
-    def say(text: str) -> None:
-        nonlocal last
-        if not console.is_terminal and time.monotonic() - last >= LOG_SECONDS:
-            last = time.monotonic()
+    And the last of all, if there was any before.
+    """
+    start = said = time.monotonic()
+
+    def say(text: str, *, last: bool = False) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if not console.is_terminal and (now - said >= LOG_SECONDS or (last and said > start)):
+            said = now
             typer.echo(text, err=True)
 
     return say

@@ -182,6 +182,10 @@ class SequenceHead(Head):
         """Where the networks stack."""
         return self._stacks(_widths(self._chosen(table).specs))
 
+    def shares(self, table: FeatureTable) -> bool:
+        """Whether networks that are no stack can be trained in processes that share the table."""
+        return self._series(self._chosen(table)).fits(np.arange(len(table)))
+
     @classmethod
     def fit_many(
         cls,

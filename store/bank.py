@@ -219,8 +219,7 @@ class FeatureStore:
                 raise MissingFeatureError(
                     f"{len(lacking)} of {len(videos)} videos have no {spec.key} in {self.path}: "
                     f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}; run "
-                    f"`vqbank extract` on them, compare ids with `vqbank ls BANK {spec.name}`, or "
-                    "leave these videos out by `--missing drop`"
+                    f"`vqbank extract` on them, or compare ids with `vqbank ls BANK {spec.name}`"
                 )
             columns[role] = Column(spec, places)
         return FeatureTable(videos, columns)

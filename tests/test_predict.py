@@ -23,6 +23,7 @@ from pipelines.train import train
 from regressors import load_head
 from store.bank import FeatureStore
 from store.errors import (
+    BankError,
     HeadError,
     ManifestError,
     MissingFeatureError,
@@ -286,8 +287,15 @@ def test_a_head_on_imported_features_scores_what_is_banked(tmp_path, capsys):
 
     scores = [float(line.split("\t")[0]) for line in capsys.readouterr().out.splitlines()[2:]]
     assert scores == pytest.approx(range(12), abs=0.5)
-    with pytest.raises(MissingFeatureError, match="imported"):
-        app([str(word) for word in (*scored, "--bank", tmp_path / "other")])
+    (tmp_path / "other.csv").write_text("path,id\n1.mp4,other/1.mp4\n")
+    for command, error, message in [
+        ((*scored[:2], tmp_path / "other.csv", *features[:2]), MissingFeatureError, "other/1.mp4"),
+        ((*scored, "--bank", tmp_path / "nowhere"), BankError, "nowhere"),
+        (scored, RecipeError, "name the bank that has them, by --bank"),
+    ]:
+        with pytest.raises(error, match=message):
+            app([str(word) for word in command])
+    assert not (tmp_path / "nowhere").exists()
 
 
 # --- heads that cannot score

@@ -557,7 +557,7 @@ def test_videos_that_lack_a_feature_stop_or_are_dropped_from_splits_of_all(store
     )  # fmt: skip
 
     with pytest.raises(
-        MissingFeatureError, match=r"2 of 20 videos have no some\.feature@.*v3\.mp4"
+        MissingFeatureError, match=r"2 of 20 videos have no some.*v3\.mp4.*--missing drop"
     ):
         Trial.of(
             Recipe(
@@ -580,6 +580,22 @@ def test_videos_that_lack_a_feature_stop_or_are_dropped_from_splits_of_all(store
         assert trained == len(set(split.train.tolist()) - {3, 7})
     wrong = vqbank(*options, "--missing", "dorp")
     assert "Did you mean 'drop'?" in str(wrong.exception)
+    # By a name of its own the manifest's splits are the same, whatever is missing.
+    other = tmp_path / "other.csv"
+    other.write_text("path,mos\n" + "".join(f"v{row}.mp4,{row % 7}\n" for row in range(20)))
+    stated = read_videos(other)
+    write_splits(tmp_path / "own.json", "own", stated, named_splits("random2", stated))
+    for scheme in ("scene4", "random4", str(tmp_path / "own.json")):
+        renamed = Recipe(
+            videos=other, bank=store.path, features={"x": "some.feature"}, missing="drop",
+            heads={"ridge": {}}, protocol=Protocol(splits=scheme),
+        )  # fmt: skip
+        made = Trial.of(renamed, title="t")
+        assert made.dropped == ["other/v3.mp4", "other/v7.mp4"]
+        names = [video.path.name for video in made.table.videos]
+        for split, whole in zip(made.splits, named_splits(scheme, stated), strict=True):
+            expected = [stated[row].path.name for row in whole.test if row not in (3, 7)]
+            assert [names[row] for row in split.test] == expected
     labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
     recipe = Recipe(
         labels=labels, bank=store.path, features={"x": "x.feature"}, heads={"ridge": {}},
