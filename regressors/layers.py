@@ -31,26 +31,24 @@ def start_uniform(layer: nn.Module, bound: float, *, generator: torch.Generator)
         layer.register_parameter(name, nn.Parameter(drawn))
 
 
-def dropout(values: Tensor, probability: float, noise: Tensor, *, layer: int = 0) -> Tensor:
+def dropout(values: Tensor, probability: float, noise: Tensor) -> Tensor:
     """Values of which each is 0 with `probability`, and else divided by 1 - `probability`.
 
-    Which ones is a function of `noise`, `layer` and their place, not of any generator and not of
-    padding, so that it is the same whoever is trained in the same stack.
+    Which ones is a function of `noise` and their place, not of any generator and not of padding, so
+    that it is the same whoever is trained in the same stack.
 
     Args:
         values: [b, ..., d].
         probability: 0 to below 1.
         noise: of the batch.
-        layer: tells several dropouts of one network apart.
     """
-    number = noise + layer * 0x5851F42D4C957F2D
     places = torch.zeros((), dtype=torch.int64, device=values.device)
     for axis, size in enumerate(values.shape):
         shape = [1] * values.ndim
         shape[axis] = size
         places = places * 2**20 + torch.arange(size, device=values.device).view(shape)
     # The finaliser of SplitMix64 (Steele et al., OOPSLA 2014); int64 wraps.
-    mixed = places * _signed(0x9E3779B97F4A7C15) + number
+    mixed = places * _signed(0x9E3779B97F4A7C15) + noise
     mixed = (mixed ^ _shifted(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ _shifted(mixed, 27)) * _signed(0x94D049BB133111EB)
     uniform = _shifted(mixed ^ _shifted(mixed, 31), 40).float() / 2**24

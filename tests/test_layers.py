@@ -115,13 +115,12 @@ def test_dropout_drops_its_part_and_keeps_the_mean():
         assert part.std() < 0.05
 
 
-def test_dropout_depends_on_noise_layer_and_place_and_not_on_padding():
+def test_dropout_depends_on_noise_and_place_and_not_on_padding():
     values = torch.ones(4, 6, 8)
     first = dropout(values, 0.5, torch.tensor(1))
 
     assert torch.equal(first, dropout(values, 0.5, torch.tensor(1)))
     assert not torch.equal(first, dropout(values, 0.5, torch.tensor(2)))
-    assert not torch.equal(first, dropout(values, 0.5, torch.tensor(1), layer=1))
     assert torch.equal(first, dropout(torch.ones(5, 9, 8), 0.5, torch.tensor(1))[:4, :6])
     noise = torch.tensor([3, 1])
     stacked = vmap(lambda own, number: dropout(own, 0.5, number))(values.expand(2, 4, 6, 8), noise)
