@@ -129,8 +129,8 @@ class SequenceHead(Head):
     combine: Combine = "mean"
     memory_gib: Positive = 2.0
     """What the rows of features may take in memory; beyond it they are streamed from the bank, in
-    windows of an eighth of this; predicted batches take another.  Of each process, where heads are
-    fitted in several."""
+    windows of an eighth of this; predicted batches take another.  Of each process that evaluates;
+    networks too large for a stack are trained in processes that share one more copy."""
     threads: PositiveInt = 1
     device: str = "cpu"
     """Of PyTorch.  Not kept with the head, which is loaded for the processor of any machine."""

@@ -1,6 +1,7 @@
 """What is seen of training: event files if asked for, and a command that can be interrupted."""
 
 import csv
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -85,16 +86,8 @@ def test_an_interrupted_command_goes_on_from_its_checkpoint(recipe, tmp_path, mo
     expected = Trial.of(recipe, title="t")
     train(expected, tmp_path / "expected", recipe=recipe)
     seen = []
-    keep = _Journal.keep
-
-    def keep_and_die(self, *, now=False):
-        keep(self, now=True)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("regressors.training._Journal.keep", keep_and_die)
-        with pytest.raises(KeyboardInterrupt):
-            train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
+    with interrupted_after_an_epoch(monkeypatch), pytest.raises(KeyboardInterrupt):
+        train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
     assert (tmp_path / "head.checkpoint").exists()
     monkeypatch.setattr("regressors.training._Member.judge", _counting(seen))
     train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
@@ -103,6 +96,19 @@ def test_an_interrupted_command_goes_on_from_its_checkpoint(recipe, tmp_path, mo
     assert not (tmp_path / "head.checkpoint").exists()
     one, other = (load_head(tmp_path / name) for name in ("expected", "head"))
     assert all(torch.equal(one.state_[name], other.state_[name]) for name in one.state_)
+
+
+@contextmanager
+def interrupted_after_an_epoch(monkeypatch):
+    keep = _Journal.keep
+
+    def keep_and_die(self, *, now=False):
+        keep(self, now=now)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("regressors.training._Journal.keep", keep_and_die)
+        yield
 
 
 @pytest.mark.parametrize("folder", ["new/folders/head", "."])
@@ -137,16 +143,8 @@ def _counting(seen):
 
 
 def test_an_interrupted_command_says_where_it_goes_on(recipe, tmp_path, monkeypatch, capsys):
-    keep = _Journal.keep
-
-    def keep_and_die(self, *, now=False):
-        keep(self, now=now)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("regressors.training._Journal.keep", keep_and_die)
-        with pytest.raises(SystemExit) as ended:
-            app(["train", str(tmp_path / "run.yaml"), "-o", str(tmp_path / "head")])
+    with interrupted_after_an_epoch(monkeypatch), pytest.raises(SystemExit) as ended:
+        app(["train", str(tmp_path / "run.yaml"), "-o", str(tmp_path / "head")])
     assert ended.value.code == 130
     place = f"{tmp_path / 'head.checkpoint'} (remove head.checkpoint* to start anew)"
     assert f"stopped; the same command goes on from {place}" in capsys.readouterr().err
