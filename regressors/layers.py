@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+CACHED = 2**14
+"""Values of a slab of steps: a dozen such slabs, in float32, are what a core's cache holds."""
+FEWEST_STEPS = 8
+"""Of a slab, so that products of its rows are worth a call."""
+
 
 def linear(width_in: int, width_out: int, *, generator: torch.Generator) -> nn.Linear:
     """A linear layer with PyTorch's default start, uniform in +-1/sqrt(width_in).
@@ -83,7 +88,7 @@ class Gru(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """States [b, t, width] after each row of [b, t, d]."""
-        return self._states(nn.functional.linear(rows, self.weight_ih_l0), self.bias_ih_l0)
+        return self._states(rows, self.weight_ih_l0, self.bias_ih_l0)
 
     def behind(self, layer: nn.Linear, rows: Tensor) -> Tensor:
         """`self(layer(rows))`, with the layer taken into the GRU's first product if that is less.
@@ -97,114 +102,191 @@ class Gru(nn.Module):
         bias: Tensor = self.bias_ih_l0
         if layer.bias is not None:
             bias = bias + self.weight_ih_l0 @ layer.bias
-        return self._states(nn.functional.linear(rows, weight), bias)
+        return self._states(rows, weight, bias)
 
-    def _states(self, gates: Tensor, bias: Tensor) -> Tensor:
-        """Of the product of rows with the weights, without its bias."""
+    def _states(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         states, *_ = _Recurrence.apply(
-            gates[None], bias[None], self.weight_hh_l0[None], self.bias_hh_l0[None]
+            rows[None], weight[None], bias[None], self.weight_hh_l0[None], self.bias_hh_l0[None]
         )
         return states[0]
 
 
 class _Recurrence(torch.autograd.Function):
-    """The steps of k GRUs at once, forward and backward written out.
+    """k GRUs at once, forward and backward written out.
 
-    With r, z, n the reset, update and new gate and a = W_hn h + b_hn:
-    n = tanh(gates_n + r a), h' = (1 - z) n + z h (as PyTorch; Cho et al., EMNLP 2014).
+    With g = W_i x + b_i, a = W_hn h + b_hn, r = s(g_r + W_hr h + b_hr) and z alike:
+    n = tanh(g_n + r a), h' = n + z (h - n) (as PyTorch; Cho et al., EMNLP 2014).
     Autograd over single steps would spend ten times as long in bookkeeping.  On a processor steps
     are NumPy's, whose calls and views of such small arrays cost half of PyTorch's.
 
-    Gates stand in slabs of their own, so that what a step reads and writes is contiguous.
+    A step is a few calls on contiguous memory: videos stand last, and gates in slabs; biases are a
+    column of their weights, rows and states having a one for it; 1/r and 1/z, which are
+    1 + exp(-x), divide what r and z would multiply.  All that need not be done step by step is done
+    for as many steps as a processor's cache has room for.
     """
 
     @staticmethod
     def forward(
-        gates: Tensor, gates_bias: Tensor, weight: Tensor, bias: Tensor
+        rows: Tensor, weight_in: Tensor, bias_in: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, ...]:
-        """States [k, b, t, h] of gates [k, b, t, 3h], weight [k, 3h, h] and biases [k, 3h].
+        """States [k, b, t, h]; also what `backward` needs, steps first.
 
-        Also what `backward` needs, steps first: all states, r beside z and a, and n.
+        These are all states and a one; 1/r, 1/z and a; and n.
+
+        Args:
+            rows: [k, b, t, d].
+            weight_in: [k, 3h, d], of rows.
+            bias_in: [k, 3h].
+            weight: [k, 3h, h], of states.
+            bias: [k, 3h].
         """
-        members, videos, steps, _ = gates.shape
+        members, videos, steps, width_in = rows.shape
         width = weight.shape[2]
-        slabs = gates.unflatten(3, (3, width)).permute(2, 3, 0, 1, 4)  # [t, 3, k, b, h]
-        start = (slabs[:, 2] + gates_bias[:, None, 2 * width :]).contiguous()
-        onwards = weight.unflatten(1, (3, width)).permute(1, 0, 3, 2).contiguous()  # [3, k, h, h]
-        opened = slabs + (bias + gates_bias).unflatten(1, (3, width)).transpose(0, 1)[:, :, None]
-        # Of n the bias alone, as r multiplies a and not gates_n.
-        opened[:, 2] = bias[:, None, 2 * width :]
-        # sigmoid(x) = tanh(x / 2) / 2 + 1 / 2, which cannot overflow.
-        opened[:, :2] *= 0.5
-        onwards[:2] *= 0.5
-        opened = opened.contiguous()
-        states = gates.new_zeros(steps + 1, members, videos, width)
-        news = gates.new_empty(steps, members, videos, width)
-        product = gates.new_empty(3, members, videos, width)
-        xp, (start_, onwards_, opened_, states_, news_, product_) = _arrays(
-            start, onwards, opened, states, news, product
+        many = _steps_at_once(members * width * videos)
+        inwards = torch.cat([weight_in, bias_in[..., None]], dim=2)
+        onwards = torch.cat([weight, bias[..., None]], dim=2)
+        for signed in (inwards, onwards):
+            signed[:, : 2 * width].neg_()
+        states = rows.new_zeros(steps + 1, members, width + 1, videos)
+        states[:, :, width] = 1
+        opened = rows.new_empty(steps, members, 3 * width, videos)
+        news = rows.new_empty(steps, members, width, videos)
+        out = rows.new_empty(members, videos, steps, width)
+        xp, (rows_, inwards_, onwards_, states_, opened_, news_, out_) = _arrays(
+            rows.transpose(1, 2),
+            inwards.transpose(1, 2),
+            onwards,
+            states,
+            opened,
+            news,
+            out.permute(2, 0, 3, 1),
         )
-        for step in range(steps):
-            before, after, n, gate = states_[step], states_[step + 1], news_[step], opened_[step]
-            xp.matmul(before, onwards_, out=product_)
-            xp.add(gate, product_, out=gate)
-            both, a = gate[:2], gate[2]
-            xp.tanh(both, out=both)
-            xp.multiply(both, 0.5, out=both)
-            xp.add(both, 0.5, out=both)
-            xp.multiply(gate[0], a, out=n)
-            xp.add(n, start_[step], out=n)
-            xp.tanh(n, out=n)
-            xp.subtract(before, n, out=after)
-            xp.multiply(after, gate[1], out=after)
-            xp.add(after, n, out=after)
-        return states[1:].permute(1, 2, 0, 3).contiguous(), states, opened, news
+        _, (laid, product, begun) = _arrays(
+            rows.new_ones(many, videos, width_in + 1),
+            rows.new_empty(many, videos, 3 * width),
+            rows.new_empty(many, members, 3 * width, videos),
+        )
+        hidden = states_[:, :, :width]
+        pairs, a = opened_[:, :, : 2 * width], opened_[:, :, 2 * width :]
+        resets, updates = pairs[:, :, :width], pairs[:, :, width:]
+        begun_pairs, begun_news = begun[:, :, : 2 * width], begun[:, :, 2 * width :]
+        ones = xp.ones_like(pairs[0])  # quicker to add than a number
+        for begin in range(0, steps, many):
+            end = min(begin + many, steps)
+            given, gates = laid[: end - begin], product[: end - begin]
+            for member in range(members):
+                given[:, :, :width_in] = rows_[member, begin:end]
+                xp.matmul(
+                    given.reshape(-1, width_in + 1),
+                    inwards_[member],
+                    out=gates.reshape(-1, 3 * width),
+                )
+                begun[: end - begin, member] = gates.swapaxes(1, 2)
+            with np.errstate(over="ignore"):  # where 1/r is infinite, r is 0
+                for step in range(begin, end):
+                    pair, n = pairs[step], news_[step]
+                    before, after = hidden[step], hidden[step + 1]
+                    xp.matmul(onwards_, states_[step], out=opened_[step])
+                    xp.add(pair, begun_pairs[step - begin], out=pair)
+                    xp.exp(pair, out=pair)
+                    xp.add(pair, ones, out=pair)
+                    xp.divide(a[step], resets[step], out=n)
+                    xp.add(n, begun_news[step - begin], out=n)
+                    xp.tanh(n, out=n)
+                    xp.subtract(before, n, out=after)
+                    xp.divide(after, updates[step], out=after)
+                    xp.add(after, n, out=after)
+            out_[begin:end] = hidden[begin + 1 : end + 1]
+        return out, states, opened, news
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         """Keep what `backward` needs."""
-        _, _, weight, _ = inputs
+        rows, weight_in, _, weight, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(weight, *output[1:])
+        ctx.set_materialize_grads(False)  # as zeros, of what is not differentiable
+        ctx.save_for_backward(rows, weight_in, weight, *output[1:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-        """Of the states, to gates, their bias, weight and bias."""
-        weight, states, opened, n = ctx.saved_tensors
-        steps, members, videos, width = n.shape
-        grad = grad.permute(2, 0, 1, 3).contiguous()
-        r, z, a = opened.unbind(1)
-        # By what the gradient of a state is multiplied, for W_h h + b_h of r, z and n, and for h.
-        factors = n.new_empty(steps, 4, members, videos, width)
-        to_new = torch.mul(n, n).neg_().add_(1).mul_(1 - z)
-        torch.mul(to_new, a, out=factors[:, 0]).mul_(torch.addcmul(r, r, r, value=-1))
-        torch.sub(states[:-1], n, out=factors[:, 1]).mul_(torch.addcmul(z, z, z, value=-1))
-        torch.mul(to_new, r, out=factors[:, 2])
-        factors[:, 3] = z
-        onwards = weight.unflatten(1, (3, width)).transpose(0, 1).contiguous()  # [3, k, h, h]
-        totals = torch.empty_like(n)
-        carried, product = torch.zeros_like(n[0]), n.new_empty(3, members, videos, width)
-        xp, (grad_, factors_, onwards_, totals_, carried_, product_) = _arrays(
-            grad, factors, onwards, totals, carried, product
+    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        """Of the states, to all inputs."""
+        rows, weight_in, weight, states, opened, news = ctx.saved_tensors
+        members, videos, steps, width_in = rows.shape
+        width = weight.shape[2]
+        many = _steps_at_once(members * width * videos)
+        # From the gradients of r, z and a, and from what comes by z, to that of the state before.
+        unit = torch.eye(width, dtype=grad.dtype, device=grad.device).expand(members, -1, -1)
+        back = torch.cat([weight.transpose(1, 2), unit], dim=2)  # [k, h, 4h]
+        grad_inwards = grad.new_zeros(members, 3 * width, width_in + 1)
+        grad_onwards = grad.new_zeros(members, 3 * width, width + 1)
+        grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else rows.new_empty(0, 0, 0)
+        xp, (rows_, weight_in_, back_, states_, opened_, news_, grad_) = _arrays(
+            rows.transpose(1, 2),
+            weight_in,
+            back,
+            states,
+            opened,
+            news,
+            grad.permute(2, 0, 3, 1),
         )
-        for step in reversed(range(steps)):
-            total, share = totals_[step], factors_[step]
-            xp.add(grad_[step], carried_, out=total)
-            xp.multiply(share, total, out=share)
-            xp.matmul(share[:3], onwards_, out=product_)
-            xp.add(share[3], product_[0], out=carried_)
-            xp.add(carried_, product_[1], out=carried_)
-            xp.add(carried_, product_[2], out=carried_)
-        inner = factors[:, :3].permute(2, 1, 4, 0, 3).flatten(3)  # [k, 3, h, t * b]
-        before = states[:-1].permute(1, 0, 2, 3).flatten(1, 2)  # [k, t * b, h]
-        grad_weight = (inner.flatten(1, 2) @ before).view_as(weight)
-        grad_bias = inner.sum(dim=3).flatten(1)
-        torch.mul(totals, to_new, out=factors[:, 2])  # of gates_n, which r does not multiply
-        grad_gates = factors[:, :3].permute(2, 3, 0, 1, 4).flatten(3)
-        of_new = factors[:, 2].sum(dim=(0, 2))
-        grad_gates_bias = torch.cat([grad_bias[:, : 2 * width], of_new], dim=1)
-        return grad_gates, grad_gates_bias, grad_weight, grad_bias
+        _, (grad_inwards_, grad_onwards_, grad_rows_) = _arrays(
+            grad_inwards, grad_onwards, grad_rows.transpose(1, 2)
+        )
+        slab = many, members, width, videos
+        _, (one, carried, laid, factors, totals, to_new, spare) = _arrays(
+            grad.new_ones(1),
+            grad.new_zeros(slab[1:]),
+            rows.new_ones(many, videos, width_in + 1),
+            grad.new_empty(many, members, 4, width, videos),
+            *(grad.new_empty(slab) for _ in range(3)),
+        )
+        for end in range(steps, 0, -many):
+            begin = max(0, end - many)
+            count = end - begin
+            factor, total, d, r = (each[:count] for each in (factors, totals, to_new, spare))
+            of_r, of_z, of_a, z = (factor[:, :, part] for part in range(4))
+            own, n = opened_[begin:end], news_[begin:end]
+            # By what the gradient of a state is multiplied to be that of W_h h + b_h for r, z and
+            # a, and of the state before by z.
+            xp.reciprocal(own[:, :, :width], out=r)
+            xp.reciprocal(own[:, :, width : 2 * width], out=z)
+            xp.subtract(one, z, out=total)
+            xp.subtract(states_[begin + 1 : end + 1, :, :width], n, out=of_z)
+            xp.multiply(of_z, total, out=of_z)
+            xp.multiply(n, n, out=d)
+            xp.subtract(one, d, out=d)
+            xp.multiply(d, total, out=d)
+            xp.multiply(d, r, out=of_a)
+            xp.multiply(of_a, own[:, :, 2 * width :], out=of_r)
+            xp.subtract(one, r, out=r)
+            xp.multiply(of_r, r, out=of_r)
+            total[:] = grad_[begin:end]
+            wide, flat = total[:, :, None], factor.reshape(count, members, 4 * width, videos)
+            for step in reversed(range(count)):
+                xp.add(total[step], carried, out=total[step])
+                xp.multiply(factor[step], wide[step], out=factor[step])
+                xp.matmul(back_, flat[step], out=carried)
+            xp.multiply(total, d, out=z)  # now of g_n, which r does not multiply
+            given = laid[:count]
+            for member in range(members):
+                gates = flat[:, member].swapaxes(0, 1).reshape(4, width, -1)
+                state = states_[begin:end, member].swapaxes(0, 1).reshape(width + 1, -1)
+                grad_onwards_[member] += gates[:3].reshape(3 * width, -1) @ state.swapaxes(0, 1)
+                gates[2] = gates[3]
+                opening = gates[:3].reshape(3 * width, -1)
+                given[:, :, :width_in] = rows_[member, begin:end]
+                grad_inwards_[member] += opening @ given.reshape(-1, width_in + 1)
+                if ctx.needs_input_grad[0]:
+                    moved = opening.swapaxes(0, 1) @ weight_in_[member]
+                    grad_rows_[member, begin:end] = moved.reshape(count, videos, width_in)
+        return (
+            grad_rows if ctx.needs_input_grad[0] else None,
+            grad_inwards[:, :, :width_in],
+            grad_inwards[:, :, width_in],
+            grad_onwards[:, :, :width],
+            grad_onwards[:, :, width],
+        )
 
     @staticmethod
     def vmap(
@@ -215,12 +297,17 @@ class _Recurrence(torch.autograd.Function):
             one.expand(info.batch_size, *one.shape) if axis is None else one.movedim(axis, 0)
             for one, axis in zip(inputs, in_dims, strict=True)
         ]
-        axes = (0, 1, 2, 1)  # of the members in what `forward` gives
+        axes = (0, 1, 1, 1)  # of the members in what `forward` gives
         found = _Recurrence.apply(*(one.flatten(0, 1) for one in moved))
         shape = (info.batch_size, -1)
         return tuple(
             one.unflatten(axis, shape) for one, axis in zip(found, axes, strict=True)
         ), axes
+
+
+def _steps_at_once(values: int) -> int:
+    """Of slabs that have so many values for a step."""
+    return max(FEWEST_STEPS, CACHED // values)
 
 
 def _arrays(*tensors: Tensor) -> tuple[Any, tuple[Any, ...]]:

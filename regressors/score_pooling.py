@@ -1,5 +1,6 @@
 """From scores of rows to the score of a video: all as one function on a padded batch."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -23,7 +24,7 @@ def hysteresis(scores: Tensor, mask: Tensor, *, tau: int = TAU, beta: float = BE
     beta min(q of the tau rows up to and with this one) + (1 - beta) sum(w q) / sum(w) over the tau
     rows from this one on, with w = exp(-q): the code of VSFA, MDTVSFA and Li et al. (TCSVT 2022),
     where memory includes the row itself.  Their code is NaN where all of a window lie above about
-    104, as exp(-q) is then 0; here weights are a softmax, and any score will do.
+    104, as exp(-q) is then 0; here weights are a softmax, and scores of up to 1e19 will do.
 
     Args:
         scores: [b, t].
@@ -31,14 +32,14 @@ def hysteresis(scores: Tensor, mask: Tensor, *, tau: int = TAU, beta: float = BE
         tau: rows of a window.
         beta: share of memory.
     """
-    far = torch.finfo(scores.dtype).max / 4
-    # Padding is the largest for memory, and has no weight for expectation.
-    real = torch.where(mask, scores, far)
-    memory = -max_pool1d(pad(-real, (tau - 1, 0), value=-far)[:, None], tau, stride=1)[:, 0]
-    ahead = pad(real, (0, tau - 1), value=far)
-    windows = torch.stack([ahead[:, lag : lag + real.shape[1]] for lag in range(tau)])
-    weights = torch.softmax(-windows, dim=0)
-    expected = (weights * torch.where(windows < far, windows, 0)).sum(dim=0)
+    # Padding is the largest for memory, and has no weight for expectation; times a gradient it is
+    # finite still.
+    far = math.sqrt(torch.finfo(scores.dtype).max)
+    negative = pad(torch.where(mask, -scores, -far), (tau - 1, tau - 1), value=-far)
+    count = scores.shape[1]
+    memory = -max_pool1d(negative[:, None, : count + tau - 1], tau, stride=1)[:, 0]
+    windows = torch.stack([negative[:, row : row + count] for row in range(tau - 1, 2 * tau - 1)])
+    expected = -(torch.softmax(windows, dim=0) * windows).sum(dim=0)
     return beta * memory + (1 - beta) * expected
 
 

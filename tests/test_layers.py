@@ -13,10 +13,15 @@ def pair(width_in=7, width=5):
     return ours, theirs
 
 
+@pytest.mark.parametrize("scale", [1, 1e4])  # up to where 1 + exp(-x) is infinite
+@pytest.mark.parametrize("at_once", [1, 7, 1000])  # steps
 @pytest.mark.parametrize("steps", [1, 2, 40])
-def test_the_gru_is_that_of_pytorch_forward_and_backward(steps):
+def test_the_gru_is_that_of_pytorch_forward_and_backward(steps, at_once, scale, monkeypatch):
+    monkeypatch.setattr(layers, "FEWEST_STEPS", at_once)
+    monkeypatch.setattr(layers, "CACHED", 0)
     ours, theirs = pair()
-    rows = torch.randn(3, steps, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    rows = torch.randn(3, steps, 7, generator=torch.Generator().manual_seed(1)) * scale
+    rows.requires_grad_()
     weights = torch.randn(3, steps, 5, generator=torch.Generator().manual_seed(2))
     results = []
     for layer in (ours, theirs):
@@ -31,6 +36,7 @@ def test_the_gru_is_that_of_pytorch_forward_and_backward(steps):
 
 
 def test_steps_by_pytorch_as_on_a_gpu_come_to_the_same(monkeypatch):
+    monkeypatch.setattr(layers, "CACHED", 0)
     gru, _ = pair()
     rows = torch.randn(3, 9, 7, generator=torch.Generator().manual_seed(1)).requires_grad_()
     results = []
