@@ -250,8 +250,8 @@ class Trial:
             jobs: processes.  They start only if, by the time of the first splits, what is left
                 takes longer than starting them, but at once for networks too large for a stack;
                 results are the same.
-            watch: told of every epoch of networks that are trained in this process; of those too
-                large for a stack, when each is done.
+            watch: told of every epoch of networks that are trained in this process, and of those
+                too large for a stack.
         """
         table = self.table
         kinds = [isinstance(head, PooledHead) for head in self.heads.values()]

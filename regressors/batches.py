@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,8 @@ from store.table import FeatureTable
 
 READ_BYTES = 2**26
 """Of a read, but for a longer video: long enough for a disk, and little beside a budget."""
-FINITE_ROWS = 4096
-"""Rows that are looked at together for values that are not finite."""
+BLOCK_ROWS = 4096
+"""Rows of which statistics are taken, or values looked for that are not finite, at once."""
 WINDOW_SHARE = 8
 """A streamed window takes this part of the budget; it is held as read, aligned and batched."""
 
@@ -76,6 +77,17 @@ class Window:
         """[t, d] of one video."""
         start, stop = self.spans[row]
         return self.flat[role][start:stop]
+
+    def blocks(self, role: str, rows: Sequence[int]) -> Iterator[Tensor]:
+        """[v, t, d] of neighbours among these videos that are of one length.
+
+        Of few rows in all, or of one video, as a window may be all that memory has room for.
+        """
+        for count, alike in groupby(rows, key=lambda row: self.spans[row][1] - self.spans[row][0]):
+            series = [self.series(role, row) for row in alike]
+            many = max(1, BLOCK_ROWS // count)
+            for start in range(0, len(series), many):
+                yield torch.stack(series[start : start + many])
 
     def padded(
         self, members: Sequence[NDArray[np.int64]], scalings: Sequence[Scaling | None]
@@ -324,7 +336,7 @@ class Series:
             return
         # A sum is finite only if all of it is; which row it was is asked only then.  In parts,
         # because what is summed in float32 is first copied to it.
-        sums = [part.sum(dtype=torch.float32) for part in tensor.split(FINITE_ROWS)]
+        sums = [part.sum(dtype=torch.float32) for part in tensor.split(BLOCK_ROWS)]
         if torch.stack(sums).isfinite().all():
             return
         for bad in (~torch.isfinite(tensor)).any(dim=1).nonzero()[:1, 0].tolist():

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import gelu, relu
+from torch.nn.functional import gelu, linear, relu
 
 from regressors.alignment import Align
 from regressors.batches import Batch
-from regressors.layers import dropout, linear
+from regressors.layers import dropout
+from regressors.layers import linear as linear_layer
 from regressors.losses import LOSSES, Loss
 from regressors.score_pooling import POOLINGS
 from regressors.sequence import (
@@ -114,14 +115,25 @@ class Perceptron(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.hidden = linear(width_in, width, generator=generator)
-        self.score = linear(width, 1, generator=generator)
+        self.hidden = linear_layer(width_in, width, generator=generator)
+        self.score = linear_layer(width, 1, generator=generator)
         self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[activation]
         self.probability = probability
+        self.affine = activation == "none" and probability == 0
 
     def forward(self, batch: Batch) -> Tensor:
         """[b]."""
-        hidden = self.activation(self.hidden(batch.rows))
+        scores = self._as_one(batch.rows) if self.affine else self._as_two(batch.rows, batch.noise)
+        return POOLINGS["mean"](scores[..., 0], batch.mask)
+
+    def _as_one(self, rows: Tensor) -> Tensor:
+        """[b, t, 1]: two linear layers are one, whose row is found once for all rows of a batch."""
+        weight = self.score.weight @ self.hidden.weight
+        return linear(rows, weight, self.score(self.hidden.bias))
+
+    def _as_two(self, rows: Tensor, noise: Tensor) -> Tensor:
+        """[b, t, 1]."""
+        hidden = self.activation(self.hidden(rows))
         if self.training and self.probability:
-            hidden = dropout(hidden, self.probability, batch.noise)
-        return POOLINGS["mean"](self.score(hidden)[..., 0], batch.mask)
+            hidden = dropout(hidden, self.probability, noise)
+        return self.score(hidden)

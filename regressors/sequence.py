@@ -4,6 +4,7 @@ import pickle
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,8 @@ from regressors.alignment import Align, Alignment
 from regressors.base import Head
 from regressors.batches import Packed, Scaling, Series
 from regressors.metrics import fit_line
+from regressors.relay import relayed
 from regressors.training import (
-    Epoch,
     Job,
     Plan,
     Trained,
@@ -50,7 +51,7 @@ Combine = Literal["mean", "rank", "zscore"]
 of the training rows (0 to 1), or of scores in deviations of these."""
 STACK = 16
 """Networks trained at once, at most; gradients and moments of all of them are in memory."""
-STACK_BYTES = 8 * 2**20
+STACK_BYTES = 2**25
 """Of the batches of a stack: with more, steps wait for memory, and more networks gain nothing."""
 
 
@@ -91,9 +92,9 @@ class SequenceHead(Head):
     The fields below are parameters of every head; those without a value have one of the head's own.
 
     Attributes:
-        watch: told of every epoch while fitting; of networks that are trained in processes of their
-            own, when each is done.  Like the next two no parameter: they change no number, are not
-            kept with the head, and are not cloned.
+        watch: told of every epoch while fitting, if in processes, by a thread of this one.  Like
+            the next two no parameter: they change no number, are not kept with the head, and are
+            not cloned.
         checkpoint: a file that is written while fitting, after epochs; fitting the same again goes
             on from there, and comes to the same.  Removed when fitting is done.
         processes: that are started at most; None for one per core.
@@ -430,18 +431,12 @@ class SequenceHead(Head):
     ) -> list[Trained]:
         """One job per core at a time."""
         packed, identity = series.packed(every), self._identity(series.table)
-        tasks = [
-            joblib.delayed(_trained)(clone(self), packed, job, number, path, identity)
-            for number, (job, path) in enumerate(zip(jobs, paths, strict=True))
-        ]
-        # "c", of each process its own where it writes: torch has no read-only tensors.
-        parallel = joblib.Parallel(n_jobs=cores, mmap_mode="c", return_as="generator")
-        trained, watch = [], self.watch
-        for one, epochs in parallel(tasks):
-            trained.append(one)
-            if watch is not None:
-                for epoch in epochs:
-                    watch(epoch)
+        with nullcontext() if self.watch is None else relayed(self.watch) as told:
+            # "c", of each process its own where it writes: torch has no read-only tensors.
+            trained: list[Trained] = joblib.Parallel(n_jobs=cores, mmap_mode="c")(
+                joblib.delayed(_trained)(clone(self), packed, job, number, path, identity, told)
+                for number, (job, path) in enumerate(zip(jobs, paths, strict=True))
+            )
         return trained
 
     def _take(
@@ -607,10 +602,10 @@ def _trained(
     number: int,
     checkpoint: Path | None,
     identity: Mapping[str, Any],
-) -> tuple[Trained, list[Epoch]]:
-    """In a process of its own; also what `watch` would have been told."""
-    epochs: list[Epoch] = []
-    head.watch = epochs.append
+    watch: Watch | None,
+) -> Trained:
+    """In a process of its own."""
+    head.watch = watch
     with threadpool_limits(limits=1):  # as in `fit`
         (trained,) = head._train_part(packed.unpacked(), [job], number, checkpoint, identity)
-    return trained, epochs
+    return trained

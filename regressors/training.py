@@ -612,9 +612,8 @@ def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling
         rows = _inside(window, every).tolist()
         shares = torch.from_numpy(member[:, [number[row] for row in rows]])
         for role in series.widths:
-            # One video at a time, as a window may be all that memory has room for.
-            own = [_moments(window.series(role, row)) for row in rows]
-            means, spread = (torch.stack(one).double().cpu() for one in zip(*own, strict=True))
+            own = [_moments(block) for block in window.blocks(role, rows)]
+            means, spread = (torch.cat(one).double().cpu() for one in zip(*own, strict=True))
             lengths = torch.from_numpy(series.lengths(np.array(rows))).double()[:, None]
             # Around some value, because squares of large means would swallow small deviations.
             means -= shift.setdefault(role, means[0].clone())
@@ -635,13 +634,13 @@ def _scalings(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [d] of rows [t, d], in float32.
+    """Mean and variance [v, d] of v videos [v, t, d], in float32.
 
     The variance is `Tensor.var` without correction, which takes five times as long.
     """
     rows = rows.float()
-    mean = rows.mean(dim=0)
-    return mean, (rows - mean).square_().mean(dim=0)
+    mean = rows.mean(dim=1)
+    return mean, (rows - mean[:, None]).square_().mean(dim=1)
 
 
 class _Journal:
