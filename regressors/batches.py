@@ -20,8 +20,10 @@ from store.table import FeatureTable
 
 READ_BYTES = 2**26
 """Of a read, but for a longer video: long enough for a disk, and little beside a budget."""
-BLOCK_ROWS = 4096
-"""Rows of which statistics are taken, or values looked for that are not finite, at once."""
+FINITE_ROWS = 4096
+"""Rows that are looked at together for values that are not finite."""
+BLOCK_BYTES = 2**24
+"""Of the rows, in float32, of several videos whose statistics are taken at once."""
 WINDOW_SHARE = 8
 """A streamed window takes this part of the budget; it is held as read, aligned and batched."""
 
@@ -81,13 +83,14 @@ class Window:
     def blocks(self, role: str, rows: Sequence[int]) -> Iterator[Tensor]:
         """[v, t, d] of neighbours among these videos that are of one length.
 
-        Of few rows in all, or of one video, as a window may be all that memory has room for.
+        Of few rows in all, or a view of one video, as a window may be all that memory has room for.
         """
-        for count, alike in groupby(rows, key=lambda row: self.spans[row][1] - self.spans[row][0]):
+        for _, alike in groupby(rows, key=lambda row: self.spans[row][1] - self.spans[row][0]):
             series = [self.series(role, row) for row in alike]
-            many = max(1, BLOCK_ROWS // count)
+            many = max(1, BLOCK_BYTES // series[0].numel() // 4)
             for start in range(0, len(series), many):
-                yield torch.stack(series[start : start + many])
+                some = series[start : start + many]
+                yield torch.stack(some) if len(some) > 1 else some[0][None]
 
     def padded(
         self, members: Sequence[NDArray[np.int64]], scalings: Sequence[Scaling | None]
@@ -336,7 +339,7 @@ class Series:
             return
         # A sum is finite only if all of it is; which row it was is asked only then.  In parts,
         # because what is summed in float32 is first copied to it.
-        sums = [part.sum(dtype=torch.float32) for part in tensor.split(BLOCK_ROWS)]
+        sums = [part.sum(dtype=torch.float32) for part in tensor.split(FINITE_ROWS)]
         if torch.stack(sums).isfinite().all():
             return
         for bad in (~torch.isfinite(tensor)).any(dim=1).nonzero()[:1, 0].tolist():

@@ -142,7 +142,7 @@ class _Recurrence(torch.autograd.Function):
         """
         members, videos, steps, width_in = rows.shape
         width = weight.shape[2]
-        many = _steps_at_once(members * width * videos)
+        many = _steps_at_once(members * width * videos, steps)
         inwards = torch.cat([weight_in, bias_in[..., None]], dim=2)
         onwards = torch.cat([weight, bias[..., None]], dim=2)
         for signed in (inwards, onwards):
@@ -214,7 +214,7 @@ class _Recurrence(torch.autograd.Function):
         rows, weight_in, weight, states, opened, news = ctx.saved_tensors
         members, videos, steps, width_in = rows.shape
         width = weight.shape[2]
-        many = _steps_at_once(members * width * videos)
+        many = _steps_at_once(members * width * videos, steps)
         # From the gradients of r, z and a, and from what comes by z, to that of the state before.
         unit = torch.eye(width, dtype=grad.dtype, device=grad.device).expand(members, -1, -1)
         back = torch.cat([weight.transpose(1, 2), unit], dim=2)  # [k, h, 4h]
@@ -305,9 +305,9 @@ class _Recurrence(torch.autograd.Function):
         ), axes
 
 
-def _steps_at_once(values: int) -> int:
-    """Of slabs that have so many values for a step."""
-    return max(FEWEST_STEPS, CACHED // values)
+def _steps_at_once(values: int, steps: int) -> int:
+    """Of slabs that have so many values for each of the steps."""
+    return min(steps, max(FEWEST_STEPS, CACHED // values))
 
 
 def _arrays(*tensors: Tensor) -> tuple[Any, tuple[Any, ...]]:

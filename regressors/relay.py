@@ -2,11 +2,12 @@
 
 import secrets
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Listener
+from threading import Thread
+from typing import Any
 
 from regressors.training import Epoch, Watch
 
@@ -18,14 +19,20 @@ WAITING = 64
 class Told:
     """What `watch` is in other processes: it can be pickled."""
 
-    address: str
+    address: Any
+    """Host and port."""
     key: bytes
     """By which our processes are known."""
 
     def __call__(self, epoch: Epoch | None) -> None:
-        """Tell of an epoch; of none, that there will be no more."""
+        """Tell of an epoch, and wait until that is done; of none, that there will be no more.
+
+        Raises:
+            EOFError: if `watch` failed.
+        """
         with Client(self.address, authkey=self.key) as connection:
             connection.send(epoch)
+            connection.recv()
 
 
 @contextmanager
@@ -33,29 +40,44 @@ def relayed(watch: Watch) -> Iterator[Told]:
     """A watch for other processes: what it is told there, `watch` is told here, by a thread.
 
     Raises:
-        Exception: what `watch` raises; processes that go on to tell then fail.
+        Exception: what `watch` raises; processes that go on to tell fail.
     """
     key = secrets.token_bytes(32)
-    listener = Listener(backlog=WAITING, authkey=key)
-    told = Told(str(listener.address), key)
-    with ThreadPoolExecutor(1) as thread:
-        listening = thread.submit(_listen, listener, watch)
-        try:
-            yield told
-        finally:
-            with suppress(OSError):  # of a thread that has failed, as is seen next
-                told(None)
-            listening.result()
+    listener = Listener(("127.0.0.1", 0), backlog=WAITING, authkey=key)
+    told = Told(listener.address, key)
+    failures: list[Exception] = []
+    thread = Thread(target=_listen, args=(listener, watch, failures), daemon=True)
+    thread.start()
+    try:
+        yield told
+    finally:
+        with suppress(EOFError, OSError):  # if it cannot be told, it is not waited for
+            told(None)
+            thread.join()
+        if failures:
+            raise failures[0]
 
 
-def _listen(listener: Listener, watch: Watch) -> None:
-    with listener:  # closed if `watch` fails, so that nobody waits
+def _listen(listener: Listener, watch: Watch, failures: list[Exception]) -> None:
+    with listener:
         while True:
             try:
-                with listener.accept() as connection:
-                    epoch = connection.recv()
+                connection = listener.accept()
             except (EOFError, ConnectionError, AuthenticationError):
                 continue  # of a process that was killed as it told, or of none of ours
-            if epoch is None:
-                return
-            watch(epoch)
+            with connection:
+                try:
+                    epoch = connection.recv()
+                except (EOFError, OSError):
+                    continue  # killed likewise
+                try:
+                    if epoch is not None and not failures:
+                        watch(epoch)
+                except Exception as error:  # noqa: BLE001 (raised where it was asked for)
+                    failures.append(error)
+                if failures and epoch is not None:
+                    continue  # without an answer, which ends that training
+                with suppress(OSError):
+                    connection.send(True)
+                if epoch is None:
+                    return

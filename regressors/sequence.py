@@ -386,7 +386,7 @@ class SequenceHead(Head):
         return trained
 
     def _stack_size(self, series: Series, rows: NDArray[np.int64]) -> int:
-        """As many networks as have batches, each its own, that a cache can hold together."""
+        """As many networks as have batches, each its own, that are together of STACK_BYTES."""
         longest = int(series.lengths(rows).max())
         batch_bytes = self.batch_size * longest * sum(series.widths.values()) * 4  # float32
         return max(1, min(STACK, STACK_BYTES // batch_bytes))
