@@ -20,6 +20,7 @@ import torch
 import yaml
 from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tornado.ioloop import PeriodicCallback
 
 from extractors.base import Extractor, WeightedExtractor
 from pipelines.extract import Extraction, Outcome
@@ -32,6 +33,9 @@ PORTION_VIDEOS = (4, 64)
 """Videos that a worker commits together: at least, unless there are fewer, and at most."""
 PORTIONS_PER_WORKER = 8
 """Where there are enough videos, so that the last ones end together."""
+
+RENEWAL_SECONDS = 5
+"""After which it is looked whether all workers of this machine are there."""
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -80,7 +84,7 @@ class ClusterFile(BaseModel):
 
 @contextmanager
 def local_workers(count: int) -> Iterator[Client]:
-    """Worker processes on this machine; one that dies is started again."""
+    """Worker processes on this machine; one that dies is started again, or replaced."""
     with (
         LocalCluster(
             n_workers=count,
@@ -92,7 +96,14 @@ def local_workers(count: int) -> Iterator[Client]:
         ) as cluster,
         Client(cluster) as client,
     ):
-        yield client
+        # A worker that dies while it is started is not started again, and the run would wait for
+        # ever.  Dask forgets it in time, and puts another in its place if asked for as many again.
+        renewal = PeriodicCallback(lambda: cluster.scale(count), RENEWAL_SECONDS * 1000)
+        cluster.loop.add_callback(renewal.start)
+        try:
+            yield client
+        finally:
+            cluster.loop.add_callback(renewal.stop)
 
 
 @contextmanager

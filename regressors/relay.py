@@ -70,14 +70,13 @@ def _listen(listener: Listener, watch: Watch, failures: list[Exception]) -> None
                     epoch = connection.recv()
                 except (EOFError, OSError):
                     continue  # killed likewise
-                try:
-                    if epoch is not None and not failures:
+                if epoch is not None and not failures:
+                    try:
                         watch(epoch)
-                except Exception as error:  # noqa: BLE001 (raised where it was asked for)
-                    failures.append(error)
-                if failures and epoch is not None:
-                    continue  # without an answer, which ends that training
-                with suppress(OSError):
-                    connection.send(True)
+                    except Exception as error:  # noqa: BLE001 (raised where it was asked for)
+                        failures.append(error)
+                if epoch is None or not failures:  # who gets no answer ends its training
+                    with suppress(OSError):
+                        connection.send(True)
                 if epoch is None:
                     return

@@ -17,6 +17,7 @@ import torch
 
 from extractors import make_extractor
 from extractors import video as decoding
+from pipelines import cluster
 from pipelines.cluster import Order, distribute, jobs_of, local_workers, read_cluster_file
 from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
@@ -137,6 +138,21 @@ def test_a_video_that_kills_its_workers_fails_alone(videos, tmp_path):
     assert list(failed) == [killer.id]
     assert all("its worker died each time" in reason for reason in failed[killer.id].values())
     assert len(outcomes) == 4
+
+
+def test_a_worker_that_is_not_started_again_is_replaced(monkeypatch):
+    """Dask's nannies do not start one again that dies while it starts."""
+    monkeypatch.setattr(cluster, "RENEWAL_SECONDS", 0.5)
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}),
+        local_workers(1) as client,
+    ):
+        first = client.submit(os.getpid).result(timeout=60)
+        (nanny,) = client.cluster.workers.values()
+        nanny.status = distributed.core.Status.failed  # with which it leaves a dead worker alone
+        os.kill(first, signal.SIGKILL)
+
+        assert client.submit(os.getpid, pure=False).result(timeout=120) != first
 
 
 def _arm(path):

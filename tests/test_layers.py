@@ -72,9 +72,14 @@ def test_a_layer_before_the_gru_can_be_taken_into_it(outputs, bias):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_stack_of_grus_is_each_of_them():
+@pytest.mark.parametrize("arrays", [layers._arrays, lambda *tensors: (torch, tensors)])
+@pytest.mark.parametrize("at_once", [2, 1000])  # steps
+def test_a_stack_of_grus_is_each_of_them(at_once, arrays, monkeypatch):
+    monkeypatch.setattr(layers, "FEWEST_STEPS", at_once)
+    monkeypatch.setattr(layers, "CACHED", 0)
+    monkeypatch.setattr(layers, "_arrays", arrays)
     members = [Gru(7, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    rows = torch.randn(3, 2, 9, 7, generator=torch.Generator().manual_seed(5))
+    rows = torch.randn(3, 2, 9, 7, generator=torch.Generator().manual_seed(5)).requires_grad_()
     stacked = {
         name: torch.stack(
             [dict(one.named_parameters())[name].detach() for one in members]
@@ -85,9 +90,11 @@ def test_a_stack_of_grus_is_each_of_them():
     together.square().sum().backward()
 
     for number, one in enumerate(members):
-        alone = one(rows[number])
+        own = rows[number].detach().requires_grad_()
+        alone = one(own)
         alone.square().sum().backward()
         torch.testing.assert_close(together[number], alone)
+        torch.testing.assert_close(rows.grad[number], own.grad)
         for name, value in one.named_parameters():
             torch.testing.assert_close(stacked[name].grad[number], value.grad)
 
