@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -284,14 +285,28 @@ def _findings(probe: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _show_failures(bank: Path, lasting: Sequence[Failure]) -> None:
+    """A line per video, however many of its features failed: most fail together, for one reason."""
     if not lasting:
         typer.echo("nothing has failed that was not made since")
         return
-    table = _table("video", "feature", "times", "last", "traceback", "reason", numbers=["times"])
-    for failure in lasting:
-        traceback = str(bank / ROOM / failure.traceback) if failure.traceback else "-"
-        cells = (failure.video, failure.key, str(failure.times), _date(failure.time), traceback)
-        table.add_row(*map(Text, cells), Text(failure.reason))
+    headings = ("video", "reason", "features", "times", "last", "traceback")
+    table = _table(*headings, numbers=["times"])
+    for video, group in groupby(lasting, key=lambda failure: failure.video):
+        own = list(group)
+        names = [one.key.partition("@")[0] for one in own]
+        features = (
+            one.key if names.count(name) > 1 else name for one, name in zip(own, names, strict=True)
+        )
+        tracebacks = (str(bank / ROOM / one.traceback) for one in own if one.traceback)
+        cells = (
+            video,
+            "; ".join(dict.fromkeys(failure.reason for failure in own)),
+            ", ".join(features),
+            str(max(failure.times for failure in own)),
+            _date(max(failure.time for failure in own)),
+            ", ".join(dict.fromkeys(tracebacks)) or "-",
+        )
+        table.add_row(*map(Text, cells))
     _console(wide=True).print(table)
 
 

@@ -128,22 +128,37 @@ def test_a_failure_that_was_made_since_is_none(store, capsys):
     assert row(said(capsys, store.path), ONE.key) == [ONE.key, "3", "0"]
 
 
-def test_the_table_of_failures_says_what_why_how_often_and_where(store, capsys):
+def test_the_table_of_failures_has_a_line_per_video_that_says_why_what_how_often_and_where(
+    store, capsys
+):
     long = "frame 17 of 240 is damaged: Invalid data found when processing input " * 3
     writer = Ledger(store.path)
     trace = writer.keep_traceback("Segmentation fault")
-    ledger(store.path, failed("a", reason="first"), failed("b", TWO))
-    ledger(store.path, failed("a", reason=long.strip(), traceback=trace))
+    ledger(store.path, failed("a", reason="first"), failed("b", TWO), failed("a", TWO, long))
+    ledger(
+        store.path, failed("a", reason=long, traceback=trace), failed("c", ONE), failed("c", TWO)
+    )
     put(store, ONE, "b")
 
     heading, *lines = said(capsys, store.path, failed=True)
 
-    assert heading.split() == ["video", "feature", "times", "last", "traceback", "reason"]
-    assert len(lines) == 2
-    assert lines[0].split()[:3] == ["a", ONE.key, "2"]
-    assert str(store.path / "ledger" / trace) in lines[0]
-    assert lines[0].rstrip().endswith(long.strip())
-    assert lines[1].split()[:3] == ["b", TWO.key, "1"]
+    assert heading.split() == ["video", "reason", "features", "times", "last", "traceback"]
+    assert [line.split()[0] for line in lines] == ["a", "b", "c"]
+    told = " ".join(lines[0].split())
+    assert told.startswith(f"a {long}one.values, two.values 2 20")
+    assert lines[0].rstrip().endswith(str(store.path / "ledger" / trace))
+    assert lines[1].split()[4:6] == ["two.values", "1"]
+    assert lines[2].split()[4:7] == ["one.values,", "two.values", "1"]
+
+
+def test_features_of_one_name_go_by_their_keys_in_the_table_of_failures(store, capsys):
+    other = FeatureSpec("one.values", (2,), "float32", {"weights": "c"})
+    ledger(store.path, failed("a", ONE), failed("a", TWO), failed("a", other, "too small"))
+
+    _, line = said(capsys, store.path, failed=True)
+
+    assert "it is empty; too small" in line or "too small; it is empty" in line
+    assert all(name in line for name in (ONE.key, other.key, " two.values "))
 
 
 def test_only_videos_of_the_manifest_count(tmp_path, store, capsys):
