@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pipelines.terminal import say
+
 if TYPE_CHECKING:
     from store.bank import FeatureStore
     from store.incoming import Imported
@@ -59,13 +61,13 @@ def diff(
                 first.resolve(name)  # says which names there are
         found = differences(first, second, specs)
     summary = summarise(found, worst=SHOWN)
-    typer.echo(
+    say(
         f"{summary.only_in_one} videos only in the first, {summary.only_in_two} only in the "
         f"second, {summary.differing} differ"
     )
     for worst in summary.worst:
         rows = f"{worst.rows[0]} and {worst.rows[1]} rows"
-        typer.echo(
+        say(
             f"largest {worst.largest:.4g}  cosine {worst.cosine:.6f}  {rows}  "
             f"{worst.key}  {worst.video}  ({', '.join(worst.arrays)})"
         )
@@ -91,22 +93,20 @@ def verify(
         specs = [store.resolve(name) for name in feature] if feature else None
         for problem in problems(store, specs):
             found.setdefault(store, []).append(problem)
-            typer.echo(
-                f"{(store.path / problem.key).relative_to(bank)}/{problem.file}: {problem.what}"
-            )
+            say(f"{(store.path / problem.key).relative_to(bank)}/{problem.file}: {problem.what}")
             if problem.videos is None and problem.shard:
-                typer.echo("  redo: every video of this shard")
+                say("  redo: every video of this shard")
             for video in problem.videos or ():
-                typer.echo(f"  redo: {video}")
+                say(f"  redo: {video}")
     if not found:
-        typer.echo(f"{bank}: everything is as it was committed")
+        say(f"{bank}: everything is as it was committed")
         return
     if mark:
         for store, of_store in found.items():
             mark_problems(store, of_store)
-        typer.echo("marked: `vqbank extract` makes these videos anew")
+        say("marked: `vqbank extract` makes these videos anew")
     else:
-        typer.echo("restore these files, or run this again with --mark and then `vqbank extract`")
+        say("restore these files, or run this again with --mark and then `vqbank extract`")
     raise typer.Exit(1)
 
 
@@ -120,14 +120,14 @@ def compact(bank: Bank, feature: Feature = None) -> None:
     left = False
     for spec in _specs(store, feature):
         done = compact_feature(store, spec, provenance=_provenance("compact"))
-        typer.echo(
+        say(
             f"{spec.key}: {len(done.replaced)} shards into {len(done.written)}, "
             f"{done.videos} videos"
         )
         for problem in done.left:
             left = True
-            typer.echo(f"{problem.key}/{problem.file}: {problem.what}", err=True)
-    typer.echo("old shards stay for who reads them; `vqbank prune` removes them a day later")
+            say(f"{problem.key}/{problem.file}: {problem.what}", err=True)
+    say("old shards stay for who reads them; `vqbank prune` removes them a day later")
     if left:
         raise typer.Exit(1)
 
@@ -146,17 +146,15 @@ def merge(
     texts = [room for source in sources for room in _rooms(source)[1:]]
     if texts:
         merge_banks(FeatureStore.create(target / TEXT), texts)
-    typer.echo(
-        f"{report.shards} shards copied ({_bytes(report.size)}), {report.present} were there"
-    )
+    say(f"{report.shards} shards copied ({_bytes(report.size)}), {report.present} were there")
     if report.duplicates:
         other = [duplicate for duplicate in report.duplicates if not duplicate.same]
-        typer.echo(
+        say(
             f"{len(report.duplicates)} videos in more than one bank, {len(other)} of them with "
             "other bytes; the first that was committed counts"
         )
         for duplicate in other[:SHOWN]:
-            typer.echo(f"other bytes: {duplicate.key}  {duplicate.video}")
+            say(f"other bytes: {duplicate.key}  {duplicate.video}")
 
 
 @app.command()
@@ -186,10 +184,10 @@ def prune(
     ]
     for removal in removals:
         path = removal.path.relative_to(bank)
-        typer.echo(f"{path}  {_bytes(removal.size)}  {removal.why}")
+        say(f"{path}  {_bytes(removal.size)}  {removal.why}")
     total = _bytes(sum(removal.size for removal in removals))
     did = "removed" if yes else "nothing removed; with --yes would go"
-    typer.echo(f"{did}: {len(removals)} items, {total}")
+    say(f"{did}: {len(removals)} items, {total}")
 
 
 @app.command()
@@ -224,14 +222,14 @@ def selection(
             raise RecipeError("--check takes BANK, FILE and perhaps --videos")
         read = read_selection(file)
         check_selection(store, read, read_videos(videos) if videos is not None else None)
-        typer.echo(f"{bank} gives what {file} names: {len(read)} videos, {read.snapshot[:12]}")
+        say(f"{bank} gives what {file} names: {len(read)} videos, {read.snapshot[:12]}")
         return
     if file is not None or not features or videos is None or output is None:
         raise RecipeError("give --features, --videos and -o to write; or FILE --check")
     written = write_selection(output, store, roles_of(features), read_videos(videos))
     for role, key in written.features.items():
-        typer.echo(f"{role}: {key}")
-    typer.echo(f"selection: {output}: {len(written)} videos, {written.snapshot[:12]}")
+        say(f"{role}: {key}")
+    say(f"selection: {output}: {len(written)} videos, {written.snapshot[:12]}")
 
 
 @app.command()
@@ -256,7 +254,7 @@ def export(
             f"a tree of .npy files holds one feature, not {len(specs)}; give one --feature, or "
             "name a file that ends in .h5"
         )
-    typer.echo(f"{', '.join(spec.key for spec in specs)}: {target}")
+    say(f"{', '.join(spec.key for spec in specs)}: {target}")
 
 
 class _Imports(TyperGroup):
@@ -413,9 +411,9 @@ def per_second_npy(
     done = import_per_second_npy(source, FeatureStore.create(bank), name=name, ids=ids, note=note)
     _say_imported(done)
     for folder in [folders[row] for row in found.only_one][:SHOWN]:
-        typer.echo(f"  no label for {folder}; it keeps its name")
+        say(f"  no label for {folder}; it keeps its name")
     under = f", as videos of {data_set}" if data_set else ""
-    typer.echo(f"  {len(ids)} folders of {len(folders)} are labelled{under}")
+    say(f"  {len(ids)} folders of {len(folders)} are labelled{under}")
 
 
 def labelled_videos(source: Path, dataset: str | None, score: str | None) -> "list[Video]":
@@ -440,13 +438,11 @@ def labelled_videos(source: Path, dataset: str | None, score: str | None) -> "li
 
 def _say_imported(done: "list[Imported]") -> None:
     for imported in done:
-        typer.echo(
-            f"{imported.spec.key}: {imported.banked} videos banked, {imported.skipped} were there"
-        )
+        say(f"{imported.spec.key}: {imported.banked} videos banked, {imported.skipped} were there")
         for note in imported.notes[:SHOWN]:
-            typer.echo(f"  {note}")
+            say(f"  {note}")
         if len(imported.notes) > SHOWN:
-            typer.echo(f"  ... and {len(imported.notes) - SHOWN} more")
+            say(f"  ... and {len(imported.notes) - SHOWN} more")
 
 
 @app.command()
@@ -466,7 +462,7 @@ def pack(
     pack_features(
         store, _specs(store, feature), folder, title=folder.name if title is None else title
     )
-    typer.echo(f"packed: {folder}")
+    say(f"packed: {folder}")
 
 
 def _specs(store: "FeatureStore", names: list[str] | None) -> "list[FeatureSpec]":

@@ -10,14 +10,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
+from pipelines.console import console, styled
 from pipelines.extract import Extraction, Outcome
+from pipelines.terminal import plain, say
 
 LOG_SECONDS = 60.0
 """Between two lines where there is no terminal."""
@@ -119,10 +119,10 @@ class Display:
             for outcome in outcomes:
                 lines = self.add(outcome)
                 for line in () if terminal else lines:
-                    typer.echo(line, err=True)
+                    say(line, err=True)
         if terminal and len(self.failed) > FAILURES:
-            typer.echo("`vqbank status BANK --failed` lists all failures", err=True)
-        typer.echo(self.summary(), err=True)
+            say("`vqbank status BANK --failed` lists all failures", err=True)
+        say(self.summary(), err=True)
         return self.failed
 
     def add(self, outcome: Outcome) -> list[str]:
@@ -139,7 +139,7 @@ class Display:
         self._frames += outcome.frames
         self._recent.append((time.monotonic(), self.frames))
         reasons = dict.fromkeys(outcome.failures.values())
-        lines = [_plain(f"failed: {outcome.video.id}: {reason}") for reason in reasons]
+        lines = [plain(f"failed: {outcome.video.id}: {reason}") for reason in reasons]
         self._last_failures.extend(lines)
         return lines
 
@@ -174,9 +174,9 @@ class Display:
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self.total, completed=seen, width=BAR_COLUMNS)
         head.add_row(bar, f"{seen} of {self.total} videos: {self._counts()}")
-        facts = [Text(line, overflow="ellipsis", no_wrap=True) for line in self._facts()]
+        facts = [styled(line, overflow="ellipsis", no_wrap=True) for line in self._facts()]
         failures = [
-            Text(line, style="red", overflow="ellipsis", no_wrap=True)
+            styled(line, style="red", overflow="ellipsis", no_wrap=True)
             for line in tuple(self._last_failures)
         ]
         return Group(head, *facts, *failures)
@@ -211,7 +211,7 @@ class Display:
         return (len(self._recent) - 1) / seconds, (self.frames - frames) / seconds
 
     def _live(self) -> Live:
-        return Live(self, console=Console(stderr=True), refresh_per_second=2)
+        return Live(self, console=console(err=True), refresh_per_second=2)
 
     @contextmanager
     def _logged(self) -> Iterator[None]:
@@ -220,7 +220,7 @@ class Display:
 
         def log() -> None:
             while not over.wait(self._log_seconds):
-                typer.echo(self.line(), err=True)
+                say(self.line(), err=True)
 
         thread = threading.Thread(target=log, name="vqbank-log", daemon=True)
         thread.start()
@@ -233,8 +233,3 @@ class Display:
 
 def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
-
-
-def _plain(text: str) -> str:
-    """Without line ends and control characters, which a file's name may hold."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
