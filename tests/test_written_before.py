@@ -1,0 +1,60 @@
+"""What commit 2f42a74 wrote, kept in tests/data/2f42a74, is read and scored as it was then."""
+
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.manifest import read_videos
+from pipelines.results import read_records
+from regressors import load_head
+from store.bank import FeatureStore
+from store.verify import verify
+
+WRITTEN = Path(__file__).parent / "data" / "2f42a74"
+
+SHA256 = {
+    "clip.embedding@cda1396e1ce7": "5dbcf5b55a0d7bc7",
+    "motion.series@4b9adabec7a9": "556515e9ac0c7ff3",
+    "nss.brisque@f6f65b2a2966": "3941d7a2953e9bd1",
+}
+"""Of ids, values, times and indices of all videos in order, the first 16 digits, taken then."""
+
+
+@pytest.fixture(scope="module")
+def bank():
+    return FeatureStore.at(str(WRITTEN / "bank"))
+
+
+def test_a_bank_of_before_is_read_to_the_last_byte(bank):
+    found = {}
+    for spec in bank.specs():
+        digest = hashlib.sha256()
+        for video in sorted(bank.video_ids(spec)):
+            feature = bank.read(spec, video)
+            digest.update(video.encode())
+            for array in (feature.values, feature.pts_seconds, feature.frame_index):
+                digest.update(array.tobytes())
+        found[spec.key] = digest.hexdigest()[:16]
+
+    assert found == SHA256
+    assert list(verify(bank)) == []
+
+
+@pytest.mark.parametrize("name", ["ridge", "svr", "gaussian", "mlp", "gru"])
+def test_a_head_of_before_gives_the_scores_of_before(bank, name):
+    head = load_head(WRITTEN / "heads" / name)
+    videos = read_videos(WRITTEN / "set.csv")
+    table = bank.table(videos, {role: spec.key for role, spec in head.specs_.items()})
+
+    with (WRITTEN / "scores.csv").open(newline="") as file:
+        expected = [float(row[name]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(head.predict(table), expected, atol=2e-5)
+
+
+def test_a_record_of_before_is_read():
+    records = read_records(WRITTEN / "run.json")
+
+    assert [head.name for record in records for head in record.heads] == ["ridge", "svr"]
