@@ -536,13 +536,23 @@ def predict(
     if scorer.card["random_weights"]:
         typer.echo("warning: this head was trained on features of RANDOM weights", err=True)
     wanted = list(videos_to_score(videos))
+    banked = wanted if scorer.imported else scorer.as_banked(wanted, store)
+    others = [(v.id, b.id) for v, b in zip(wanted, banked, strict=True) if v.id != b.id]
+    if others:
+        typer.echo(
+            f"{len(others)} of {len(wanted)} videos are in {store.path} under another id, byte for "
+            f"byte, and what is banked is taken: {others[0][0]} is {others[0][1]}"
+            f"{', ...' if len(others) > 1 else ''}",
+            err=True,
+        )
     failed: Collection[str] = ()
     if not scorer.imported:
-        failed = show_extraction(scorer.extraction(wanted, store, device=_device(device)))
-    done = [video for video in wanted if video.id not in failed]
+        failed = show_extraction(scorer.extraction(banked, store, device=_device(device)))
+    pairs = [pair for pair in zip(wanted, banked, strict=True) if pair[1].id not in failed]
+    done = [video for video, _ in pairs]
     if done:
         seen = scorer.card.get("trained_on")  # not of published weights
-        scored = scorer.scores(done, store, device=_device(device))
+        scored = scorer.scores([b for _, b in pairs], store, device=_device(device))
         if output is not None and not failed:
             ids = [video.id for video in done]
             text = submission(dict(zip(ids, scored.tolist(), strict=True)))

@@ -52,6 +52,20 @@ class Scorer:
             entries = self.card.get("recipe", {}).get("extractors", {})
             self.extractors = _rebuilt(folder, specs, entries, weights)
 
+    def as_banked(self, videos: Sequence[Video], store: FeatureStore) -> list[Video]:
+        """The same videos, each under the id under which the bank has most of it.
+
+        A file that is banked under another id, byte for byte, need not be decoded again.
+        """
+        banked = []
+        known: dict[str, Video] = {}
+        specs = [s for one in self.extractors for s in specs_of(one, decoder=self.decoder).values()]
+        for video in videos:
+            taken = _as_banked(video, store, specs)
+            # The bytes of two files may be those of one banked video.
+            banked.append(known.setdefault(taken.id, taken) if taken is not video else video)
+        return banked
+
     def extraction(
         self, videos: Sequence[Video], store: FeatureStore, *, device: torch.device
     ) -> Extraction:
@@ -93,6 +107,19 @@ def videos_to_score(sources: Sequence[Path]) -> Iterator[Video]:
             # Two files under one id of manifests are for the extraction to refuse.
             if first is scored or (has_ids and first != scored):
                 yield scored
+
+
+def _as_banked(video: Video, store: FeatureStore, specs: Sequence[FeatureSpec]) -> Video:
+    lacking = [spec for spec in specs if store.missing(spec, [video])]
+    if not lacking:
+        return video
+    try:
+        content = Fingerprint.of(video.path)
+    except (OSError, ValueError):  # for the extraction to tell; ValueError: a path with a NUL
+        return video
+    others = {store.ids_by_content(spec).get(content, video.id) for spec in lacking}
+    known = [video, *(replace(video, id=other) for other in sorted(others - {video.id}))]
+    return min(known, key=lambda one: sum(bool(store.missing(spec, [one])) for spec in specs))
 
 
 def _content_id(path: Path) -> str:

@@ -40,6 +40,7 @@ class FeatureStore:
         self.path = path
         self._shards: dict[tuple[str, str], Shard] = {}
         self._catalogues: dict[str, Catalogue] = {}
+        self._by_content: dict[str, dict[Fingerprint, str]] = {}
         try:
             header = json.loads((path / BANK_FILE).read_text())
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -95,6 +96,7 @@ class FeatureStore:
         """Look at the disk again: other writers may have committed."""
         self._shards.clear()
         self._catalogues.clear()
+        self._by_content.clear()
 
     def specs(self) -> list[FeatureSpec]:
         """Every feature that has a spec file, by key."""
@@ -147,6 +149,20 @@ class FeatureStore:
             None if found is None else (self._shard(spec, found[0]), found[1])
             for found in self._catalogue(spec).find(video_ids)
         ]
+
+    def ids_by_content(self, spec: FeatureSpec) -> Mapping[Fingerprint, str]:
+        """Under which id the bytes of a file are banked; of several ids the first by name.
+
+        Every index of this feature is read once, and remembered until `refresh`.
+        """
+        if spec.key not in self._by_content:
+            found = self._by_content[spec.key] = {}
+            for shard, places in self.winners(spec).items():
+                for video_id, place in places.items():
+                    content = shard.video(place).fingerprint
+                    if content.sha256:  # else it was imported: nobody has seen the video
+                        found[content] = min(video_id, found.get(content, video_id))
+        return self._by_content[spec.key]
 
     def read_spec(self, path: Path) -> FeatureSpec:
         """The identity at `path`, the spec.json of a feature's folder.

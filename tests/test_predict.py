@@ -13,6 +13,7 @@ import yaml
 
 from extractors import make_extractor, make_extractors, specs_of
 from extractors import video as decoding
+from extractors.isolated import Decoder
 from pipelines.cli import app
 from pipelines.entries import with_keys
 from pipelines.evaluate import Trial
@@ -32,6 +33,7 @@ from store.errors import (
     WeightsError,
 )
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
+from store.shard import Shard
 
 CPU = torch.device("cpu")
 
@@ -153,6 +155,58 @@ def test_files_that_cannot_be_read_go_by_their_path(tmp_path):
     assert ids == [f"files/unreadable/{path}" for path in gone]  # no banked video has such an id
     with pytest.raises(ManifestError, match="holds no videos"):
         list(videos_to_score([tmp_path]))
+
+
+def test_what_is_banked_is_found_by_content_too(recipe, head, tmp_path, monkeypatch, capsys):
+    """Two copies of one banked video, and a new one, under ids that the bank has never seen."""
+    shutil.copytree(recipe.bank, tmp_path / "bank")
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(recipe.videos.parent / "2-10.mp4", folder / name)
+    clip(folder / "c.mp4", noise=3, seed=11)
+    (tmp_path / "copies.csv").write_text("path\nnew/a.mp4\n")
+    opened = []
+    monkeypatch.setattr(Decoder, "open", spied(Decoder.open, opened))
+    sources = [tmp_path / "copies.csv", folder]
+
+    with pytest.raises(SystemExit) as ended:
+        app(["predict", str(head), *map(str, sources), "--bank", str(tmp_path / "bank")])
+
+    told = capsys.readouterr()
+    lines = [line.split("\t") for line in told.out.splitlines()]
+    store = FeatureStore(recipe.bank)
+    (video,) = [v for v in videos_to_score([recipe.videos]) if v.id == "set/2-10.mp4"]
+    expected = Scorer(head, weights={}).scores([video], store, device=CPU)[0]
+    assert ended.value.code == 0
+    assert opened == [folder / "c.mp4"]
+    assert [Path(path).name for _, _, path in lines] == ["a.mp4", "a.mp4", "b.mp4", "c.mp4"]
+    assert lines[0][1] == "copies/new/a.mp4"  # the manifest's, not the bank's
+    assert [float(score) for score, *_ in lines[:3]] == pytest.approx([expected] * 3, abs=1e-4)
+    assert "3 of 4 videos are in" in told.err
+    assert "copies/new/a.mp4 is set/2-10.mp4" in told.err
+
+
+def test_each_index_is_read_once_to_find_videos_by_content(recipe, head, tmp_path, monkeypatch):
+    for number in range(5):
+        clip(tmp_path / "new" / f"{number}.mp4", noise=1, seed=20 + number)
+    store = FeatureStore(recipe.bank)
+    read = []
+    monkeypatch.setattr(Shard, "video", spied(Shard.video, read))
+    videos = list(videos_to_score([tmp_path / "new"]))
+
+    assert Scorer(head, weights={}).as_banked(videos, store) == videos
+    assert len(read) == 12
+
+
+def spied(method, seen):
+    """The method, which also tells with what it is called."""
+
+    def call(self, argument):
+        seen.append(argument)
+        return method(self, argument)
+
+    return call
 
 
 # --- shipping
