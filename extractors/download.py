@@ -20,7 +20,7 @@ from extractors.weights import (
     sha256_of,
     shard_names,
 )
-from store.errors import WeightsError
+from store.errors import WeightsError, naming
 
 _CONFIGURATION = "config.json"  # what a repository of shards says of its network
 _CHUNK_BYTES = 1 << 20
@@ -171,7 +171,7 @@ def _attempt(url: str, part: Path, *, same: bool) -> Iterator[tuple[int, int | N
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
-        with part.open("r+b" if start else "wb") as opened:
+        with naming(part), part.open("r+b" if start else "wb") as opened:
             if not start:
                 _write_origin(part, url, response.headers)
             done = opened.seek(start)
@@ -219,7 +219,8 @@ def _write_origin(part: Path, url: str, headers: Mapping[str, str]) -> None:
     etag = headers.get("ETag") or ""
     # A weak tag means equal content, not equal bytes.
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
-    _origin_file(part).write_text(json.dumps({"url": url, "validator": validator}))
+    with naming(_origin_file(part)):
+        _origin_file(part).write_text(json.dumps({"url": url, "validator": validator}))
 
 
 def _origin(part: Path) -> dict[str, Any]:

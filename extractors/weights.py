@@ -23,7 +23,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from store.errors import WeightsError
+from store.errors import WeightsError, naming
 
 RANDOM = "random"
 """The choice that asks for weights that nobody trained."""
@@ -392,9 +392,12 @@ def _read_cache(cache: Path) -> dict[str, tuple[int, int, str]]:
 
 def _write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8"
-    ) as file:
+    with (
+        naming(path),
+        tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8"
+        ) as file,
+    ):
         file.write(text)
     Path(file.name).replace(path)
 

@@ -10,7 +10,7 @@ import typer
 
 from pipelines import bank_commands, label_commands
 from pipelines import weights as weight_commands
-from store.errors import VqbankError
+from store.errors import VqbankError, naming, refusal
 
 if TYPE_CHECKING:
     import torch
@@ -353,7 +353,8 @@ def results(
     if output is None:
         typer.echo(text, nl=False)
     else:
-        output.write_text(text, encoding="utf-8")
+        with naming(output):
+            output.write_text(text, encoding="utf-8")
         typer.echo(f"{format}: {output}")
 
 
@@ -556,7 +557,8 @@ def predict(
         if output is not None and not failed:
             ids = [video.id for video in done]
             text = submission(dict(zip(ids, scored.tolist(), strict=True)))
-            output.write_text(text, encoding="utf-8")
+            with naming(output):
+                output.write_text(text, encoding="utf-8")
         for video, score in zip(done, scored, strict=True):
             typer.echo(f"{score:.4f}\t{video.id}\t{video.path}")
             if seen is not None and not seen["lowest"] <= score <= seen["highest"]:
@@ -663,8 +665,7 @@ def main() -> None:
         )
         sys.exit(2)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"error: {where}{error.strerror}", err=True)
+        typer.echo(f"error: {refusal(error)}", err=True)
         sys.exit(2)
 
 

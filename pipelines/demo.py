@@ -17,7 +17,7 @@ from pipelines.recipe import read_recipe, required, shipped_recipe
 from pipelines.report import result_table, write_report
 from pipelines.train import train
 from store.bank import FeatureStore
-from store.errors import BankError
+from store.errors import BankError, naming
 
 
 def run_demo(
@@ -39,7 +39,8 @@ def run_demo(
     console.print(f"1. A small data set of moving pictures, in {folder / 'set'}")
     _make_set(folder / "set", console)
     recipe_file = folder / "demo.yaml"
-    recipe_file.write_text(shipped_recipe("demo"), encoding="utf-8")
+    with naming(recipe_file):
+        recipe_file.write_text(shipped_recipe("demo"), encoding="utf-8")
     recipe = read_recipe(recipe_file)
 
     console.print("2. Its features, into a bank: every video is decoded once")

@@ -23,6 +23,7 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from extractors.video import encode
+from store.errors import naming
 
 Frames = NDArray[np.uint8]
 """uint8 [n, HEIGHT, WIDTH, 3] RGB."""
@@ -234,10 +235,11 @@ def make_demo_set(
                 rows.append(
                     (f"demo/{shot.scene}/{version.name}", where, f"{score:.2f}", shot.scene)
                 )
-    (folder / "README.txt").write_text(README.format(table=_table()), encoding="utf-8")
+    with naming(folder / "README.txt"):
+        (folder / "README.txt").write_text(README.format(table=_table()), encoding="utf-8")
     manifest = folder / "manifest.csv"
     unfinished = folder / ".manifest.csv"
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with naming(manifest), unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("id", "path", "mos", "scene"))
         writer.writerows(rows)

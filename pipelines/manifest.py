@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from store.errors import ManifestError, unknown_name
+from store.errors import ManifestError, naming, unknown_name
 from store.schema import Part, Video
 
 COLUMNS = ("id", "path", "mos", "scene", "part", "std", "n_ratings")
@@ -147,7 +147,8 @@ def write_manifest(manifest: Path, videos: Sequence[Video]) -> None:
     writer.writerow(columns)
     for video in videos:
         writer.writerow(_cell(manifest, video, column) for column in columns)
-    manifest.write_text(text.getvalue(), encoding="utf-8")
+    with naming(manifest):
+        manifest.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _cell(manifest: Path, video: Video, column: str) -> str:

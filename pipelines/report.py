@@ -18,6 +18,7 @@ from rich.table import Table
 from pipelines.evaluate import SplitResult, Trial
 from regressors.metrics import fit_mapping
 from regressors.significance import confidence_of_median
+from store.errors import naming
 
 METRICS = ("srcc", "krcc", "plcc", "rmse")
 COLOURS = ("#3b6fb6", "#c1592f", "#4d8f5b", "#8a5aa8", "#8c6d1f", "#5b7083")
@@ -172,7 +173,8 @@ def write_report(trial: Trial, results: Sequence[SplitResult], folder: Path) -> 
     _write_predictions(trial, results, folder / "predictions.csv")
     with mpl.rc_context({"font.size": 9, "axes.edgecolor": INK, "text.color": INK}):
         picture = _picture(trial, results, summaries)
-    (folder / "result.png").write_bytes(picture)
+    with naming(folder / "result.png"):
+        (folder / "result.png").write_bytes(picture)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipelines"), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -189,12 +191,13 @@ def write_report(trial: Trial, results: Sequence[SplitResult], folder: Path) -> 
         picture=base64.b64encode(picture).decode(),
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    with naming(path):
+        path.write_text(page, encoding="utf-8")
     return path
 
 
 def _write_results(trial: Trial, results: Sequence[SplitResult], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with naming(path), path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         further = [
             "mapping", "fit", "test_videos", "selection", "random_weights", "provenance_unknown",
@@ -220,7 +223,7 @@ def _write_results(trial: Trial, results: Sequence[SplitResult], path: Path) -> 
 
 
 def _write_predictions(trial: Trial, results: Sequence[SplitResult], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with naming(path), path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["head", "split", "id", trial.score_name, "predicted"])
         for result in results:

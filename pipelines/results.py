@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 from pipelines.evaluate import SplitResult, Trial
 from pipelines.report import seen_by_weights, unknown_provenance
 from regressors.significance import confidence_of_median
-from store.errors import RecipeError, unknown_name
+from store.errors import RecipeError, naming, unknown_name
 
 METRICS = ("srcc", "krcc", "plcc", "rmse", "plcc_raw", "plcc_extremes")
 LESS_IS_BETTER = frozenset(["rmse"])
@@ -196,7 +196,7 @@ def write_record(record: Record, path: Path) -> None:
     """Write one JSON document; a `.jsonl` file gets one more line."""
     line = f"{record.model_dump_json()}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a" if path.suffix == ".jsonl" else "w", encoding="utf-8") as file:
+    with naming(path), path.open("a" if path.suffix == ".jsonl" else "w", encoding="utf-8") as file:
         file.write(line)
 
 

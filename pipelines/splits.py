@@ -18,7 +18,7 @@ from sklearn.model_selection import GroupKFold, train_test_split
 from pipelines.labels import Labels, Orders
 from pipelines.labels.match import match
 from regressors.training import hold_out_scenes, scenes_of
-from store.errors import HeadError, RecipeError, UnknownNameError, unknown_name
+from store.errors import HeadError, RecipeError, UnknownNameError, naming, unknown_name
 from store.schema import Part, Video
 
 SPLITS_FORMAT = 1
@@ -234,7 +234,8 @@ def write_splits(path: Path, name: str, videos: Sequence[Video], splits: Sequenc
             for split in splits
         ],
     }
-    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    with naming(path):
+        path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 _Rows = list[Annotated[int, Field(ge=0)]]

@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from regressors.pooling import pooled, pooled_width
-from store.errors import HeadError
+from store.errors import HeadError, refusal
 from store.schema import FeatureSpec
 from store.shard import write_atomically
 from store.table import FeatureTable
@@ -207,7 +207,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
                 (folder / replaced).unlink(missing_ok=True)
             (folder / OLD_CARD).unlink(missing_ok=True)
         except OSError as error:
-            raise HeadError(f"{folder} cannot be written: {error.strerror}") from error
+            raise HeadError(f"{folder} cannot be written: {refusal(error)}") from error
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -22,7 +22,7 @@ from torch.optim.adamw import adamw
 
 from regressors.batches import WINDOW_SHARE, Batch, Scaling, Series, Window
 from regressors.metrics import srcc
-from store.errors import HeadError
+from store.errors import HeadError, refusal
 from store.schema import Video
 from store.shard import write_atomically
 
@@ -729,4 +729,4 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def _unwritable(path: Path, error: OSError) -> HeadError:
-    return HeadError(f"the checkpoint {path} cannot be written: {error.strerror}")
+    return HeadError(f"the checkpoint {path} cannot be written: {refusal(error)}")

@@ -12,6 +12,7 @@ from store.errors import (
     BankError,
     ChangedVideoError,
     MissingFeatureError,
+    refusal,
     unknown_name,
 )
 from store.schema import Feature, FeatureSpec, Fingerprint, Video, canonical_json
@@ -82,7 +83,7 @@ class FeatureStore:
             try:
                 _make_folder(path)
             except OSError as error:
-                raise BankError(f"{path} cannot be made: {error.strerror}") from error
+                raise BankError(f"{path} cannot be made: {refusal(error)}") from error
             strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
             if strangers and not (path / BANK_FILE).exists():  # not just made by somebody else
                 raise BankError(
@@ -288,6 +289,6 @@ def writing(bank: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BankError(
-            f"{bank} cannot be written ({error.strerror}: {error.filename or 'disk'}); what was "
-            "committed is safe, run the same command again once it can be"
+            f"{bank} cannot be written ({refusal(error)}); what was committed is safe, run the "
+            "same command again once it can be"
         ) from error

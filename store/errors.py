@@ -17,8 +17,23 @@ VqbankError
 Every class takes one message, so that it survives pickling between processes.
 """
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
+
+_REMEDIES = {
+    errno.ENOSPC: "free space on its disk",
+    errno.EDQUOT: "free some of your quota there",
+    errno.EFBIG: "raise the limit of file sizes (`ulimit -f`), or use a disk that takes such files",
+    errno.EIO: "its disk, or the way to it, is failing: see the system's log",
+    errno.EROFS: "it lies on a disk that is mounted to be read alone: write to a copy",
+    errno.EACCES: "ask its owner for the right to write there, or write to a copy",
+    errno.EPERM: "ask its owner for the right to write there, or write to a copy",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+}
+"""What to do where the system refuses a file."""
 
 
 class VqbankError(Exception):
@@ -75,6 +90,32 @@ class ChangedVideoError(VqbankError, RuntimeError):
 
 class HeadError(VqbankError, ValueError):
     """A head that cannot be fitted, loaded or applied."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Who fails at a file in here says which: writing, syncing and closing alone do not.
+
+    Raises:
+        OSError: as it came, with the file's name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        if error.strerror is None:  # NumPy's, of a write that came to less than it should
+            error.strerror = str(error)
+        raise
+
+
+def refusal(error: OSError) -> str:
+    """What the system refused, at which file, and what to do, on one line."""
+    what = " ".join((error.strerror or str(error)).split())
+    named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    where = f"{' -> '.join(named)}: " if named else ""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{where}{what}{f'; {remedy}' if remedy else ''}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

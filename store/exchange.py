@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from store.bank import FeatureStore
 from store.catalogue import FILE as CATALOGUE_FILE
-from store.errors import BankError, DamagedShardError, InvalidFeatureError, VqbankError
+from store.errors import BankError, DamagedShardError, InvalidFeatureError, VqbankError, naming
 from store.incoming import (
     NPY_DTYPES,
     Imported,
@@ -103,7 +103,7 @@ def export_hdf5(store: FeatureStore, specs: Iterable[FeatureSpec], path: Path) -
             file.attrs["version"] = EXCHANGE_VERSION
             for spec in chosen:
                 _export_group(store, spec, file.create_group(spec.key))
-        with temporary.open("rb") as written:
+        with naming(path), temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.rename(path)
     except VqbankError:
@@ -168,7 +168,8 @@ def export_npy(store: FeatureStore, spec: FeatureSpec, folder: Path) -> None:
         videos = []
         for file, (shard, place) in zip(_file_names(ids), _winners(store, spec), strict=True):
             for name in array_names(spec):
-                np.save(unfinished / name / file, shard.stored(place, name))
+                with naming(unfinished / name / file):
+                    np.save(unfinished / name / file, shard.stored(place, name))
             record = shard.video(place)
             videos.append(
                 {
@@ -186,7 +187,8 @@ def export_npy(store: FeatureStore, spec: FeatureSpec, folder: Path) -> None:
             "provenance": _provenances(store, spec),
             "videos": videos,
         }
-        (unfinished / "index.json").write_text(canonical_json(index), encoding="utf-8")
+        with naming(unfinished / "index.json"):
+            (unfinished / "index.json").write_text(canonical_json(index), encoding="utf-8")
 
 
 def import_npy(folder: Path, store: FeatureStore, *, name: str, provenance_note: str) -> Imported:
@@ -258,7 +260,8 @@ def pack(store: FeatureStore, specs: Iterable[FeatureSpec], folder: Path, *, tit
             # Whoever opens the bank makes it anew.
             (unfinished / spec.key / CATALOGUE_FILE).unlink(missing_ok=True)
         card = _card(store, shards, title=title)
-        (unfinished / "CARD.md").write_text(card, encoding="utf-8")
+        with naming(unfinished / "CARD.md"):
+            (unfinished / "CARD.md").write_text(card, encoding="utf-8")
         committed = {
             f"{spec.key}/shards/{shard.id}/{name}": (entry["bytes"], entry["crc32c"])
             for spec in chosen
@@ -266,7 +269,8 @@ def pack(store: FeatureStore, specs: Iterable[FeatureSpec], folder: Path, *, tit
             for name, entry in shard.record["files"].items()
         }
         sums = _sha256sums(unfinished, committed, bank=store.path)
-        (unfinished / "SHA256SUMS").write_text(sums, encoding="utf-8")
+        with naming(unfinished / "SHA256SUMS"):
+            (unfinished / "SHA256SUMS").write_text(sums, encoding="utf-8")
 
 
 # What several of them share.
@@ -643,7 +647,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
     except FileNotFoundError as error:
         raise DamagedShardError(f"{source} is missing, though it was committed") from error
-    with target.open("rb") as file:
+    with naming(target), target.open("rb") as file:
         os.fsync(file.fileno())
 
 

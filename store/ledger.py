@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.errors import BankError
+from store.errors import BankError, naming
 from store.schema import canonical_json
 
 ROOM = "ledger"
@@ -55,7 +55,7 @@ class Ledger:
         line = canonical_json({"time": time.time(), **entry}) + "\n"
         path = self._room / f"{self.writer}.jsonl"
         try:
-            with path.open("ab") as file:
+            with naming(path), path.open("ab") as file:
                 file.write(line.encode(errors="backslashreplace"))  # file names may be no UTF-8
                 file.flush()
                 if durable:
@@ -72,7 +72,9 @@ class Ledger:
         """
         self._room.mkdir(exist_ok=True)
         name = f"{self.writer}-{secrets.token_hex(4)}.txt"
-        (self._room / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        path = self._room / name
+        with naming(path):
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         return name
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from store.bank import FeatureStore, writing
-from store.errors import BankError, ChangedVideoError, DamagedShardError
+from store.errors import BankError, ChangedVideoError, DamagedShardError, naming
 from store.prune import removable
 from store.schema import FeatureSpec
 from store.shard import (
@@ -175,9 +175,19 @@ def _copy_file(origin: Path, path: Path, room: Path) -> int:
     block = np.empty(BLOCK_BYTES, np.uint8)
     length = 0
     try:
-        with origin.open("rb", buffering=0) as source, temporary.open("xb", buffering=0) as file:
-            while count := source.readinto(block.data):
-                file.write(block[:count].data)
+        with (
+            naming(path),
+            origin.open("rb", buffering=0) as source,
+            temporary.open("xb", buffering=0) as file,
+        ):
+            while True:
+                with naming(origin):
+                    count = source.readinto(block.data)
+                if not count:
+                    break
+                rest = block[:count].data
+                while rest:  # the system may take less than it is given
+                    rest = rest[file.write(rest) :]
                 length += count
             os.fsync(file.fileno())
         temporary.replace(path)

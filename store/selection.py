@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from store.bank import FeatureStore
-from store.errors import BankError, MissingFeatureError
+from store.errors import BankError, MissingFeatureError, naming, refusal
 from store.schema import FeatureSpec, Video, canonical_json
 from store.shard import crc32c
 
@@ -79,10 +79,11 @@ def write_selection(
     text = json.dumps({**header, **asdict(selection)}, indent=1, ensure_ascii=False)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with naming(path):
+            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.replace(path)
     except OSError as error:
-        raise BankError(f"{path} cannot be written ({error.strerror})") from error
+        raise BankError(f"cannot be written: {refusal(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return selection

@@ -24,7 +24,7 @@ import numpy as np
 from awscrt import checksums
 from numpy.typing import NDArray
 
-from store.errors import BankError, DamagedShardError, InvalidFeatureError
+from store.errors import BankError, DamagedShardError, InvalidFeatureError, naming
 from store.schema import (
     Feature,
     FeatureSpec,
@@ -91,7 +91,7 @@ def create_exclusively(path: Path, content: bytes, *, durable: bool = True) -> b
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with naming(path), temporary.open("xb") as file:
             file.write(content)
             if durable:
                 file.flush()
@@ -117,7 +117,8 @@ def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -126,7 +127,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Put a file in its place whole, or not at all."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with naming(path), temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -148,6 +149,7 @@ class _ValueFile:
 
     def __init__(self, path: Path, spec: FeatureSpec) -> None:
         self.rows = 0
+        self._path = path
         self.file: BinaryIO = path.open("xb", buffering=2**20)
         self._row_bytes = spec.row_bytes
         self._chunk_rows = rows_per_chunk(spec.row_bytes)
@@ -177,7 +179,8 @@ class _ValueFile:
             self._compress(bytes(self._waiting).ljust(chunk_bytes, b"\0"))
         elif not self._compressed:
             padding = -self._length % chunk_bytes
-            self.file.seek(padding, os.SEEK_CUR)  # a hole: reads as zeros, costs nothing
+            with naming(self._path):
+                self.file.seek(padding, os.SEEK_CUR)  # a hole: reads as zeros, costs nothing
             self._crc = crc32c(bytes(padding), self._crc)
             self._length += padding
             starts = range(0, self._length, chunk_bytes)
@@ -186,7 +189,8 @@ class _ValueFile:
         table[: len(self._chunks)] = self._chunks
         tail = table.tobytes()
         self._append(np.frombuffer(tail + struct.pack("<I", crc32c(tail)), np.uint8))
-        self.file.close()
+        with naming(self._path):
+            self.file.close()
         return {"bytes": self._length, "crc32c": self._crc}
 
     def _compress(self, chunk: bytes) -> None:
@@ -197,7 +201,8 @@ class _ValueFile:
         self._append(np.frombuffer(packed, np.uint8))
 
     def _append(self, content: NDArray[np.uint8]) -> None:
-        self.file.write(content.data)
+        with naming(self._path):
+            self.file.write(content.data)
         self._crc = crc32c(content, self._crc)
         self._length += len(content)
 
@@ -456,12 +461,14 @@ class ShardWriter:
     def _write_file(self, name: str, content: bytes) -> None:
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        with naming(path):
+            path.write_bytes(content)
         self._files[name] = {"bytes": len(content), "crc32c": crc32c(content)}
 
     def _sync(self) -> None:
         for name in self._files:
-            with (self._folder / name).open("rb") as file:
+            path = self._folder / name
+            with naming(path), path.open("rb") as file:
                 os.fsync(file.fileno())
         folders = {path.parent for name in self._files for path in [self._folder / name]}
         parents = {parent for folder in folders for parent in folder.parents}

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from store.bank import FeatureStore, writing
-from store.errors import BankError, DamagedShardError, MissingFeatureError
+from store.errors import BankError, DamagedShardError, MissingFeatureError, naming
 from store.schema import FeatureSpec, canonical_json
 from store.shard import CHANGED, MISSING, create_exclusively, read_sealed, seal, sync_folder
 
@@ -87,11 +88,13 @@ def _write(folder: Path, tower: Tower) -> dict[str, Any]:
     temporary = folder / f".{secrets.token_hex(8)}.tmp"
     try:
         save_file({key: np.ascontiguousarray(v) for key, v in tower.tensors.items()}, temporary)
-        with temporary.open("rb") as file:
+        with naming(temporary), temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
             os.fsync(file.fileno())
         temporary.replace(folder / f"{digest}.safetensors")
+    except SafetensorError as error:  # a full disk, among others
+        raise BankError(f"{temporary} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(folder)
