@@ -37,6 +37,8 @@ SLOT_BYTES = 32 * 2**20
 """Of one slot, unless one frame is larger."""
 PATIENCE_SECONDS = 120.0
 """For the next sign of life from the child."""
+ABSENT_SECONDS = 2.0
+"""Who waits looks every second: after more than this without a look, this process was stopped."""
 
 
 class Chunk(NamedTuple):
@@ -79,6 +81,7 @@ class Decoder:
         self._path = Path()
         self._probe: Probe | None = None
         self._awaited_since: float | None = None
+        self._looked = 0.0
         self._memory = mmap.mmap(-1, 1)
         self._slot_bytes = 0
 
@@ -115,7 +118,7 @@ class Decoder:
             DecoderDiedError: if the child died over it, or gave no sign of life.
         """
         try:
-            while not self._connection.poll(self.seconds_left):
+            while not self._connection.poll(min(1.0, self.seconds_left)):
                 self.check()
             kind, *answer = self._connection.recv()
         except (EOFError, ConnectionError):
@@ -148,11 +151,19 @@ class Decoder:
         self._send("release", chunk.slot, awaited=self._awaited_since is not None)
 
     def check(self) -> None:
-        """Give up a child that has shown no sign of life for too long.
+        """Give up a child that has shown no sign of life for too long; called every second.
+
+        Time in which this process itself was stopped or suspended, as batch systems do with whole
+        jobs, is not held against the child.
 
         Raises:
             DecoderDiedError: then; the child is gone.
         """
+        now = time.monotonic()
+        absent = now - max(self._looked, self._awaited_since or now)
+        self._looked = now
+        if absent > ABSENT_SECONDS and self._awaited_since is not None:
+            self._awaited_since += absent
         if self.seconds_left > 0:
             return
         self._errors.seek(0)

@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,8 @@ def merge(target: FeatureStore, sources: Sequence[FeatureStore]) -> MergeReport:
     key, such as the publisher, may be written otherwise in the source.
 
     Shards are copied whole and compared with their checksums, then the marks of their bad rows, and
-    the commit records last, newest first.  Shards that `prune` would remove stay behind.  If it is
-    killed, run it again: what is there is not copied again.
+    the commit records last, what supersedes rows first.  Shards that `prune` would remove stay
+    behind.  If it is killed, run it again: what is there is not copied again.
 
     Args:
         target: The bank that grows.
@@ -141,11 +142,29 @@ def _merge_feature(
     _copy_marks(origin, folder, {shard.id for shard in new})
     _copy_tail(origin, folder)
     sync_folder(folder)
-    # The newest first: what supersedes rows counts before the rows that it supersedes.
-    for shard in sorted(new, key=lambda shard: shard.order, reverse=True):
-        content = (origin / "commits" / commits[shard.id].name).read_bytes()
-        create_exclusively(commits[shard.id], content)
+    for shard_id in _superseding_first(new):
+        content = (origin / "commits" / f"{shard_id}.json").read_bytes()
+        create_exclusively(commits[shard_id], content)
     return len(new), len(wanted) - len(new), size
+
+
+def _superseding_first(shards: Sequence[Shard]) -> Iterator[str]:
+    """Ids: what supersedes rows counts before the rows that it supersedes.
+
+    Not by time: clocks jump back, and differ between machines.
+    """
+    order: TopologicalSorter[str] = TopologicalSorter({shard.id: () for shard in shards})
+    for shard in shards:
+        for entry in shard.record["supersedes"]:
+            order.add(entry["shard"], shard.id)
+    own = {shard.id for shard in shards}
+    try:
+        yield from (shard for shard in order.static_order() if shard in own)
+    except CycleError as error:
+        raise DamagedShardError(
+            f"{shards[0].folder.parents[1]}: commits supersede each other in a circle: "
+            f"{', '.join(error.args[1])}"
+        ) from error
 
 
 def _copy_shard(shard: Shard, folder: Path, *, marked: bool) -> int:

@@ -5,6 +5,7 @@ import errno
 import re
 import resource
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 
 from store.bank import FeatureStore
-from store.errors import BankError
+from store.compact import compact
+from store.errors import BankError, DamagedShardError
 from store.merge import merge
+from store.prune import prune
 from store.schema import Feature, FeatureSpec, Fingerprint
+from store.shard import create_exclusively, mark_bad, read_sealed, seal
 from store.verify import verify
 
 ROOT = Path(__file__).parents[1]
@@ -27,14 +31,16 @@ def feature(seed, rows=40):
     return Feature(values, np.arange(rows) / 25, np.arange(rows))
 
 
-def put(bank, *videos, rows=40):
+def put(bank, *videos, rows=40, version=0, supersedes=()):
     """One shard with these videos, each of the number that it is called by."""
     writer = FeatureStore.create(bank).writer(SPEC, provenance={})
     try:
         for video in videos:
             made_of = Fingerprint(1, str(video))
-            writer.add(f"set/{video}.mp4", feature(video, rows), fingerprint=made_of, probe={})
-        writer.commit()
+            writer.add(
+                f"set/{video}.mp4", feature(video + version, rows), fingerprint=made_of, probe={}
+            )
+        writer.commit(supersedes=supersedes)
     except OSError:
         writer.abandon()
         raise
@@ -148,3 +154,88 @@ def test_every_length_at_which_a_file_may_be_too_large_is_named_and_costs_nothin
     assert refused == {"bank.j", "spec.j", "0"}
     assert FeatureStore(bank).video_ids(SPEC) == ["set/7.mp4"]
     assert list(verify(FeatureStore(bank))) == []
+
+
+# Clocks that jump
+
+
+def version_of(bank, video):
+    """The version of the rows that win."""
+    first = FeatureStore(bank).read(SPEC, f"set/{video}.mp4").values[0, 0]
+    return next(v for v in range(100, 0, -1) if feature(video + v, 1).values[0, 0] == first)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Every time that is asked for is another hour or year, in no order."""
+    rng = np.random.default_rng(3)
+    now = time.time()
+    monkeypatch.setattr("store.shard.time.time", lambda: now + rng.uniform(-1, 1) * 1e8)
+
+
+@pytest.mark.parametrize("history", range(2))
+def test_whatever_the_clock_says_the_rows_that_superseded_others_win(tmp_path, clock, history):
+    """Written, replaced, found bad and repaired, compacted, pruned, merged: by no time at all."""
+    rng = np.random.default_rng(history)
+    bank, expected, shards = tmp_path / "bank", {}, {}
+    for step in range(1, 16):
+        video = int(rng.integers(3))
+        action = rng.choice(["replace", "repair", "compact", "prune", "merge"])
+        if action == "replace" or video not in expected:
+            if video in expected:
+                (held,) = FeatureStore(bank).find(SPEC, [f"set/{video}.mp4"])
+                shards[video] = [{"shard": held[0].id, "videos": [f"set/{video}.mp4"]}]
+            put(bank, video, version=step, supersedes=shards.get(video, ()))
+            expected[video] = step
+        elif action == "repair":
+            (held,) = FeatureStore(bank).find(SPEC, [f"set/{video}.mp4"])
+            mark_bad(bank / SPEC.key, held[0].id, [f"set/{video}.mp4"])
+            put(bank, video, version=step)
+            expected[video] = step
+        elif action == "compact":
+            compact(FeatureStore(bank), SPEC)
+        elif action == "prune":
+            prune(FeatureStore(bank), dry_run=False, older_than_seconds=-1e9)
+        else:
+            merge(FeatureStore.create(tmp_path / f"{step}"), [FeatureStore(bank)])
+            bank = tmp_path / f"{step}"
+        assert {video: version_of(bank, video) for video in expected} == expected
+    assert list(verify(FeatureStore(bank))) == []
+
+
+def test_a_merge_that_is_killed_shows_no_older_rows_whatever_the_clock_said(tmp_path, monkeypatch):
+    """The rows that count were committed an hour before those that they replace, it seems."""
+    source, target = tmp_path / "source", FeatureStore.create(tmp_path / "target")
+    old = put(source, 1, version=1)
+    now = time.time()
+    monkeypatch.setattr("store.shard.time.time", lambda: now - 3600)
+    put(source, 1, 2, version=2, supersedes=[{"shard": old, "videos": ["set/1.mp4"]}])
+    put(source, 3, version=1, supersedes=[{"shard": old, "videos": "all"}])
+    put(source, 2, version=5)
+    seen = []
+
+    def looked_at(path, content, **options):
+        made = create_exclusively(path, content, **options)
+        if path.parent.name == "commits" and target.path in path.parents:
+            found = FeatureStore(target.path).video_ids(SPEC)
+            seen.append({v: version_of(target.path, int(v[4])) for v in found}.get("set/1.mp4"))
+        return made
+
+    monkeypatch.setattr("store.merge.create_exclusively", looked_at)
+    merge(target, [FeatureStore(source)])
+
+    assert len(seen) >= 2
+    assert 1 not in seen
+    assert seen[-1] == 2
+
+
+def test_commits_that_supersede_each_other_in_a_circle_are_named(tmp_path):
+    source = tmp_path / "source"
+    one = put(source, 1)
+    two = put(source, 2, supersedes=[{"shard": one, "videos": "all"}])
+    path = source / SPEC.key / "commits" / f"{one}.json"
+    record = {**read_sealed(path), "supersedes": [{"shard": two, "videos": ["set/9.mp4"]}]}
+    path.write_bytes(seal(record))
+
+    with pytest.raises(DamagedShardError, match="in a circle"):
+        merge(FeatureStore.create(tmp_path / "target"), [FeatureStore(source)])

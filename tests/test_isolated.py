@@ -112,6 +112,19 @@ def test_a_child_that_shows_no_sign_of_life_is_stopped(path):
     decoder.close()
 
 
+def test_a_stop_of_parent_and_child_is_not_held_against_the_child(path):
+    """As a batch system stops a whole job: nobody looked meanwhile, so nobody knows."""
+    decoder = Decoder("pyav", patience_seconds=2.1)
+    frames_of(decoder, path)
+    decoder._process.send_signal(signal.SIGSTOP)
+    decoder.open(path)
+    time.sleep(2.4)
+    decoder.check()
+    decoder._process.send_signal(signal.SIGCONT)
+    assert isinstance(decoder.receive(), Probe)
+    decoder.close()
+
+
 def test_a_child_does_not_outlive_its_parent(path):
     script = f"""
 import os, signal
