@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tornado.ioloop import PeriodicCallback
@@ -25,6 +24,7 @@ from tornado.ioloop import PeriodicCallback
 from extractors.base import Extractor, WeightedExtractor
 from pipelines.extract import Extraction, Outcome
 from store.bank import FeatureStore, writing
+from store.documents import file_text, yaml_value
 from store.errors import BankError, RecipeError, unknown_name
 from store.ledger import Ledger
 from store.schema import Video
@@ -148,11 +148,8 @@ def read_cluster_file(path: Path) -> ClusterFile:
         RecipeError: if it is not of this form.
     """
     try:
-        return ClusterFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        content = yaml_value(file_text(path, RecipeError, what="YAML"), path, RecipeError)
+        return ClusterFile.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

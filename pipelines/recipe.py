@@ -4,11 +4,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.manifest import VIDEO_SUFFIXES
+from store.documents import file_text, yaml_value
 from store.errors import RecipeError, UnknownNameError, unknown_name
+
+MOST_SPLITS = 10_000
 
 
 class Protocol(BaseModel):
@@ -20,7 +22,7 @@ class Protocol(BaseModel):
     """Random parts with no scene on two sides; or a name of `pipelines.splits.SCHEMES`, such as
     `official`, `videval100`; or a file (`.json`) that `vqbank split make` wrote, relative to the
     recipe's folder.  All but `scene` take no further keys."""
-    count: int = Field(default=10, ge=1)
+    count: int = Field(default=10, ge=1, le=MOST_SPLITS)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     min_test_scenes: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -78,19 +80,6 @@ class Recipe(BaseModel):
         return name, parameters
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe subset, in which a key may stand once only."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands there twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def read_recipe(path: Path) -> Recipe:
     """The recipe at `path`; where no file is, the shipped one of this name.
 
@@ -104,13 +93,7 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(
             f"{path} is no recipe, which is a .yaml file; --videos takes manifests and videos"
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
-    return _recipe_of(text, path)
+    return _recipe_of(file_text(path, RecipeError, what="YAML"), path)
 
 
 def shipped_recipes() -> list[str]:
@@ -131,10 +114,7 @@ def shipped_recipe(name: str) -> str:
 
 
 def _recipe_of(text: str, path: Path) -> Recipe:
-    try:
-        content = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = yaml_value(text, path, RecipeError)
     if not isinstance(content, dict):
         raise RecipeError(f"{path} is not a YAML mapping of keys to values")
     for key in ("extractors", "heads"):

@@ -18,6 +18,7 @@ from sklearn.model_selection import GroupKFold, train_test_split
 from pipelines.labels import Labels, Orders
 from pipelines.labels.match import match
 from regressors.training import hold_out_scenes, scenes_of
+from store.documents import MOST_JSON_BYTES, file_bytes, json_value
 from store.errors import HeadError, RecipeError, UnknownNameError, naming, unknown_name
 from store.schema import Part, Video
 
@@ -267,12 +268,9 @@ def splits_file(path: Path) -> SplitsFile:
     Raises:
         RecipeError: if it is no such file, or names a video twice.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not JSON: {error}") from error
+    content = json_value(
+        file_bytes(path, RecipeError, most_bytes=MOST_JSON_BYTES), path, RecipeError
+    )
     if not isinstance(content, dict) or content.get("vqbank_splits") != SPLITS_FORMAT:
         raise RecipeError(f"{path} was not written by `vqbank split make`, or by a newer one")
     try:

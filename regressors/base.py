@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
@@ -19,6 +18,7 @@ from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from regressors.pooling import pooled, pooled_width
+from store.documents import file_text, json_value, yaml_text, yaml_value
 from store.errors import HeadError, refusal
 from store.schema import FeatureSpec
 from store.shard import write_atomically
@@ -181,7 +181,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         content = self._model_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         model = f"model-{sha256[:16]}{self.suffix}"
-        text = yaml.safe_dump(
+        text = yaml_text(
             {
                 "format": FORMAT,
                 "name": self.name,
@@ -193,9 +193,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
                 "record": _plain(self.record_),
                 **card,
                 "features": {role: json.loads(s.to_json()) for role, s in self.specs_.items()},
-            },
-            sort_keys=False,
-            allow_unicode=True,
+            }
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -335,21 +333,17 @@ def read_card(folder: Path) -> dict[str, Any]:
         HeadError: if it is not there, or not one.
     """
     path = _card_of(folder) or folder / CARD
+    if not path.is_file():
+        raise HeadError(f"{folder} holds no head: there is no {CARD}")
+    text = file_text(path, HeadError)
+    value_of = json_value if path.name == OLD_CARD else yaml_value
     try:
-        text = path.read_bytes()
-        # YAML 1.1 takes some numbers of JSON, such as 1e-5, for text.
-        content = json.loads(text) if path.name == OLD_CARD else yaml.safe_load(text)
-        return _Card.model_validate(content).model_dump()
-    except OSError as error:
-        raise HeadError(f"{folder} holds no head: {CARD}: {error.strerror}") from error
-    except (ValidationError, ValueError, yaml.YAMLError) as error:
-        place, problem = "", " ".join(str(error).split())
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            place = "".join(f"{step}: " for step in first["loc"])
-            problem = first["msg"].lower()
+        return _Card.model_validate(value_of(text, path, HeadError)).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "".join(f"{step}: " for step in first["loc"])
         raise HeadError(
-            f"{path} is not the card of a head of format {FORMAT}: {place}{problem}"
+            f"{path} is not the card of a head of format {FORMAT}: {place}{first['msg'].lower()}"
         ) from error
 
 

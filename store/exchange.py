@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from store.bank import FeatureStore
 from store.catalogue import FILE as CATALOGUE_FILE
+from store.documents import MOST_JSON_BYTES, file_bytes, json_value
 from store.errors import BankError, DamagedShardError, InvalidFeatureError, VqbankError, naming
 from store.incoming import (
     NPY_DTYPES,
@@ -512,7 +513,8 @@ def _npy_index(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with _as_bank_error(path):
-        index = json.loads(path.read_text(encoding="utf-8"))
+        text = file_bytes(path, BankError, most_bytes=MOST_JSON_BYTES)
+        index = json_value(text, path, BankError)
         if not isinstance(index, dict) or index.get("format") != NPY_FORMAT:
             return None
         _check_header(path, index, NPY_FORMAT)

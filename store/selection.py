@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from store.bank import FeatureStore
+from store.documents import MOST_JSON_BYTES, file_bytes, json_value
 from store.errors import BankError, MissingFeatureError, naming, refusal
 from store.schema import FeatureSpec, Video, canonical_json
 from store.shard import crc32c
@@ -95,8 +96,9 @@ def read_selection(path: Path) -> Selection:
     Raises:
         BankError: if it is none, is damaged, or is of a newer format.
     """
+    text = file_bytes(path, BankError, most_bytes=MOST_JSON_BYTES)
+    read: dict[str, Any] = json_value(text, path, BankError)
     try:
-        read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if read["format"] != FORMAT:
             raise BankError(f"{path} is not a selection, but {read['format']!r}")
         if read["version"] > VERSION:
@@ -109,8 +111,6 @@ def read_selection(path: Path) -> Selection:
             raise BankError(
                 f"{path} says {read['videos']} videos and names {len(selection)}; write it again"
             )
-    except OSError as error:
-        raise BankError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BankError(f"{path} is not a selection: {error!r}") from error
     return selection
