@@ -100,7 +100,7 @@ def yaml_value(text: str, where: object, error: type[VqbankError]) -> Any:
 def yaml_text(value: Any) -> str:
     """A value of mappings, lists, text, numbers, true and null as a YAML document."""
     writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
+    writer.default_flow_style = False  # type: ignore[assignment]  # inferred from its None
     writer.allow_unicode = True
     writer.width = 2**16  # folding a text changes nothing for readers, and nothing is gained
     writer.sort_base_mapping_type_on_output = False
@@ -180,6 +180,14 @@ class _Plain(SafeRepresenter):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def represent_str(self, data: Any) -> Any:
+        # Single quotes would fold the line ends that Unicode has beside those of ASCII.
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar(f"{_TAG}str", data, style=style)
+
+
+_Plain.add_representer(str, _Plain.represent_str)
 
 
 def _reader() -> YAML:

@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from extractors import video as decoding
 from pipelines.cli import main
 from regressors import HEADS
 from regressors.gru import Gru
 from store.bank import FeatureStore
+from store.documents import yaml_value
+from store.errors import VqbankError
 from store.schema import Video
 
 ROOT = Path(__file__).parents[1]
@@ -134,7 +135,7 @@ def test_a_shipped_head_scores_new_videos_and_banks_what_it_extracts(project, tm
         ("clean.mp4", pytest.approx(clean, abs=1e-4)),
         ("noisy.mp4", pytest.approx(noisy, abs=1e-4)),
     ]
-    card = yaml.safe_load((tmp_path / "head" / "card.yaml").read_text())
+    card = yaml_value((tmp_path / "head" / "card.yaml").read_text(), "yaml", VqbankError)
     assert set(card["keys"]) == {"quality", "motion"}
 
 
@@ -164,7 +165,7 @@ def test_published_weights_of_a_head_score_without_labels(project, tmp_path):
     table = store.table(videos, {"motion": "motion.series"})
     head = Gru.published(tmp_path / "VSFA.pt", table.specs)
     assert [float(score) for score, *_ in rows] == pytest.approx(head.predict(table), abs=1e-4)
-    card = yaml.safe_load((tmp_path / "head" / "card.yaml").read_text())
+    card = yaml_value((tmp_path / "head" / "card.yaml").read_text(), "yaml", VqbankError)
     assert card["published"]["file"] == "VSFA.pt"
     assert card["trained_on"] is None
     for further, message in [

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipelines.cli import app
@@ -18,6 +17,7 @@ from pipelines.train import train
 from regressors import load_head
 from regressors.training import Epoch, _Journal, _Member
 from store.bank import FeatureStore
+from store.documents import yaml_text
 from store.errors import RecipeError
 from store.schema import Feature, FeatureSpec, Fingerprint
 
@@ -42,7 +42,7 @@ def recipe(tmp_path):
             table.writerow([f"{row}.mp4", f"{row}.mp4", f"{score:.4f}"])
     writer.commit()
     (tmp_path / "run.yaml").write_text(
-        yaml.safe_dump(
+        yaml_text(
             {
                 "videos": "set.csv",
                 "bank": "bank",

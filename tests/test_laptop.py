@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from store.bank import FeatureStore
+from store.documents import yaml_text, yaml_value
+from store.errors import VqbankError
 from store.schema import Feature, FeatureSpec, Fingerprint
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +87,7 @@ def laptop(tmp_path):
         "heads": HEADS,
         "protocol": {"count": 2, "test_fraction": 0.25},
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "recipe.yaml").write_text(yaml_text(recipe))
     (tmp_path / "node").rename(tmp_path / "gone")
     return folder
 
@@ -107,7 +108,7 @@ def works_on_a_laptop(folder, *commands):
         shown += done.stdout
     assert all(name in shown for name in HEADS)
     assert any((folder / "report").iterdir())
-    card = yaml.safe_load((folder / "head" / "card.yaml").read_text())
+    card = yaml_value((folder / "head" / "card.yaml").read_text(), "yaml", VqbankError)
     assert set(card["keys"]) == {"semantic", "motion"}
     assert set(card["record"]) == {"split", "metrics"}
     assert "torch" in card["software"]

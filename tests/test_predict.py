@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from extractors import make_extractor, make_extractors, specs_of
 from extractors import video as decoding
@@ -23,6 +22,7 @@ from pipelines.recipe import Recipe
 from pipelines.train import train
 from regressors import load_head
 from store.bank import FeatureStore
+from store.documents import yaml_text, yaml_value
 from store.errors import (
     BankError,
     HeadError,
@@ -30,6 +30,7 @@ from store.errors import (
     MissingFeatureError,
     RecipeError,
     UnknownNameError,
+    VqbankError,
     WeightsError,
 )
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
@@ -294,7 +295,7 @@ def test_a_head_on_several_entries_of_an_extractor_makes_them_all_again(recipe, 
 
 def test_weights_of_another_entry_are_not_asked_for(head, tmp_path, monkeypatch):
     """A recipe may name an extractor several times, with weights that are not at hand here."""
-    card = yaml.safe_load((head / "card.yaml").read_text())
+    card = yaml_value((head / "card.yaml").read_text(), "yaml", VqbankError)
     entries = {"motion": {}, "other": {"extractor": "motion"}}
     asked, lacking = [], []
 
@@ -307,7 +308,7 @@ def test_weights_of_another_entry_are_not_asked_for(head, tmp_path, monkeypatch)
     monkeypatch.setattr("pipelines.predict.specs_of", specs_or_error)
     shutil.copytree(head, tmp_path / "head")
     card["recipe"]["extractors"] = entries
-    (tmp_path / "head" / "card.yaml").write_text(yaml.safe_dump(card))
+    (tmp_path / "head" / "card.yaml").write_text(yaml_text(card))
     for number, expected in ((2, 1), (1, 2)):
         asked.clear()
         lacking[:] = [number]
@@ -366,12 +367,12 @@ def test_a_card_that_is_none_is_refused(tmp_path, text):
 def changed(head, folder, change):
     """A copy of a head with another identity of its feature, and the key that goes with it."""
     shutil.copytree(head, folder)
-    card = yaml.safe_load((folder / "card.yaml").read_text())
+    card = yaml_value((folder / "card.yaml").read_text(), "yaml", VqbankError)
     fitted = load_head(folder)
     change(card["features"]["motion"]["identity"])
     spec = type(fitted.specs_["motion"]).from_json(json.dumps(card["features"]["motion"]))
     card["keys"]["motion"] = spec.key
-    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    (folder / "card.yaml").write_text(yaml_text(card))
     return folder
 
 

@@ -9,7 +9,9 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-import yaml
+
+from store.documents import yaml_value
+from store.errors import VqbankError
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -31,7 +33,7 @@ def constraints():
 
 
 def test_conda_users_get_this_project_with_the_same_extras_and_constraints():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml_value((ROOT / "environment.yml").read_text(), "yaml", VqbankError)
     packages = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     (editable,) = [line for line in pip if line.startswith("--editable")]

@@ -39,7 +39,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path):
         ("bank: a\nbank: b", r"key 'bank' stands there twice"),
         ("protocol: {seed: -1}", r"protocol.seed: Input should be greater than or equal to 0"),
         ("- a\n- b", r"is not a YAML mapping"),
-        ("videos: [", r"run.yaml is not YAML"),
+        ("videos: [", r"run.yaml:1: not YAML"),
         ("heads: svr", r"heads: Input should be a valid dictionary, got 'svr'"),
     ],
 )
