@@ -100,10 +100,9 @@ def yaml_value(text: str, where: object, error: type[VqbankError]) -> Any:
 def yaml_text(value: Any) -> str:
     """A value of mappings, lists, text, numbers, true and null as a YAML document."""
     writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False  # type: ignore[assignment]  # inferred from its None
-    writer.allow_unicode = True
+    writer.default_flow_style = False
     writer.width = 2**16  # folding a text changes nothing for readers, and nothing is gained
-    writer.sort_base_mapping_type_on_output = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # seen as None
     writer.Representer = _Plain
     text = io.StringIO()
     writer.dump(value, text)
