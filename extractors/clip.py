@@ -39,13 +39,14 @@ _PREPROCESSING: dict[str, Any] = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-# As wide as ViT-B/32 where it ends, so that its rows fit heads.
+# As wide as ViT-B/32 where it ends, so that its rows fit heads, and as deep, so that recipes can cut
+# it where they cut ViT-B/32.
 _TINY: dict[str, Any] = {
     "embed_dim": 512,
     "quick_gelu": True,
     "vision_cfg": {
         "image_size": 64,
-        "layers": 4,
+        "layers": 12,
         "width": 32,
         "head_width": 16,
         "patch_size": 16,
@@ -242,6 +243,8 @@ class Clip(WeightedExtractor):
         parameters = super().parameters()
         for name in ("cut", "frame_step", "resize_mode"):
             del parameters[name]
+        if self.tiny:  # whose tower had four blocks before
+            parameters["layers"] = self.configuration["vision_cfg"]["layers"]
         if self.model == _MODEL:
             del parameters["model"]
             return parameters

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -49,6 +50,8 @@ _NORMALISATIONS: dict[str, Statistics] = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
 }
 _STAGES = 5  # blocks after these pool and classify
+_DEPTH = 50
+_TINY_DEPTH = 18  # a block per stage, each as wide as in R50, so that its rows fit heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +68,8 @@ class SlowFast(WeightedExtractor):
     """
 
     weights: str = "kinetics400"
-    """"kinetics400", "random", or the path of a file like SLOWFAST_8x8_R50.pyth, with both
-    pathways."""
+    """"kinetics400", "random", "random-tiny", or the path of a file like SLOWFAST_8x8_R50.pyth, with
+    both pathways."""
     chunks: Chunks = "rq-vqa"
     """Which frames, and at what size.
 
@@ -84,6 +87,7 @@ class SlowFast(WeightedExtractor):
     name = "slowfast"
     version = 3
     batch_clips = 1  # the fast pathway is a tenth slower in batches of two
+    has_tiny = True
     files = (
         WeightFile(
             choice="kinetics400",
@@ -163,17 +167,17 @@ class SlowFast(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
-        whole: Any = self.network(architecture)
+        whole: Any = self.network(partial(architecture, _TINY_DEPTH if self.tiny else _DEPTH))
         return nn.ModuleList(whole.blocks[:_STAGES]).eval().requires_grad_(False)
 
 
-def architecture() -> nn.Module:
-    """The whole slowfast_r50, classifier included."""
+def architecture(depth: int = _DEPTH) -> nn.Module:
+    """The whole slowfast_r50, classifier included, or one of another depth in its place."""
     with warnings.catch_warnings():
         # fvcore, which it imports, still calls torch.jit.script.
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
-        from pytorchvideo.models.hub import slowfast_r50
-    return slowfast_r50()
+        from pytorchvideo.models.slowfast import create_slowfast
+    return create_slowfast(model_depth=depth, slowfast_fusion_conv_kernel_size=(7, 1, 1))
 
 
 def _fast(stage: Any) -> nn.Module:

@@ -14,7 +14,7 @@ from extractors.views import CLIP_MEAN, CLIP_STD, ShortSideCrop, Squash, normali
 from store.errors import RecipeError, UnknownNameError, WeightsError
 
 CPU = torch.device("cpu")
-BLOCKS = 4  # of the tiny configuration
+BLOCKS = 12  # of the tiny configuration
 
 
 @pytest.fixture(autouse=True)
