@@ -1,6 +1,6 @@
 """Frames to features: which frames, what happens to them, and the frozen networks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -24,6 +24,7 @@ from extractors.semantic import Semantic
 from extractors.slowfast import SlowFast
 from extractors.swin import Swin
 from extractors.vificlip import ViFiClip
+from extractors.weights import RANDOM, TINY
 from store.errors import RecipeError, UnknownNameError, unknown_name
 from store.schema import FeatureSpec
 
@@ -87,7 +88,8 @@ def make_extractors(
         entries: parameters by extractor.  Several of one kind go by names of their own, with
             `extractor` among their parameters.
         weights: by an entry's own name, by extractor for all its entries, or as `all` for every
-            extractor that has weights; they replace those that are given there.
+            extractor that has weights; they replace those that are given there.  `all` as
+            "random-tiny" means "random" where there is no tiny form.
 
     Raises:
         UnknownNameError: as `make_extractor`; also if `weights` names no entry.
@@ -122,7 +124,25 @@ def weights_for(entry: str, kind: str, weights: Mapping[str, str]) -> str | None
         kind: its extractor, which has weights.
         weights: as `--weights` gives them.
     """
-    return weights.get(entry, weights.get(kind, weights.get("all")))
+    if entry in weights or kind in weights:
+        return weights.get(entry, weights.get(kind))
+    every = weights.get("all")
+    return RANDOM if every == TINY and not _has_tiny(kind) else every
+
+
+def without_tiny(extractors: Iterable[Extractor]) -> list[str]:
+    """Names of those that have weights and no tiny form, for which `all=random-tiny` is "random".
+
+    Args:
+        extractors: of a run.
+    """
+    weighted = (one.name for one in extractors if isinstance(one, WeightedExtractor))
+    return sorted({name for name in weighted if not _has_tiny(name)})
+
+
+def _has_tiny(name: str) -> bool:
+    kind = EXTRACTORS.get(name, Extractor)
+    return issubclass(kind, WeightedExtractor) and kind.has_tiny
 
 
 def specs_of(extractor: Extractor, *, decoder: str) -> dict[str, FeatureSpec]:

@@ -39,8 +39,8 @@ _PREPROCESSING: dict[str, Any] = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-# As wide as ViT-B/32 where it ends, so that its rows fit heads, and as deep, so that recipes can cut
-# it where they cut ViT-B/32.
+# As wide as ViT-B/32 where it ends, so that its rows fit heads, and as deep, so that recipes cut
+# both alike.
 _TINY: dict[str, Any] = {
     "embed_dim": 512,
     "quick_gelu": True,

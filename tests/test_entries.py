@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractors, specs_of
+from extractors import make_extractors, specs_of, without_tiny
 from extractors import video as decoding
 from extractors.weights import RANDOM, TINY
-from pipelines.entries import check_use, with_keys
+from pipelines.entries import check_names, check_use, with_keys
 from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
-from pipelines.recipe import Recipe, read_recipe
+from pipelines.recipe import Protocol, Recipe, read_recipe
 from store.bank import FeatureStore
 from store.errors import (
     AmbiguousFeatureError,
     MissingFeatureError,
     RecipeError,
     UnknownNameError,
+    VqbankError,
 )
 from store.schema import Feature, Fingerprint
 
@@ -146,9 +147,69 @@ def test_two_weights_of_one_entry_have_to_be_told_apart_by_key(bank):
     store, _ = bank
     tiny = {name: {**given, "weights": TINY} for name, given in TWO.items()}
     bank_one_row(store, specs_of(make_extractors(tiny)[1], decoder="pyav")["stages"])
-    found = features(store, TWO, a="patches.stages")
-    with pytest.raises(AmbiguousFeatureError, match=r"3 features named quality\.stages"):
-        store.resolve(found["a"])
+    with pytest.raises(
+        AmbiguousFeatureError,
+        match=r"2 features .* quality\.stages as entry 'patches' .*"
+        r"quality\.stages@\w+ \(weights random\).*; choose by --weights patches=CHOICE, or .* key",
+    ):
+        features(store, TWO, a="patches.stages")
+
+
+@pytest.mark.parametrize("option", ["patches", "quality", "all"])
+def test_features_of_chosen_weights_are_meant_where_weights_are_given(bank, option):
+    store, keys = bank
+    tiny = {name: {**given, "weights": TINY} for name, given in TWO.items()}
+    spec = specs_of(make_extractors(tiny)[1], decoder="pyav")["stages"]
+    bank_one_row(store, spec)
+
+    for choice, key in [(TINY, spec.key), (RANDOM, keys["patches"])]:
+        recipe = Recipe(bank=store.path, extractors=TWO, features={"a": "patches.stages"})
+        assert with_keys(recipe, weights={option: choice}).features == {"a": key}
+
+
+def test_a_tiny_form_with_other_sizes_is_found_without_weights_being_given(tmp_path):
+    store = FeatureStore.create(tmp_path / "bank")
+    entries = {"pe": {}, "pe-mixed": {"extractor": "pe", "frames": "mixed"}}
+    specs = [
+        specs_of(one, decoder="pyav")["pooled"]
+        for one in make_extractors(entries, weights={"all": TINY})
+    ]
+    for spec in specs:
+        bank_one_row(store, spec)
+
+    found = features(store, entries, a="pe.pooled", b="pe-mixed.pooled")
+
+    assert found == {"a": specs[0].key, "b": specs[1].key}
+
+
+def test_what_is_not_of_the_chosen_weights_is_named_by_key_and_weights(bank):
+    store, keys = bank
+    of_recipe = Recipe(bank=store.path, extractors=TWO, features={"a": "patches.stages"})
+    by_name = Recipe(bank=store.path, features={"a": "quality.stages"})
+    for recipe in (of_recipe, by_name):
+        with pytest.raises(MissingFeatureError, match="of weights 'random-tiny', but") as raised:
+            with_keys(recipe, weights={"all": TINY})
+        assert all(f"{key} (weights random)" in str(raised.value) for key in keys.values())
+    with pytest.raises(UnknownNameError, match="--weights: unknown extractor 'qualty'"):
+        with_keys(by_name, weights={"qualty": TINY})
+    assert with_keys(by_name, weights={}).features == {"a": "quality.stages"}
+
+
+# --- names before features
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": {"rigde": {}}}, "Did you mean 'ridge'"),
+        ({"heads": {"mine": {"head": "rigde"}}}, "Did you mean 'ridge'"),
+        ({"protocol": Protocol(splits="rqvqq")}, "Did you mean 'rqvqa'"),
+        ({"protocol": Protocol(splits="none.json")}, "none.json"),
+    ],
+)
+def test_heads_and_splits_that_there_are_not_are_refused_without_a_bank(change, message):
+    with pytest.raises(VqbankError, match=message):
+        check_names(Recipe().model_copy(update=change))
 
 
 # --- shipped recipes
@@ -168,6 +229,15 @@ def test_what_evaluate_would_refuse_is_refused_before_extraction(change, message
     check_use(recipe, made)
     with pytest.raises(UnknownNameError, match=message):
         check_use(recipe.model_copy(update=change), made)
+
+
+def test_the_smallest_random_weights_of_all_are_random_where_there_is_no_tiny_form():
+    entries = {"nss": {}, "clip": {}, "iqa": {"metric": "musiq"}, "slowfast": {}}
+    made = make_extractors(entries, weights={"all": TINY})
+    assert [getattr(one, "weights", None) for one in made] == [None, TINY, RANDOM, TINY]
+    assert without_tiny(made) == ["iqa"]
+    (clip,) = make_extractors({"clip": {"cut": 8, "outputs": ["tokens"]}}, weights={"all": TINY})
+    assert specs_of(clip, decoder="pyav")["tokens"].identity["cut"] == 8
 
 
 def test_random_weights_can_be_asked_for_all_at_once():
