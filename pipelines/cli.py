@@ -322,12 +322,13 @@ def evaluate(
     )
     trial = _trial(chosen, title=recipe.stem if recipe is not None else "vqbank")
     results = _show_trial(trial, jobs=all_cores() if jobs is None else jobs)
-    _console().print(result_table(trial, results))
+    record = record_of(trial, results)
+    _console().print(result_table(record))
     if json_file is not None:
-        write_record(record_of(trial, results), json_file)
+        write_record(record, json_file)
         typer.echo(f"record: {json_file}")
     if report is not None:
-        typer.echo(f"report: {write_report(trial, results, report)}")
+        typer.echo(f"report: {write_report(trial, results, record, report)}")
 
 
 @app.command()
@@ -377,18 +378,18 @@ def compare(
     table = Table(
         title=f"{metric.upper()} against {found[0].reference}",
         caption="p of Wilcoxon's test, and of the t-test corrected for overlapping training parts. "
-        "F-test: splits whose residuals vary less or more, 95 %.",
+        "F-test: splits whose residuals vary less or more, 95 %. Splits are left out where a run "
+        "has no value, or an earlier one the same test part. A dash: all splits differ by the "
+        "same, which leaves a t-test nothing to go by.",
     )
     for column in ("run", "median gain", "better in", "Wilcoxon p", "corrected p", "F-test"):
         table.add_column(column, justify="left" if column == "run" else "right")
     for one in found:
-        paired = one.paired
         table.add_row(
             one.other,
-            f"{paired.median_gain:+.4f}",
-            f"{paired.wins} of {paired.splits}",
-            f"{paired.wilcoxon_p:.2g}",
-            f"{paired.corrected_p:.2g}",
+            f"{one.paired.median_gain:+.4f}",
+            one.better_in,
+            *one.p_values,
             f"{one.less_variance} less, {one.more_variance} more",
         )
     _console().print(table)

@@ -1,5 +1,6 @@
 """Two runs over the same splits: which is better, and how sure that is."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,15 +13,38 @@ from store.errors import RecipeError, unknown_name
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A head against the reference."""
+    """A head against the reference, over the splits that count as evidence of their own."""
 
     reference: str
     other: str
     metric: str
+    made: int
+    """Splits of the runs."""
+    repeated: int
+    """Of these, those that are left out because an earlier one has the same test part."""
     paired: Paired
     less_variance: int
     """Splits in which its residuals vary less than the reference's, by the F-test."""
     more_variance: int
+
+    @property
+    def better_in(self) -> str:
+        """In how many of the compared splits, and why others are not among them."""
+        left_out = {"undefined": self.paired.undefined, "repeated": self.repeated}
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+        text = f"{self.paired.wins} of {self.paired.splits}"
+        return f"{text} ({why}, of {self.made})" if why else text
+
+    @property
+    def p_values(self) -> tuple[str, str]:
+        """Wilcoxon's, and the corrected one: never 0, and a dash where there is none."""
+        return _p_text(self.paired.wilcoxon_p), _p_text(self.paired.corrected_p)
+
+
+def _p_text(p: float) -> str:
+    if math.isnan(p):
+        return "-"
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def compare(
@@ -60,14 +84,20 @@ def compare(
                 f"({_scores(record)}; {_scores(first)}); their numbers cannot be compared"
             )
     share = float(np.mean(np.array(first.test_videos) / np.array(first.train_videos)))
+    different = first.different
+    videos = np.array(first.test_videos)[different]
     sign = -1.0 if metric in LESS_IS_BETTER else 1.0
     return [
         Comparison(
             reference=against,
             other=name,
             metric=metric,
+            made=len(first.test_videos),
+            repeated=len(first.test_videos) - len(different),
             paired=paired_test(
-                sign * _values(reference, metric), sign * _values(head, metric), test_share=share
+                sign * _values(reference, metric)[different],
+                sign * _values(head, metric)[different],
+                test_share=share,
             ),
             less_variance=variance[0],
             more_variance=variance[1],
@@ -75,7 +105,7 @@ def compare(
         for _, head, name in others
         for variance in [
             better_by_variance(
-                _values(reference, "rmse"), _values(head, "rmse"), np.array(first.test_videos)
+                _values(reference, "rmse")[different], _values(head, "rmse")[different], videos
             )
         ]
     ]

@@ -15,6 +15,7 @@ from pipelines.manifest import read_videos
 from pipelines.predict import Scorer, videos_to_score
 from pipelines.recipe import read_recipe, required, shipped_recipe
 from pipelines.report import result_table, write_report
+from pipelines.results import record_of
 from pipelines.train import train
 from store.bank import FeatureStore
 from store.errors import BankError, naming
@@ -55,8 +56,9 @@ def run_demo(
     console.print("3. Heads, each fitted on some scenes and tested on others")
     trial = Trial.of(recipe, title="vqbank demo")
     results = evaluate(trial)
-    console.print(result_table(trial, results))
-    console.print(f"   report: {write_report(trial, results, folder / 'report')}")
+    record = record_of(trial, results)
+    console.print(result_table(record))
+    console.print(f"   report: {write_report(trial, results, record, folder / 'report')}")
 
     name = next(iter(recipe.heads))  # the recipe's first: choosing by test scores would be peeking
     console.print(f"4. The {name} head, fitted on all clips, scores a video of an unseen scene")

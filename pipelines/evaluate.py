@@ -1,5 +1,6 @@
 """Try heads on splits of a table: fit on the training rows, predict the test rows, measure."""
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from pipelines.recipe import Protocol, Recipe, required
 from pipelines.splits import (
     SCHEMES,
     Split,
+    first_alike,
     named_splits,
     same_videos,
     scene_splits,
@@ -199,11 +201,12 @@ class Trial:
         if self.stated:
             counts = f"{len(self.dropped)} of {len(self.stated)}"
             dropped = f" {counts} videos lack a feature and are left out of every side."
+        repeated = self._repeated_text
         if self.protocol.splits == "scene":
             return (
-                f"{self.protocol.count} random splits, {self.protocol.test_fraction:.0%} of the "
+                f"{len(self.splits)} random splits, {self.protocol.test_fraction:.0%} of the "
                 f"scenes for testing (seed {self.protocol.seed}), no scene on two sides."
-                f"{caution}{dropped}"
+                f"{caution}{dropped}{repeated}"
             )
         if self.protocol.splits.endswith(".json"):
             file = Path(self.protocol.splits).name
@@ -221,7 +224,7 @@ class Trial:
                 " Training scores are in standard deviations from the mean of their own data set, "
                 "and so are predictions."
             )
-        how += dropped
+        how += dropped + repeated
         scenes = [video.scene for video in self.table.videos if video.scene is not None]
         if len(set(scenes)) < len(scenes) and self.mixed_scenes:
             how += (
@@ -229,6 +232,69 @@ class Trial:
                 "is tested was seen in training, in other versions."
             )
         return how
+
+    @property
+    def _repeated_text(self) -> str:
+        """Where splits are fewer than their name says, or the same ones again."""
+        text, made = "", len(self.splits)
+        if self.splits_asked > made:
+            text += f" {self.splits_asked} were asked for: there are no more different test parts."
+        different = len(set(first_alike(self.splits)))
+        if different < made:
+            text += (
+                f" Only {different} of the {made} test parts are different: intervals and paired "
+                "tests count those that repeat once."
+            )
+        return text
+
+    @property
+    def splits_asked(self) -> int:
+        """How many splits the protocol asks for; 0 where the videos or a file decide."""
+        if self.protocol.splits == "scene":
+            return self.protocol.count
+        if re.fullmatch(r"[a-z-]+\d*", self.splits_name) is None:
+            return 0
+        scheme = self.splits_name.rstrip("0123456789")
+        return scheme_of(self.splits_name)[1] if scheme in SCHEMES else 0
+
+    @property
+    def directions(self) -> list[str]:
+        """Per split, from which data sets to which, where whole ones are left out; else none."""
+        if not self.leaves_out_sets:
+            return []
+        sets = np.array([video.id.partition("/")[0] for video in self.table.videos])
+        return [
+            f"{' + '.join(sorted(set(sets[split.train])))} → "
+            f"{' + '.join(sorted(set(sets[split.test])))}"
+            for split in self.splits
+        ]
+
+    def check_splits(self) -> None:
+        """Refuse parts of splits that no head can be fitted on or measured by.
+
+        Raises:
+            RecipeError: naming the split, the part and what to do.
+        """
+        fewest = max(head.min_videos for head in self.heads.values())
+        epochs = any(isinstance(head, SequenceHead) for head in self.heads.values())
+        for number, split in enumerate(self.splits):
+            parts = [("training", split.train, fewest), ("test", split.test, 2)]
+            if epochs and len(split.validation):
+                parts.append(("validation", split.validation, 2))
+            for part, rows, least in parts:
+                problem = ""
+                if len(rows) < least:
+                    problem = f"{len(rows)} video" + "s" * (len(rows) != 1)
+                elif len(np.unique(self.mos[rows])) < 2:
+                    problem = f"{len(rows)} videos of one score, {self.mos[rows[0]]:g}"
+                if problem:
+                    first = f" ({self.table.videos[rows[0]].id})" if len(rows) else ""
+                    raise RecipeError(
+                        f"split {number} of {self.splits_name}: its {part} part has {problem}"
+                        f"{first}, and needs {least} or more, with different scores; take splits "
+                        "with a larger one (the recipe's `min_test_scenes` or `test_fraction`, "
+                        "another number of folds, other --splits), or more videos"
+                    )
 
     @cached_property
     def mixed_scenes(self) -> int:
@@ -252,7 +318,12 @@ class Trial:
                 results are the same.
             watch: told of every epoch of networks that are trained in this process, and of those
                 too large for a stack.
+
+        Raises:
+            RecipeError: as `check_splits` does, before anything is fitted.
+            HeadError: if a head cannot be fitted on a split.
         """
+        self.check_splits()
         table = self.table
         kinds = [isinstance(head, PooledHead) for head in self.heads.values()]
         if not all(kinds):

@@ -5,17 +5,18 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from pipelines.evaluate import SplitResult, Trial
-from pipelines.report import seen_by_weights, unknown_provenance
-from regressors.significance import confidence_of_median
+from pipelines.provenance import seen_by_weights, unknown_provenance, unknown_weights
+from pipelines.splits import first_alike
+from regressors.significance import FEWEST, confidence_of_median
 from store.errors import RecipeError, naming, unknown_name
 
 METRICS = ("srcc", "krcc", "plcc", "rmse", "plcc_raw", "plcc_extremes")
@@ -24,6 +25,9 @@ SHOWN = ("srcc", "krcc", "plcc", "rmse")
 """Metrics of a table."""
 SPREAD = ("srcc", "plcc")
 """Metrics whose deviation stands in Markdown and LaTeX beside the median."""
+
+
+NO_INTERVAL = f"fewer than {FEWEST} different test parts with a value, or all values agree"
 
 
 def _from_null(value: object) -> object:
@@ -43,14 +47,19 @@ class _Strict(BaseModel):
 
 
 class Statistics(_Strict):
-    """One metric of one head over all splits where it is defined."""
+    """One metric of one head over all splits where it is defined.
+
+    Where predictions or scores are constant, SRCC, KRCC and PLCC are not; RMSE is, that of the
+    predictions as they are, and it counts: a head that gives up is not to look better for it.
+    """
 
     median: Number
     mean: Number
     std: Number
-    """Of the population, as the field's code has it."""
+    """Of the population, as the field's code has it; NaN of one split, which tells of no spread."""
     confidence: tuple[Number, Number]
-    """95 % bootstrap interval of the median."""
+    """95 % bootstrap interval of the median over splits of different test parts; NaN where they
+    are too few or agree (`regressors.significance.confidence_of_median`)."""
 
 
 class HeadRecord(_Strict):
@@ -75,7 +84,7 @@ class HeadRecord(_Strict):
 class Record(_Strict):
     """One run: some heads on some splits of the features of some videos."""
 
-    vqbank_results: Literal[2] = 2
+    vqbank_results: Literal[2, 3] = 3
     title: str
     score_name: str
     features: dict[str, str]
@@ -87,6 +96,10 @@ class Record(_Strict):
     random_weights: bool
     seen_by_weights: list[str]
     """Data sets that the weights of a feature were trained on."""
+    weights_unknown: list[str] = []
+    """Features of whose weights nobody knows what they were trained on; not told before 3."""
+    taken_for: str = ""
+    """The bank's data set that videos were taken to be of, where their names state none."""
     labels: str | None
     """The label file's name and layout, where the scores come from one."""
     videos: int
@@ -102,8 +115,17 @@ class Record(_Strict):
     test_videos: list[int]
     """Per split."""
     train_videos: list[int]
+    same_test_as: list[int] = []
+    """Per split the number of the first one with the same test part; not told before 3."""
+    directions: list[str] = []
+    """Per split, from which data sets to which, where whole ones are left out."""
     number_selected_by: Literal["median over all splits"] = "median over all splits"
     heads: list[HeadRecord]
+
+    @property
+    def different(self) -> list[int]:
+        """Numbers of the splits whose test part no earlier one has: what counts as evidence."""
+        return sorted(set(self.same_test_as or range(len(self.test_videos))))
 
     def head(self, name: str) -> HeadRecord:
         """A head by its name.
@@ -136,6 +158,8 @@ def record_of(trial: Trial, results: Sequence[SplitResult]) -> Record:
         filled=dict(trial.filled),
         random_weights=trial.has_random_weights,
         seen_by_weights=seen_by_weights(trial, tested),
+        weights_unknown=unknown_weights(trial),
+        taken_for=trial.taken_for,
         labels=f"{labels.path.name}: {labels.layout}" if labels is not None else None,
         videos=len(ids),
         splits=trial.protocol_text,
@@ -145,8 +169,14 @@ def record_of(trial: Trial, results: Sequence[SplitResult]) -> Record:
         mos_kind=labels.kind if labels is not None else "",
         test_videos=[len(split.test) for split in splits],
         train_videos=[len(split.train) for split in splits],
+        same_test_as=first_alike(splits),
+        directions=trial.directions,
         heads=[
-            _head_record(trial, name, [result for result in results if result.head == name])
+            _head_record(
+                trial,
+                name,
+                sorted((r for r in results if r.head == name), key=lambda r: r.split),
+            )
             for name in trial.heads
         ],
     )
@@ -164,12 +194,13 @@ def _head_record(trial: Trial, name: str, results: Sequence[SplitResult]) -> Hea
     sums = np.zeros((len(trial.table), 2))
     for result in results:
         sums[result.rows] += np.stack([result.predicted, np.ones(len(result.rows))], axis=1)
+    different = sorted(set(first_alike(trial.splits)))
     return HeadRecord(
         name=name,
         parameters=json.loads(json.dumps(trial.heads[name].get_params())),
         selection=[result.selection for result in results],
         undefined=int(np.isnan(per_split["srcc"]).sum()),
-        statistics={metric: _statistics(values) for metric, values in per_split.items()},
+        statistics={m: statistics_of(values, different) for m, values in per_split.items()},
         per_split={metric: values.tolist() for metric, values in per_split.items()},
         fits=[result.metrics.fit for result in results],
         predictions={
@@ -179,16 +210,19 @@ def _head_record(trial: Trial, name: str, results: Sequence[SplitResult]) -> Hea
     )
 
 
-def _statistics(values: NDArray[np.float64]) -> Statistics:
+def statistics_of(values: NDArray[np.float64], different: Sequence[int]) -> Statistics:
+    """The one place where values of splits become statistics.
+
+    Args:
+        values: [k], one per split; NaN is left out.
+        different: splits that are evidence of their own, for the interval.
+    """
     defined = values[np.isfinite(values)]
-    if len(defined) == 0:
-        nan = math.nan
-        return Statistics(median=nan, mean=nan, std=nan, confidence=(nan, nan))
     return Statistics(
-        median=float(np.median(defined)),
-        mean=float(defined.mean()),
-        std=float(defined.std()),
-        confidence=confidence_of_median(defined),
+        median=float(np.median(defined)) if len(defined) else math.nan,
+        mean=float(defined.mean()) if len(defined) else math.nan,
+        std=float(defined.std()) if len(defined) > 1 else math.nan,
+        confidence=confidence_of_median(values[list(different)]),
     )
 
 
@@ -227,11 +261,59 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-# Tables.  One row per head of each run; runs of equal videos and splits are compared.
+# Tables.  Runs of equal videos and splits are compared.
 
 
-def _rows(records: Sequence[Record]) -> Iterator[tuple[Record, HeadRecord]]:
-    return ((record, head) for record in records for head in record.heads)
+class Row(NamedTuple):
+    """A row of a table: a head of a run over all splits, or in one direction between data sets."""
+
+    record: Record
+    head: HeadRecord
+    direction: str
+    """Such as "LSVQ → KVQ"; "all" of the row over all of them; empty where there are none."""
+    statistics: Mapping[str, Statistics]
+    splits: int
+    undefined: int
+
+    @property
+    def label(self) -> str:
+        """The head, and the direction where there are some."""
+        return f"{self.head.name}, {self.direction}" if self.direction else self.head.name
+
+    def interval(self, metric: str) -> str:
+        """The median's, for tables."""
+        low, high = self.statistics[metric].confidence
+        return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+
+
+def rows_of(records: Sequence[Record]) -> list[Row]:
+    """One row per head of each run; before it, one for each direction between data sets."""
+    rows = []
+    for record in records:
+        for head in record.heads:
+            for split, direction in enumerate(record.directions):
+                values = {m: np.array(v[split : split + 1]) for m, v in head.per_split.items()}
+                own = {m: statistics_of(value, [0]) for m, value in values.items()}
+                rows.append(Row(record, head, direction, own, 1, int(np.isnan(values["srcc"][0]))))
+            every = "all" if record.directions else ""
+            splits = len(head.per_split["srcc"])
+            rows.append(Row(record, head, every, head.statistics, splits, head.undefined))
+    return rows
+
+
+def shown(number: float) -> str:
+    """As every table has it: four digits, and what is not defined as a dash."""
+    return "-" if math.isnan(number) else f"{number:.4f}"
+
+
+def undefined_text(records: Sequence[Record]) -> list[str]:
+    """What a table has to say where correlations of some splits are not defined."""
+    if not any(head.undefined for record in records for head in record.heads):
+        return []
+    return [
+        "Where predictions or scores are constant, SRCC, KRCC and PLCC are undefined: such splits "
+        "count in RMSE alone, which is that of the predictions as they are."
+    ]
 
 
 def _names(record: Record) -> str:
@@ -251,28 +333,29 @@ def _marks(record: Record) -> list[str]:
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """Every statistic of every head, one line each.
+    """Every statistic of every row, one line each.
 
     `low` and `high` are the ends of the median's 95 % bootstrap interval.
     """
     text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
+    lines = csv.writer(text, lineterminator="\n")
     statistics = ("median", "mean", "std")
-    rows.writerow(
-        ["title", "features", "head", "splits", "videos"]
+    lines.writerow(
+        ["title", "features", "head", "direction", "splits", "videos"]
         + [f"{m}_{s}" for m in METRICS for s in (*statistics, "low", "high")]
-        + ["undefined", "marks", "selection"]
+        + ["split_count", "undefined", "marks", "selection"]
     )
-    for record, head in _rows(records):
+    for row in rows_of(records):
+        record, head = row.record, row.head
         numbers = [
             f"{number:.6f}"
-            for own in (head.statistics[metric] for metric in METRICS)
+            for own in (row.statistics[metric] for metric in METRICS)
             for number in (*(getattr(own, name) for name in statistics), *own.confidence)
         ]
-        own = [record.title, "+".join(record.features.values()), head.name]
+        own = [record.title, "+".join(record.features.values()), head.name, row.direction]
         counts = [record.splits_name, record.videos]
-        end = [head.undefined, "; ".join(_marks(record)), _selection(head)]
-        rows.writerow([*own, *counts, *numbers, *end])
+        end = [row.splits, row.undefined, "; ".join(_marks(record)), selection_text(head)]
+        lines.writerow([*own, *counts, *numbers, *end])
     return text.getvalue()
 
 
@@ -309,6 +392,7 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": "\\textbackslash{}",
     "^": "\\textasciicircum{}",
     "~": "\\textasciitilde{}",
+    "→": "$\\rightarrow$",
 }
 
 
@@ -335,64 +419,73 @@ def _table(
     ]
     lines = [row(header), rule]
     notes = []
-    rows = list(_rows(records))
-    for number, (record, head) in enumerate(rows):
-        cells = [escape(_names(record)), escape(head.name)]
-        marks = _marks(record)
+    rows = rows_of(records)
+    for number, one in enumerate(rows):
+        cells = [escape(_names(one.record)), escape(one.label)]
+        marks = _marks(one.record)
         if marks:
             cells[0] += "$^*$" if latex else " \\*"
-            notes.append(f"{_names(record)}: {', '.join(marks)}")
+            notes.append(f"{_names(one.record)}: {', '.join(marks)}")
         for metric in SHOWN:
-            statistics = head.statistics[metric]
-            text = f"{statistics.median:.4f}"
+            statistics = one.statistics[metric]
+            text = shown(statistics.median)
             place = places[metric].get(number)
             if place is not None:
                 text = emphasis[place].format(text)
             if metric in SPREAD:
-                text += f" {plus_minus} {statistics.std:.4f}"
+                text += f" {plus_minus} {shown(statistics.std)}"
             cells.append(text)
         lines.append(row(cells))
     protocols = dict.fromkeys(record.splits for record in records)
     how = [f"Medians and standard deviations over splits. {text}" for text in protocols]
-    sure = [f"{_names(record)}, {head.name}: {_confidence(head)}" for record, head in rows]
-    chosen = [f"{head.name}: {_selection(head)}" for _, head in rows]
-    said = dict.fromkeys([*notes, *how, *sure, *chosen])
+    whole = [one for one in rows if one.direction in ("", "all")]
+    sure = [f"{_names(one.record)}, {one.head.name}: {_confidence(one)}" for one in whole]
+    chosen = [f"{one.head.name}: {selection_text(one.head)}" for one in whole]
+    undefined = [
+        f"{_names(one.record)}, {one.head.name}: {one.undefined} of {one.splits} splits undefined"
+        for one in whole
+        if one.undefined
+    ]
+    said = dict.fromkeys([*notes, *how, *undefined, *undefined_text(records), *sure, *chosen])
     end = [f"% {note}" for note in said] if latex else ["", *(f"- {note}" for note in said)]
     return "\n".join([*lines, *end]) + "\n"
 
 
-def _confidence(head: HeadRecord) -> str:
-    intervals = (
-        f"{metric.upper()} {low:.4f} to {high:.4f}"
-        for metric in SPREAD
-        for low, high in [head.statistics[metric].confidence]
-    )
+def _confidence(row: Row) -> str:
+    intervals = [f"{metric.upper()} {row.interval(metric)}" for metric in SPREAD]
+    if all(interval.endswith(" -") for interval in intervals):
+        return f"no interval of the median: {NO_INTERVAL}"
     return f"95 % bootstrap interval of the median: {', '.join(intervals)}"
 
 
-def _selection(head: HeadRecord) -> str:
+def selection_text(head: HeadRecord) -> str:
+    """By which rule its numbers were chosen."""
     rules = list(dict.fromkeys(head.selection))
     return rules[0] if len(rules) == 1 else f"{rules[0]} (in the first split; differs by split)"
 
 
 def _places(records: Sequence[Record]) -> dict[str, dict[int, int]]:
-    """By metric, which rows are best (0) and second (1) among equal splits and scores."""
-    rows = list(_rows(records))
-    groups: dict[tuple[str, str], list[int]] = {}
-    for number, (record, _) in enumerate(rows):
-        groups.setdefault((record.splits_sha256, record.mos_sha256), []).append(number)
+    """By metric, which rows are best (0) and second (1) among equal splits, scores and directions.
+
+    A second only of three rows or more: of two it would be the worst.
+    """
+    rows = rows_of(records)
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for number, row in enumerate(rows):
+        same = row.record.splits_sha256, row.record.mos_sha256, row.direction
+        groups.setdefault(same, []).append(number)
     places: dict[str, dict[int, int]] = {metric: {} for metric in SHOWN}
     for metric in SHOWN:
         sign = 1 if metric in LESS_IS_BETTER else -1
         for numbers in groups.values():
-            medians = {n: rows[n][1].statistics[metric].median for n in numbers}
             # As they are printed: what looks equal is marked equal.
-            shown = sorted({round(sign * m, 4) for m in medians.values() if math.isfinite(m)})
-            if len(numbers) < 2:
-                continue
+            medians = {n: round(sign * rows[n].statistics[metric].median, 4) for n in numbers}
+            finite = [median for median in medians.values() if math.isfinite(median)]
+            order = sorted(set(finite))
+            marked = 0 if len(numbers) < 2 else 1 if len(finite) < 3 else 2
             for n, median in medians.items():
-                if math.isfinite(median) and round(sign * median, 4) in shown[:2]:
-                    places[metric][n] = shown.index(round(sign * median, 4))
+                if median in order[:marked]:
+                    places[metric][n] = order.index(median)
     return places
 
 
@@ -405,11 +498,11 @@ def to_ntire(records: Sequence[Record]) -> str:
     Raises:
         RecipeError: if the records hold more than one head, of which one has to be chosen.
     """
-    rows = list(_rows(records))
-    if len(rows) != 1:
-        heads = ", ".join(head.name for _, head in rows)
-        raise RecipeError(f"a submission holds one head, not {heads}; choose by --head")
-    ((_, head),) = rows
+    heads = [head for record in records for head in record.heads]
+    if len(heads) != 1:
+        names = ", ".join(head.name for head in heads)
+        raise RecipeError(f"a submission holds one head, not {names}; choose by --head")
+    (head,) = heads
     return submission(head.predictions)
 
 

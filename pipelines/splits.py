@@ -1,5 +1,6 @@
 """Which rows are fitted and which are tested: our own splits, and those of papers by name."""
 
+import itertools
 import json
 import math
 import random
@@ -55,14 +56,14 @@ def scene_splits(
     seed: int = 0,
     min_test_scenes: int = 1,
 ) -> list[Split]:
-    """`count` random splits by scene; a video without a scene is a scene of its own.
+    """Random splits by scene, each with another test part; one without a scene is its own.
 
-    Split k depends on `seed`, k and the names of the scenes, not on the order of the videos nor on
-    `count`.
+    `count` of them, or all that there are, where so few scenes allow no more.  Split k depends on
+    `seed`, k and the names of the scenes, not on the order of the videos nor on `count`.
 
     Args:
         videos: the rows.
-        count: number of splits.
+        count: number of splits, at most.
         test_fraction: of scenes, rounded; 0.2 is what the field uses.
         seed: another seed, other splits.
         min_test_scenes: tested even where the fraction gives fewer.
@@ -72,19 +73,25 @@ def scene_splits(
     """
     if count < 1:
         raise RecipeError(f"the number of splits is at least 1; got {count}")
-    try:
-        held_out = [
-            hold_out_scenes(
+    scenes = np.array(scenes_of(videos))
+    found: dict[bytes, NDArray[np.bool_]] = {}
+    wanted = count
+    for number in itertools.count():
+        try:
+            test = hold_out_scenes(
                 videos,
                 fraction=test_fraction,
                 rng=np.random.default_rng([seed, number]),
                 at_least=min_test_scenes,
             )
-            for number in range(count)
-        ]
-    except HeadError as error:
-        raise RecipeError(f"no test part: {error}") from error
-    return [_split(test) for test in held_out]
+        except HeadError as error:
+            raise RecipeError(f"no test part: {error}") from error
+        if number == 0:
+            wanted = min(count, math.comb(len(set(scenes)), len(set(scenes[test]))))
+        found.setdefault(test.tobytes(), test)
+        if len(found) == wanted:
+            break
+    return [_split(test) for test in found.values()]
 
 
 def official_split(videos: Sequence[Video]) -> Split:
@@ -157,6 +164,16 @@ def named_splits(
                 f"{len(split.test)} test rows of {len(videos)}; both need some"
             )
     return splits
+
+
+def first_alike(splits: Sequence[Split]) -> list[int]:
+    """For each split the number of the first one with the same test part: of most, their own.
+
+    Our own random splits never repeat.  Those of papers are kept as published, and may: what
+    repeats is no further evidence.
+    """
+    first: dict[bytes, int] = {}
+    return [first.setdefault(split.test.tobytes(), place) for place, split in enumerate(splits)]
 
 
 def splits_without(splits: Sequence[Split], kept: NDArray[np.bool_]) -> list[Split]:

@@ -11,6 +11,11 @@ from store.errors import HeadError
 RESAMPLES = 10_000
 """Of the bootstrap: the ends of an interval of 95 % then vary by a hundredth of its width."""
 LEVEL = 0.05
+FEWEST = 6
+"""Values whose smallest and largest enclose the median that they come from with 95 %: of k values
+they miss it with 2 / 2^k.  Of fewer no interval of 95 % can be made."""
+ROUNDING = 1e-12
+"""Relative spread below which values count as the same: what is left is rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,9 @@ class Paired:
     """One run against a reference, split by split."""
 
     splits: int
+    """In which both runs have a value: these are compared."""
+    undefined: int
+    """Splits in which one of them has none."""
     median_gain: float
     """Of the differences, not the difference of the medians."""
     wins: int
@@ -28,7 +36,9 @@ class Paired:
     It takes splits for independent; random splits of one data set share videos, so that it is too
     sure of itself."""
     corrected_p: float
-    """The t-test with Nadeau and Bengio's correction for that (Machine Learning 52, 2003)."""
+    """The t-test with Nadeau and Bengio's correction for that (Machine Learning 52, 2003).
+
+    NaN where all splits differ by the same: without spread there is nothing to test with."""
 
 
 def paired_test(
@@ -57,17 +67,30 @@ def paired_test(
     k = len(gains)
     if k < 2:
         raise HeadError(f"only {k} splits have a value in both runs; paired tests need 2")
+    undefined = len(reference) - k
     if not gains.any():
-        return Paired(k, 0.0, 0, 1.0, 1.0)
-    variance = gains.var(ddof=1) * (1 / k + test_share)
-    t = gains.mean() / np.sqrt(variance) if variance > 0 else np.inf
+        return Paired(k, undefined, 0.0, 0, 1.0, 1.0)
+    corrected = np.nan
+    if not _agree(gains):
+        t = gains.mean() / np.sqrt(gains.var(ddof=1) * (1 / k + test_share))
+        corrected = _never_zero(2 * stats.t.sf(abs(t), k - 1))
     return Paired(
         splits=k,
+        undefined=undefined,
         median_gain=float(np.median(gains)),
         wins=int((gains > 0).sum()),
-        wilcoxon_p=float(stats.wilcoxon(gains).pvalue),
-        corrected_p=float(2 * stats.t.sf(abs(t), k - 1)),
+        wilcoxon_p=_never_zero(stats.wilcoxon(gains).pvalue),
+        corrected_p=float(corrected),
     )
+
+
+def _agree(values: NDArray[np.float64]) -> bool:
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
+
+
+def _never_zero(p: float) -> float:
+    """What is too small for a float is small, and not impossible."""
+    return max(float(p), float(np.finfo(np.float64).tiny))
 
 
 def better_by_variance(
@@ -90,14 +113,16 @@ def better_by_variance(
 
 
 def confidence_of_median(values: NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the median over splits; NaN where no value is defined.
+    """95 % percentile bootstrap interval of the median over splits.
+
+    NaN of fewer than FEWEST values, and of values that all agree, which tell of no spread.
 
     Args:
-        values: [k]; NaN is left out.
+        values: [k], of different splits; NaN is left out.
         seed: of the resamples.
     """
     defined = values[np.isfinite(values)]
-    if len(defined) == 0:
+    if len(defined) < FEWEST or _agree(defined):
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     drawn = rng.choice(defined, (RESAMPLES, len(defined)))

@@ -293,7 +293,8 @@ def test_equal_runs_differ_by_nothing():
 def test_splits_without_a_correlation_are_left_out_and_two_are_needed():
     reference = np.array([0.5, np.nan, 0.6, 0.7])
 
-    assert paired_test(reference, reference + 0.1, test_share=0.25).splits == 3
+    got = paired_test(reference, reference + 0.1, test_share=0.25)
+    assert (got.splits, got.undefined) == (3, 1)
     with pytest.raises(HeadError, match="only 1 splits"):
         paired_test(reference[:2], reference[:2], test_share=0.25)
     with pytest.raises(HeadError, match="the same splits"):
@@ -316,3 +317,20 @@ def test_the_interval_of_the_median_holds_it_and_shrinks_with_splits():
     assert low < np.median(values) < high
     assert high - low < few[1] - few[0]
     assert np.isnan(confidence_of_median(np.array([np.nan]))).all()
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0], [0.5, 0.6, 0.7, 0.8, 0.9], [1.0, 1.0 - 1e-16] * 10])
+def test_few_values_or_equal_ones_have_no_interval(values):
+    assert np.isnan(confidence_of_median(np.array(values))).all()
+    assert not np.isnan(confidence_of_median(np.array([*values, 0.1, 0.2, 0.3, 0.4]))).any()
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-17, 1e-9])
+def test_no_p_is_0_however_steady_a_gain_is(spread):
+    gains = 0.1 + spread * np.random.default_rng(0).normal(size=1000)
+
+    got = paired_test(np.zeros(1000), gains, test_share=0.25)
+
+    assert 0 < got.wilcoxon_p < 1e-9
+    assert np.isnan(got.corrected_p) if spread < 1e-12 else 0 < got.corrected_p < 1e-9
+    assert (got.splits, got.undefined, got.wins) == (1000, 0, 1000)

@@ -3,26 +3,32 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
 import scipy.io
+from rich.console import Console
 from typer.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.compare import compare
-from pipelines.evaluate import Trial, banked_videos
+from pipelines.evaluate import SplitResult, Trial, banked_videos
 from pipelines.labels import read_labels
 from pipelines.manifest import read_videos
 from pipelines.recipe import Protocol, Recipe
 from pipelines.report import result_table, write_report
 from pipelines.results import (
+    METRICS,
+    SHOWN,
     Record,
     read_records,
     record_of,
+    shown,
     to_csv,
     to_latex,
     to_markdown,
@@ -31,6 +37,8 @@ from pipelines.results import (
 )
 from pipelines.splits import Split, named_splits, write_splits
 from regressors import make_head, pooling, sequence
+from regressors.metrics import quality_metrics
+from regressors.significance import confidence_of_median
 from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError, VqbankError
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
@@ -53,7 +61,7 @@ def trial(*heads, splits="random4", n=40, seed=0):
 
 @pytest.fixture(scope="module")
 def record():
-    made = trial("ridge", "svr")
+    made = trial("ridge", "svr", splits="random6")
     return record_of(made, list(made.run()))
 
 
@@ -79,7 +87,7 @@ def test_a_record_comes_back_as_it_was_written(record, tmp_path):
     write_record(record, tmp_path / "run.json")
 
     assert read_records(tmp_path / "run.json") == [record]
-    assert json.loads((tmp_path / "run.json").read_text())["splits_name"] == "random4"
+    assert json.loads((tmp_path / "run.json").read_text())["splits_name"] == "random6"
 
 
 def test_json_is_written_anew_and_jsonl_grows(record, tmp_path):
@@ -103,7 +111,7 @@ def test_a_line_that_is_no_record_is_named(record, tmp_path, line):
 
 def test_a_record_says_how_every_number_was_selected(record):
     for head in record.heads:
-        assert len(head.selection) == 4
+        assert len(head.selection) == 6
         assert all("training scenes" in rule for rule in head.selection)
     assert record.number_selected_by == "median over all splits"
 
@@ -119,8 +127,17 @@ def test_medians_are_of_the_splits_and_predictions_of_tested_videos(record):
     assert len(head.predictions) > 8
 
 
+def three_rows(record):
+    third = record.heads[0].model_copy(update={"name": "third"})
+    return record.model_copy(update={"heads": [*record.heads, third]})
+
+
 def test_the_best_is_bold_and_the_second_underlined_and_less_rmse_is_better(record):
-    medians = changed(record, srcc={"ridge": 0.9, "svr": 0.8}, rmse={"ridge": 0.4, "svr": 0.3})
+    medians = changed(
+        three_rows(record),
+        srcc={"ridge": 0.9, "svr": 0.8, "third": 0.7},
+        rmse={"ridge": 0.4, "svr": 0.3, "third": 0.5},
+    )
 
     markdown, latex = to_markdown([medians]), to_latex([medians])
 
@@ -130,6 +147,19 @@ def test_the_best_is_bold_and_the_second_underlined_and_less_rmse_is_better(reco
     assert "**0.3000**" in markdown
     assert "\\textbf{0.9000} $\\pm$" in latex
     assert "\\underline{0.4000}" in latex
+    assert "0.7000" in latex
+    assert "{0.7000}" not in latex
+
+
+def test_the_worse_of_two_is_no_second_best(record):
+    two = changed(record, srcc={"ridge": 0.9, "svr": 0.8})
+    third_has_none = changed(three_rows(two), srcc={"third": float("nan")})
+
+    for records in ([two], [two.model_copy(update={"heads": [head]}) for head in two.heads]):
+        assert "\\textbf{0.9000}" in to_latex(records)
+        assert "\\underline" not in to_latex(records)
+        assert "<u>" not in to_markdown(records)
+    assert "\\underline{0.8000}" not in to_latex([third_has_none])
 
 
 def test_only_equal_splits_compete(record):
@@ -167,6 +197,7 @@ def test_every_table_shows_the_bootstrap_interval(record):
     row = next(csv.DictReader(io.StringIO(to_csv([record]))))
 
     assert (float(row["srcc_low"]), float(row["srcc_high"])) == pytest.approx((low, high), abs=1e-6)
+    assert low < high
     for text in (to_markdown([record]), to_latex([record])):
         assert f"ridge: 95 % bootstrap interval of the median: SRCC {low:.4f} to {high:.4f}" in text
 
@@ -202,7 +233,195 @@ def test_imported_features_and_undefined_metrics_are_marked_and_kept(record, tmp
     assert "\n% " in to_latex([read])
 
 
+# One source of numbers.
+
+
+def results_of(made, name, predictions):
+    """What a run would give whose head predicts this, split by split."""
+    return [
+        SplitResult(
+            head=name,
+            split=number,
+            metrics=quality_metrics(made.mos[split.test], predicted),
+            selection="by nothing",
+            rows=split.test,
+            mos=made.mos[split.test],
+            predicted=predicted,
+        )
+        for number, (split, predicted) in enumerate(zip(made.splits, predictions, strict=True))
+    ]
+
+
+def runs_with_constant_predictions(seed=0):
+    """Four heads: a sound one, its double, one that is constant in some splits, and in all."""
+    rng = np.random.default_rng(seed)
+    made = replace(
+        trial("ridge", splits="random7"),
+        heads={name: make_head("ridge") for name in ("sound", "double", "partly", "never")},
+    )
+    noisy = [made.mos[split.test] + rng.normal(size=len(split.test)) for split in made.splits]
+    flat = [np.full(len(split.test), 7.0) for split in made.splits]
+    partly = [*flat[:3], *noisy[3:]]
+    named = {"sound": noisy, "double": noisy, "partly": partly, "never": flat}
+    results = [one for name, values in named.items() for one in results_of(made, name, values)]
+    return made, results
+
+
+SHOWN_NUMBER = re.compile(r"(?<![\d.])-?\d+\.\d{4}|(?<=[ ({>])-(?=[ )}<])")
+
+
+def numbers(text):
+    """What stands there of medians and deviations, in order; a dash is none."""
+    return SHOWN_NUMBER.findall(text)
+
+
+def test_a_split_with_constant_predictions_counts_in_rmse_alone():
+    made, results = runs_with_constant_predictions()
+    record = record_of(made, results)
+    partly, never = record.head("partly"), record.head("never")
+    sound = [one.metrics for one in results if one.head == "partly"][3:]
+
+    assert (partly.undefined, never.undefined) == (3, 7)
+    assert partly.statistics["srcc"].median == np.median([metrics.srcc for metrics in sound])
+    assert partly.statistics["rmse"].median == np.median(partly.per_split["rmse"])
+    assert partly.statistics["rmse"].median > np.median([metrics.rmse for metrics in sound])
+    assert np.isnan(never.statistics["plcc"].median)
+    assert np.isnan(partly.statistics["srcc"].confidence).all()  # of four splits
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_output_shows_the_numbers_of_the_record(seed, tmp_path):
+    made, results = runs_with_constant_predictions(seed)
+    record = record_of(made, results)
+    expected = {
+        head.name: {
+            metric: (shown(own.median), shown(own.std), *own.confidence)
+            for metric, own in head.statistics.items()
+        }
+        for head in record.heads
+    }
+
+    page = StringIO()
+    Console(file=page, width=200).print(result_table(record))
+    report = write_report(made, results, record, tmp_path).read_text()
+    for name, own in expected.items():
+        both = [text for metric in SHOWN for text in own[metric][:2]]
+        low, high = own["srcc"][2:]
+        interval = ["-"] if np.isnan(low) else [shown(low), shown(high)]
+        (line,) = [line for line in page.getvalue().splitlines() if f" {name} " in line]
+        assert numbers(line) == both + interval
+        (row,) = [row for row in report.split("<tr>") if row.startswith(f"<td>{name}</td><td ")
+                  and "±" in row]  # fmt: skip
+        assert numbers(row) == both + interval
+        some = [t for m in SHOWN for t in own[m][: 2 if m in ("srcc", "plcc") else 1]]
+        for text in (to_markdown([record]), to_latex([record])):
+            (line,) = [
+                line for line in text.splitlines() if f" {name} " in line and ":" not in line
+            ]
+            assert numbers(re.sub(r"\*\*|</?u>|\\(textbf|underline)|[{}]", "", line)) == some
+            assert f"{name}: by nothing" in text
+        undefined = record.head(name).undefined
+        if undefined:
+            for text in (page.getvalue(), report):
+                assert f"7 ({undefined} undefined)" in text
+            for text in (to_markdown([record]), to_latex([record])):
+                assert f"{name}: {undefined} of 7 splits undefined" in text
+    for text in (
+        to_markdown([record]),
+        to_latex([record]),
+        report,
+        " ".join(page.getvalue().split()),
+    ):
+        assert "such splits count in RMSE alone" in text
+    for row in csv.DictReader(io.StringIO(to_csv([record]))):
+        head = record.head(row["head"])
+        assert (row["split_count"], int(row["undefined"])) == ("7", head.undefined)
+        for metric in METRICS:
+            own = head.statistics[metric]
+            values = own.median, own.mean, own.std, *own.confidence
+            names = ("median", "mean", "std", "low", "high")
+            assert [row[f"{metric}_{name}"] for name in names] == [f"{v:.6f}" for v in values]
+    with (tmp_path / "results.csv").open() as file:
+        for row in csv.DictReader(file):
+            values = record.head(row["head"]).per_split
+            number = int(row["split"])
+            assert [row[m] for m in SHOWN] == [f"{values[m][number]:.6f}" for m in SHOWN]
+    lines = to_markdown([record]).splitlines()
+    (sound,) = [line for line in lines if "| sound |" in line]
+    assert sound.replace("sound", "double") in lines  # a tie: both are marked alike
+    write_record(record, tmp_path / "run.json")
+    assert to_csv(read_records(tmp_path / "run.json")) == to_csv([record])
+
+
+def test_every_direction_between_data_sets_has_a_row(tmp_path):
+    rng = np.random.default_rng(0)
+    videos = [Video(f"{name}/{row}.mp4", Path("x")) for name in "ab" for row in range(20)]
+    x = rng.normal(size=(40, 1)).astype(np.float32)
+    made = Trial(
+        title="t",
+        score_name="MOS",
+        table=FeatureTable.from_arrays(videos, {"x": list(x[:, None])}),
+        mos=x[:, 0] + np.repeat([0.1, 2.0], 20) * rng.normal(size=40),
+        heads={name: make_head("ridge") for name in ("one", "two", "three")},
+        protocol=Protocol(splits="across"),
+    )
+    results = list(made.run())
+    record = record_of(made, results)
+    page = StringIO()
+    Console(file=page, width=200).print(result_table(record))
+    report = write_report(made, results, record, tmp_path).read_text()
+
+    assert record.directions == ["b → a", "a → b"]
+    rows = list(csv.DictReader(io.StringIO(to_csv([record]))))
+    assert [row["direction"] for row in rows] == 3 * ["b → a", "a → b", "all"]
+    for number, direction in enumerate(record.directions):
+        value = shown(record.head("one").per_split["srcc"][number])
+        assert f"{float(rows[number]['srcc_median']):.4f}" == value
+        for text in (page.getvalue(), report, to_markdown([record])):
+            (line,) = [t for t in re.split(r"\n|<tr>", text) if f"one, {direction} " in t
+                       or f"one, {direction}<" in t]  # fmt: skip
+            assert numbers(line.replace("**", ""))[0] == value
+    assert "& one, b $\\rightarrow$ a &" in to_latex([record])
+    both = [shown(record.head("one").per_split["srcc"][number]) for number in range(2)]
+    assert both[0] != both[1]
+    assert to_markdown([record]).count(f"**{both[1]}**") == 3  # directions compete with their like
+
+
 # Two runs.
+
+
+def with_repeats(record):
+    """The record as if its last three splits had the test parts of the first three."""
+    return record.model_copy(update={"same_test_as": [0, 1, 2, 0, 1, 2]})
+
+
+def test_a_comparison_says_which_splits_it_leaves_out(record):
+    undefined = [*record.heads[1].per_split["srcc"][:2], *[float("nan")] * 4]
+    svr = record.heads[1].model_copy(
+        update={"per_split": {**record.heads[1].per_split, "srcc": undefined}}
+    )
+    two = record.model_copy(update={"heads": [record.heads[0], svr]})
+    (some,) = compare([two])
+    (repeated,) = compare([with_repeats(record)])
+    (all_of_them,) = compare([record])
+
+    assert some.paired.splits == 2
+    assert some.better_in == f"{some.paired.wins} of 2 (4 undefined, of 6)"
+    assert repeated.better_in == f"{repeated.paired.wins} of 3 (3 repeated, of 6)"
+    assert all_of_them.better_in == f"{all_of_them.paired.wins} of 6"
+
+
+def test_no_p_is_0(record):
+    better = record.heads[0].model_copy(
+        update={"name": "better", "per_split": {
+            metric: [value + 0.125 for value in values]
+            for metric, values in record.heads[0].per_split.items()
+        }}
+    )  # fmt: skip
+    (found,) = compare([record.model_copy(update={"heads": [record.heads[0], better]})])
+
+    assert found.p_values == ("0.031", "-")
+    assert all(one.p_values[0] != "0" for one in compare([record]))
 
 
 def test_runs_on_other_splits_are_not_compared(record):
@@ -246,7 +465,7 @@ def test_the_order_of_rows_makes_no_other_splits_and_the_validation_part_does():
 
 
 def test_runs_on_other_scores_are_not_compared_and_do_not_compete(record):
-    made = trial("ridge", "svr")
+    made = trial("ridge", "svr", splits="random6")
     other = replace(made, mos=made.mos + np.linspace(0, 0.1, 40))
     realigned = record_of(other, list(other.run()))
     labelled = [
@@ -300,10 +519,10 @@ def test_the_middle_part_of_a_split_is_not_trained_on():
 
 def test_processes_change_nothing(monkeypatch):
     made = trial("ridge")
-    alone = record_of(made, list(made.run()))
+    alone = record_of(made, list(made.run())).model_dump_json()
     monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
 
-    assert record_of(made, list(made.run(jobs=2))) == alone
+    assert record_of(made, list(made.run(jobs=2))).model_dump_json() == alone
 
 
 def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeypatch):
@@ -354,10 +573,77 @@ def test_networks_are_shared_out_among_processes(monkeypatch):
 @pytest.mark.soak
 def test_processes_change_nothing_of_networks(monkeypatch):
     made = trial("mlp", splits="random9")
-    alone = record_of(made, list(made.run()))
+    alone = record_of(made, list(made.run())).model_dump_json()
     monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
 
-    assert record_of(made, list(made.run(jobs=2))) == alone
+    assert record_of(made, list(made.run(jobs=2))).model_dump_json() == alone
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"test": 1},
+            r"split 1 of random2: its test part has 1 video \(set/.*\.mp4\), and needs 2",
+        ),
+        (
+            {"test": 0},
+            r"split 1 of random2: its test part has 8 videos of one score, 3\.5 .*tests?",
+        ),
+        ({"train": 2}, "split 1 of random2: its training part has 2 videos .* needs 3 or more"),
+        ({"validation": 1}, "split 1 of random2: its validation part has 1 video "),
+    ],
+)
+def test_a_part_that_cannot_be_used_ends_before_anything_is_fitted(change, message, monkeypatch):
+    made = trial("ridge", *(["mlp"] if "validation" in change else []), splits="random2")
+    if change == {"test": 0}:
+        made.mos[made.splits[1].test] = 3.5
+    elif "validation" in change:
+        split = made.splits[1]
+        made.splits[1] = replace(split, validation=split.train[:1])
+    else:
+        ((side, count),) = change.items()
+        made.splits[1] = replace(made.splits[1], **{side: getattr(made.splits[1], side)[:count]})
+    fitted = []
+    monkeypatch.setattr(Trial, "run_splits", lambda *_: fitted.append(1))
+
+    with pytest.raises(RecipeError, match=message) as refused:
+        next(made.run())
+    assert "take splits with a larger one" in str(refused.value)
+    assert "min_test_scenes" in str(refused.value)
+    assert not fitted
+
+
+@pytest.mark.parametrize("name", ["scene10", "threeway10", "random10"])
+def test_a_run_has_no_more_splits_than_there_are_different_test_parts(name):
+    made = trial("ridge", n=40)
+    scenes = [replace(v, scene=str(row % 4)) for row, v in enumerate(made.table.videos)]
+    made.table.videos = tuple(scenes)
+    made = replace(made, protocol=Protocol(splits=name))
+    record = record_of(made, list(made.run()))
+    possible = 10 if name == "random10" else 4
+
+    assert len(made.splits) == len(record.head("ridge").per_split["srcc"]) == possible
+    assert record.same_test_as == list(range(possible))
+    fewer = "10 were asked for: there are no more different test parts." in record.splits
+    assert fewer == (name != "random10")
+    low, _ = record.head("ridge").statistics["srcc"].confidence
+    assert np.isnan(low) == (possible < 6)
+
+
+def test_published_splits_that_repeat_are_kept_and_counted_once():
+    made = trial("ridge", splits="fastvqa60", n=10)
+    numbers = [tuple(split.test) for split in made.splits]
+    record = record_of(made, list(made.run()))
+    values = np.array(record.head("ridge").per_split["srcc"])
+    different = [number for number, test in enumerate(numbers) if test not in numbers[:number]]
+
+    assert len(numbers) == 60 > len(different) >= 6
+    assert record.different == different
+    assert f"Only {len(different)} of the 60 test parts are different" in record.splits
+    statistics = record.head("ridge").statistics["srcc"]
+    assert statistics.median == np.median(values)
+    assert statistics.confidence == confidence_of_median(values[different])
 
 
 def test_a_data_set_on_both_sides_is_not_left_out(monkeypatch):
@@ -458,7 +744,7 @@ def test_names_that_do_not_state_their_data_set_are_of_one_and_the_table_says_wh
         protocol=Protocol(splits="random2"),
     )  # fmt: skip
     made = Trial.of(recipe, title="t")
-    caption = str(result_table(made, list(made.run())).caption)
+    caption = str(result_table(record_of(made, list(made.run()))).caption)
     assert "names do not state set; they were taken for its videos in the bank" in caption
     stating = label_file(tmp_path, [f"set/clips/v{row}.mp4" for row in range(12)])
     assert not Trial.of(recipe.model_copy(update={"labels": stating}), title="t").taken_for
@@ -512,11 +798,12 @@ def test_videos_that_an_import_filled_are_counted_in_every_table(tmp_path):
     results = list(made.run())
     said = "1 videos of imported.x filled with means over all videos, tested ones included"
 
+    record = record_of(made, results)
     for table in (to_markdown, to_latex, to_csv):
-        assert said in table([record_of(made, results)])
-    assert "imported.x: 1 videos had values" in str(result_table(made, results).caption)
+        assert said in table([record])
+    assert "imported.x: 1 videos had values" in str(result_table(record).caption)
     assert "imported.x: 1 videos had values" in write_report(
-        made, results, tmp_path / "report"
+        made, results, record, tmp_path / "report"
     ).read_text(encoding="utf-8")
 
 
@@ -612,10 +899,10 @@ def test_processes_fit_what_lies_in_a_bank(store, tmp_path, monkeypatch):
         protocol=Protocol(splits="random4"),
     )  # fmt: skip
     made = Trial.of(recipe, title="t")
-    alone = record_of(made, list(made.run()))
+    alone = record_of(made, list(made.run())).model_dump_json()
     monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
 
-    assert record_of(made, list(made.run(jobs=2))) == alone
+    assert record_of(made, list(made.run(jobs=2))).model_dump_json() == alone
 
 
 def test_a_recipe_says_what_the_options_say(store, tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipelines.labels import Label, Labels, Orders
 from pipelines.splits import (
     SCHEMES,
+    first_alike,
     named_splits,
     official_split,
     read_splits,
@@ -67,6 +68,35 @@ def test_a_split_does_not_depend_on_how_many_are_asked_for():
 
     assert [split.test.tolist() for split in few] == [split.test.tolist() for split in many[:2]]
     assert len({tuple(split.test) for split in many}) > 1
+
+
+@pytest.mark.parametrize(
+    ("scenes", "fraction", "possible"), [("aabbcc", 0.2, 3), ("abcd", 0.5, 6), ("abcdef", 0.2, 6)]
+)
+def test_no_two_splits_have_the_same_test_part(scenes, fraction, possible):
+    splits = scene_splits(in_scenes(scenes), count=10, test_fraction=fraction)
+
+    assert len({tuple(split.test) for split in splits}) == len(splits) == possible
+    few = scene_splits(in_scenes(scenes), count=2, test_fraction=fraction)
+    assert [split.test.tolist() for split in few] == [split.test.tolist() for split in splits[:2]]
+
+
+@pytest.mark.parametrize("name", ["scene10", "random10", "threeway10"])
+def test_named_splits_of_ours_do_not_repeat_either(name):
+    videos = in_scenes("abcdefg")
+    splits = named_splits(name, videos)
+
+    assert first_alike(splits) == list(range(len(splits)))
+    assert len(splits) == 7
+
+
+def test_what_repeats_is_like_the_first_of_its_kind():
+    splits = named_splits("videval8", plain(5))
+
+    tests = [split.test.tolist() for split in splits]
+    assert len(splits) == 8
+    assert first_alike(splits) == [tests.index(test) for test in tests]
+    assert len(set(first_alike(splits))) <= 5
 
 
 def test_another_seed_gives_other_splits():
