@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from regressors.cagi import Cagi
+from regressors.member import Epoch
 from regressors.metrics import quality_metrics
-from regressors.training import Epoch
 from store.bank import FeatureStore
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
 from store.table import FeatureTable

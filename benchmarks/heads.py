@@ -34,10 +34,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from regressors import make_head
 from regressors.base import Head
+from regressors.holdout import hold_out_scenes
 from regressors.losses import plcc_loss
 from regressors.metrics import srcc
 from regressors.score_pooling import POOLINGS, hysteresis
-from regressors.training import hold_out_scenes
 from store.bank import FeatureStore
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
 from store.table import FeatureTable

@@ -30,10 +30,10 @@ from pipelines.splits import (
 )
 from regressors import Head, make_head
 from regressors.base import PooledHead
+from regressors.member import Watch
 from regressors.metrics import QualityMetrics, quality_metrics
 from regressors.pooling import PooledTable, pooled
 from regressors.sequence import SequenceHead
-from regressors.training import Watch
 from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError
 from store.schema import FeatureSpec, Video

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from regressors.training import Epoch, Watch
+from regressors.member import Epoch, Watch
 from store.errors import RecipeError
 
 Result = TypeVar("Result")

@@ -18,7 +18,7 @@ from sklearn.model_selection import GroupKFold, train_test_split
 
 from pipelines.labels import Labels, Orders
 from pipelines.labels.match import match
-from regressors.training import hold_out_scenes, scenes_of
+from regressors.holdout import hold_out_scenes, scenes_of
 from store.documents import MOST_JSON_BYTES, file_bytes, json_value
 from store.errors import HeadError, RecipeError, UnknownNameError, naming, unknown_name
 from store.schema import Part, Video

@@ -75,6 +75,10 @@ class Window:
     spans: Mapping[int, tuple[int, int]]
     """By row of the table: where its first aligned row lies, and where its last one ends."""
 
+    def among(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the rows that the window has, in their own order."""
+        return rows[np.isin(rows, self.rows)]
+
     def series(self, role: str, row: int) -> Tensor:
         """[t, d] of one video."""
         start, stop = self.spans[row]

@@ -15,10 +15,10 @@ from sklearn.utils import Bunch
 from regressors.base import PooledHead
 from regressors.boosting import Boosting
 from regressors.gaussian import Gaussian
+from regressors.holdout import scene_folds
 from regressors.pooling import pooled
 from regressors.ridge import Ridge
 from regressors.svr import Svr
-from regressors.training import scene_folds
 from store.errors import HeadError
 from store.table import FeatureTable
 

@@ -11,8 +11,8 @@ from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from regressors.base import PooledHead
+from regressors.holdout import scene_folds
 from regressors.pooling import pooled
-from regressors.training import scene_folds
 from store.errors import HeadError
 from store.table import FeatureTable
 

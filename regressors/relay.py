@@ -9,7 +9,7 @@ from multiprocessing.connection import Client, Listener
 from threading import Thread
 from typing import Any
 
-from regressors.training import Epoch, Watch
+from regressors.member import Epoch, Watch
 
 WAITING = 64
 """Processes that may wait until their epoch is taken."""

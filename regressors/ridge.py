@@ -12,8 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from regressors.base import PooledHead
+from regressors.holdout import scene_folds
 from regressors.pooling import pooled
-from regressors.training import scene_folds
 from store.table import FeatureTable
 
 ALPHAS = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)

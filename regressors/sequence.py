@@ -4,16 +4,13 @@ import pickle
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import joblib
 import numpy as np
 import torch
-from joblib.parallel import get_active_backend
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, PositiveInt
 from safetensors import SafetensorError
@@ -24,18 +21,12 @@ from torch import Tensor, nn
 
 from regressors.alignment import Align, Alignment
 from regressors.base import Head
-from regressors.batches import Packed, Scaling, Series
+from regressors.batches import Scaling, Series
+from regressors.holdout import hold_out_scenes
+from regressors.member import Fold, Method, Plan, Trained, Watch
 from regressors.metrics import fit_line
-from regressors.relay import relayed
-from regressors.training import (
-    Job,
-    Plan,
-    Trained,
-    Watch,
-    hold_out_scenes,
-    scores,
-    train,
-)
+from regressors.parallel import train_all
+from regressors.training import scores
 from store.errors import HeadError
 from store.schema import FeatureSpec
 from store.table import FeatureTable
@@ -49,10 +40,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Combine = Literal["mean", "rank", "zscore"]
 """What makes one score of several runs: the mean of raw scores, of places among each run's scores
 of the training rows (0 to 1), or of scores in deviations of these."""
-STACK = 16
-"""Networks trained at once, at most; gradients and moments of all of them are in memory."""
-STACK_BYTES = 2**25
-"""Of the batches of a stack: with more, steps wait for memory, and more networks gain nothing."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -247,8 +234,16 @@ class SequenceHead(Head):
             super().fit_many(heads, table, mos, rows, validation)
             return
         parts = list(zip(heads, rows, validation, strict=True))
-        jobs = [job for head, own, aside in parts for job in head._jobs(table, mos, own, aside)]
-        trained = heads[0]._train(series, jobs)
+        folds = [fold for head, own, aside in parts for fold in head._folds(table, mos, own, aside)]
+        trained = train_all(
+            series,
+            folds,
+            heads[0]._method(series),
+            stacks=heads[0]._stacks(series.widths),
+            watch=heads[0].watch,
+            checkpoint=heads[0].checkpoint,
+            processes=heads[0].processes,
+        )
         series.hold(every)  # where it fits: once for all heads
         for number, (head, own, aside) in enumerate(parts):
             runs = slice(number * head.runs, (number + 1) * head.runs)
@@ -257,7 +252,7 @@ class SequenceHead(Head):
                 if len(aside)
                 else f"{head.validation_fraction:.0%} of the training scenes"
             )
-            head._take(series, own, mos[own], trained[runs], jobs[runs], whose)
+            head._take(series, own, mos[own], trained[runs], folds[runs], whose)
             head.specs_ = dict(table.specs)
 
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
@@ -328,15 +323,15 @@ class SequenceHead(Head):
             device=_usable(self.device),
         )
 
-    def _jobs(
+    def _folds(
         self,
         table: FeatureTable,
         mos: NDArray[np.float64],
         rows: NDArray[np.int64],
         validation: NDArray[np.int64],
-    ) -> list[Job]:
+    ) -> list[Fold]:
         """One per run, on these rows of the table; held out is `validation`, if it has any."""
-        jobs = []
+        folds = []
         for seed in range(self.seed, self.seed + self.runs):
             held = (
                 np.isin(rows, validation)
@@ -353,46 +348,16 @@ class SequenceHead(Head):
             low, high = mos[fit].min(), mos[fit].max()
             # Of constant rows the engine says that they are; they are not divided by nothing.
             targets = torch.from_numpy((mos - low) / (high - low or 1.0)).float()
-            jobs.append(Job(fit, rows[held], targets, seed))
-        return jobs
+            folds.append(Fold(fit, rows[held], targets, seed))
+        return folds
 
-    def _train(self, series: Series, jobs: Sequence[Job]) -> list[Trained]:
-        every = np.unique(np.concatenate([rows for job in jobs for rows in (job.fit, job.held)]))
-        stacks, fits = self._stacks(series.widths), series.fits(every)
-        size = self._stack_size(series, every) if stacks and fits else 1
-        starts = range(0, len(jobs), size)
-        paths = [self.checkpoint] * len(starts)
-        if self.checkpoint is not None and len(starts) > 1:
-            name = self.checkpoint.name
-            paths = [self.checkpoint.with_name(f"{name}.{start}") for start in starts]
-        # In a process of somebody's joblib, whose others are at work.
-        nested = get_active_backend()[0].nesting_level
-        cores = 1 if nested else min(len(jobs), self.processes or joblib.cpu_count())
-        if fits and not stacks and cores > 1:
-            trained = self._train_in_processes(series, every, jobs, paths, cores)
-        else:
-            if stacks:
-                series.hold(every)  # once for all stacks
-            trained = [
-                one
-                for start, path in zip(starts, paths, strict=True)
-                for one in self._train_part(
-                    series, jobs[start : start + size], start, path, self._identity(series.table)
-                )
-            ]
-        for path in paths:
-            if path is not None:
-                path.unlink()
-        return trained
-
-    def _stack_size(self, series: Series, rows: NDArray[np.int64]) -> int:
-        """As many networks as have batches, each its own, that are together of STACK_BYTES."""
-        longest = int(series.lengths(rows).max())
-        batch_bytes = self.batch_size * longest * sum(series.widths.values()) * 4  # float32
-        return max(1, min(STACK, STACK_BYTES // batch_bytes))
+    def _method(self, series: Series) -> Method:
+        """For processes too: of a clone, which has nothing of this machine's `watch`."""
+        own, identity = clone(self), self._identity(series.table)
+        return Method(partial(own._network, series.widths), own._loss, self._plan, identity)
 
     def _identity(self, table: FeatureTable) -> dict[str, Any]:
-        """What tells a checkpoint that it is of this training, jobs aside."""
+        """What tells a checkpoint that it is of this training, folds aside."""
         return {
             "head": self.name,
             "parameters": {n: v for n, v in self.get_params().items() if n not in self.unkept},
@@ -400,52 +365,13 @@ class SequenceHead(Head):
             "videos": [video.id for video in table.videos],
         }
 
-    def _train_part(
-        self,
-        series: Series,
-        jobs: Sequence[Job],
-        first: int,
-        checkpoint: Path | None,
-        identity: Mapping[str, Any],
-    ) -> list[Trained]:
-        """Jobs that are trained at once, of which the first has the number `first`."""
-        return train(
-            series,
-            jobs,
-            network=partial(self._network, series.widths),
-            loss=self._loss,
-            plan=self._plan,
-            first=first,
-            watch=self.watch,
-            checkpoint=checkpoint,
-            identity=identity,
-        )
-
-    def _train_in_processes(
-        self,
-        series: Series,
-        every: NDArray[np.int64],
-        jobs: Sequence[Job],
-        paths: Sequence[Path | None],
-        cores: int,
-    ) -> list[Trained]:
-        """One job per core at a time."""
-        packed, identity = series.packed(every), self._identity(series.table)
-        with nullcontext() if self.watch is None else relayed(self.watch) as told:
-            # "c", of each process its own where it writes: torch has no read-only tensors.
-            trained: list[Trained] = joblib.Parallel(n_jobs=cores, mmap_mode="c")(
-                joblib.delayed(_trained)(clone(self), packed, job, number, path, identity, told)
-                for number, (job, path) in enumerate(zip(jobs, paths, strict=True))
-            )
-        return trained
-
     def _take(
         self,
         series: Series,
         rows: NDArray[np.int64],
         mos: NDArray[np.float64],
         trained: Sequence[Trained],
-        jobs: Sequence[Job],
+        folds: Sequence[Fold],
         held_out: str,
     ) -> None:
         """Be what was trained; `held_out` says what the held rows are."""
@@ -463,8 +389,8 @@ class SequenceHead(Head):
         self.record_ = {
             "split": {
                 "training_videos": len(rows),
-                "held_out_videos": [len(job.held) for job in jobs],
-                "held_out_by_seed": [job.seed for job in jobs],
+                "held_out_videos": [len(fold.held) for fold in folds],
+                "held_out_by_seed": [fold.seed for fold in folds],
             },
             "metrics": {
                 "epoch": [one.epoch for one in trained],
@@ -472,7 +398,7 @@ class SequenceHead(Head):
             },
         }
         epochs = ", ".join(str(one.epoch) for one in trained)
-        counts = ", ".join(str(len(job.held)) for job in jobs)
+        counts = ", ".join(str(len(fold.held)) for fold in folds)
         self.selection_ = (
             f"epoch {epochs} of {self.epochs} by SRCC on {counts} of {len(rows)} training "
             f"videos, {held_out}"
@@ -593,19 +519,3 @@ def _usable(name: str) -> torch.device:
             "use cpu, or another that this machine has"
         ) from error
     return device
-
-
-def _trained(
-    head: SequenceHead,
-    packed: Packed,
-    job: Job,
-    number: int,
-    checkpoint: Path | None,
-    identity: Mapping[str, Any],
-    watch: Watch | None,
-) -> Trained:
-    """In a process of its own."""
-    head.watch = watch
-    with threadpool_limits(limits=1):  # as in `fit`
-        (trained,) = head._train_part(packed.unpacked(), [job], number, checkpoint, identity)
-    return trained

@@ -13,8 +13,8 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVR
 
 from regressors.base import PooledHead
+from regressors.holdout import scene_folds
 from regressors.pooling import pooled
-from regressors.training import scene_folds
 from store.schema import Video
 from store.table import FeatureTable
 

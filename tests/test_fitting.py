@@ -15,7 +15,8 @@ from pipelines.fitting import evaluated, watched
 from pipelines.recipe import read_recipe
 from pipelines.train import train
 from regressors import load_head
-from regressors.training import Epoch, _Journal, _Member
+from regressors.checkpoint import Journal
+from regressors.member import Epoch, Member
 from store.bank import FeatureStore
 from store.documents import yaml_text
 from store.errors import RecipeError
@@ -82,14 +83,14 @@ def test_nothing_is_logged_unless_asked_for(recipe, tmp_path):
 
 
 def test_an_interrupted_command_goes_on_from_its_checkpoint(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("regressors.training.CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr("regressors.checkpoint.CHECKPOINT_SHARE", 0)
     expected = Trial.of(recipe, title="t")
     train(expected, tmp_path / "expected", recipe=recipe)
     seen = []
     with interrupted_after_an_epoch(monkeypatch), pytest.raises(KeyboardInterrupt):
         train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
     assert (tmp_path / "head.checkpoint").exists()
-    monkeypatch.setattr("regressors.training._Member.judge", _counting(seen))
+    monkeypatch.setattr("regressors.member.Member.judge", _counting(seen))
     train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
 
     assert len(seen) == 2 * 3  # of two runs the epochs after the first
@@ -100,14 +101,14 @@ def test_an_interrupted_command_goes_on_from_its_checkpoint(recipe, tmp_path, mo
 
 @contextmanager
 def interrupted_after_an_epoch(monkeypatch):
-    keep = _Journal.keep
+    keep = Journal.keep
 
     def keep_and_die(self, *, now=False):
         keep(self, now=now)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("regressors.training._Journal.keep", keep_and_die)
+        patch.setattr("regressors.checkpoint.Journal.keep", keep_and_die)
         yield
 
 
@@ -133,7 +134,7 @@ def test_event_files_of_a_head_without_epochs_are_refused(recipe, tmp_path):
 
 
 def _counting(seen):
-    judge = _Member.judge
+    judge = Member.judge
 
     def judged(self, *arguments):
         seen.append(self.number)

@@ -18,8 +18,8 @@ from sklearn.svm import SVR
 
 from regressors import HEADS, Head, load_head, make_head
 from regressors.base import read_card
+from regressors.holdout import hold_out_scenes
 from regressors.pooling import pooled, pooled_width
-from regressors.training import hold_out_scenes
 from store.documents import yaml_text, yaml_value
 from store.errors import HeadError, UnknownNameError, VqbankError
 from store.schema import Video

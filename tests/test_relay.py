@@ -4,8 +4,8 @@ from multiprocessing.connection import Client
 import joblib
 import pytest
 
+from regressors.member import Epoch
 from regressors.relay import relayed
-from regressors.training import Epoch
 
 FIRST, SECOND, THIRD = (Epoch(0, number, 3, 0.5, 0.1, 1, 0.1) for number in (1, 2, 3))
 

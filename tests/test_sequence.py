@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 
-from regressors import HEADS, batches, load_head, make_head, training
+from regressors import HEADS, batches, load_head, make_head
 from regressors.base import read_card
 from regressors.batches import Batch, Series, Window
 from regressors.metrics import srcc
 from regressors.score_pooling import hysteresis
 from regressors.sequence import SequenceHead
+from regressors.standardisation import scalings_of
 from store.errors import HeadError
 from store.schema import FeatureSpec, Video
 from store.table import FeatureTable
@@ -208,7 +209,7 @@ def test_statistics_copy_few_rows_at_a_time(at_once, monkeypatch):
         return copy
 
     monkeypatch.setattr(torch.Tensor, "float", tracked)
-    (scaling,) = training._scalings(series, [np.arange(40)])
+    (scaling,) = scalings_of(series, [np.arange(40)])
 
     assert copies
     for role in table.roles:
@@ -243,12 +244,12 @@ def test_the_validation_part_of_a_split_chooses_the_epoch_and_is_not_trained_on(
     table, mos = ragged()
     validation = np.arange(3, 48, 5)
     head = quick(name).fit(table, mos, validation=validation)
-    (job,) = head._jobs(table, mos, np.arange(48), validation)
+    (fold,) = head._folds(table, mos, np.arange(48), validation)
 
     assert "on 9 of 48 training videos, the validation part of the split" in head.selection_
     assert head.record_["split"]["held_out_videos"] == [9]
-    assert job.held.tolist() == validation.tolist()
-    assert job.fit.tolist() == np.setdiff1d(np.arange(48), validation).tolist()
+    assert fold.held.tolist() == validation.tolist()
+    assert fold.fit.tolist() == np.setdiff1d(np.arange(48), validation).tolist()
 
 
 # --- ensembles
@@ -470,7 +471,7 @@ def test_an_interrupted_training_goes_on_and_comes_to_the_same(name, runs, tmp_p
     if runs > 1 and not HEADS[name].stackable:
         pytest.skip("runs are trained in processes, of which the test above is")
     more = {"runs": runs} if runs > 1 else {}
-    monkeypatch.setattr("regressors.training.CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr("regressors.checkpoint.CHECKPOINT_SHARE", 0)
     table, mos = ragged()
     expected = quick(name, **more).fit(table, mos).predict(table)
     stopped = quick(name, **more)
@@ -495,7 +496,7 @@ def test_an_interrupted_training_goes_on_and_comes_to_the_same(name, runs, tmp_p
 
 
 def test_the_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("regressors.training.CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr("regressors.checkpoint.CHECKPOINT_SHARE", 0)
     table, mos = ragged()
     head = quick("mlp")
     head.checkpoint = tmp_path / "training"
@@ -550,7 +551,7 @@ def test_the_checkpoint_of_other_features_or_videos_is_refused(tmp_path, monkeyp
 
 def checkpointed(name, table, mos, folder, monkeypatch):
     """A head whose training was interrupted."""
-    monkeypatch.setattr("regressors.training.CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr("regressors.checkpoint.CHECKPOINT_SHARE", 0)
     head = quick(name)
     head.checkpoint = folder / "training"
     head.watch = _stop_at_the_second
@@ -593,7 +594,7 @@ def test_progress_tells_the_srcc_of_held_out_rows(name):
 def test_runs_that_do_not_stack_are_told_apart(monkeypatch):
     table, mos = ragged()
     told = []
-    monkeypatch.setattr("regressors.sequence.STACK", 2)
+    monkeypatch.setattr("regressors.parallel.STACK", 2)
     for budget in (1.0, 8_000 / 2**30):  # in two stacks, and streamed one by one
         head = quick("gru", runs=3, epochs=1, batch_size=2, memory_gib=budget)
         head.watch = told.append
