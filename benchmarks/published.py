@@ -118,11 +118,12 @@ def scenes_or_not(data: Path, jobs: int, console: Console) -> bool:
     if absent(console, features, labels):
         return True
     videos = labelled_videos(labels, None, None)
-    alone = [replace(video, scene=None) for video in videos]
+    alone = [replace(video, scene=video.id) for video in videos]
     with tempfile.TemporaryDirectory() as folder:
         for what, rows in (("by scene", videos), ("at random", alone)):
             path = Path(folder) / "splits.json"
-            write_splits(path, "kfold5", videos, named_splits("kfold5", rows))
+            folds = named_splits("kfold5", rows)
+            write_splits(path, f"5 folds {what}", videos, folds)
             record, _ = run(features, labels, ("svr", "ridge"), str(path), jobs)
             for head in record.heads:
                 numbers = head.per_split["srcc"]

@@ -22,6 +22,7 @@ from pipelines.splits import (
     Split,
     first_alike,
     named_splits,
+    refuse_without_scenes,
     same_videos,
     scene_splits,
     scheme_of,
@@ -165,6 +166,7 @@ class Trial:
         if protocol.splits != "scene":
             splits = named_splits(protocol.splits, videos, labels=self.labels)
         else:
+            refuse_without_scenes("scene", videos)
             splits = scene_splits(
                 videos,
                 count=protocol.count,

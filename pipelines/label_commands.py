@@ -32,10 +32,16 @@ Score = Annotated[
     str | None, typer.Option("--score", metavar="COLUMN", help="Which column is the MOS.")
 ]
 Scene = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        "--scene", metavar="PATTERN", help="Regular expression; its first group is the scene."
+        "--scene",
+        metavar="PATTERN",
+        help="Regular expression; its first group is the scene.  Of several, the first that fits.",
     ),
+]
+Fallback = Annotated[
+    bool,
+    typer.Option("--scene-fallback", help="A name that no --scene fits is a scene of its own."),
 ]
 Folder = Annotated[
     Path | None, typer.Option("--videos", metavar="FOLDER", help="Where the video files are.")
@@ -68,13 +74,14 @@ def import_(
     videos: Folder = None,
     score: Score = None,
     scene: Scene = None,
+    scene_fallback: Fallback = False,
 ) -> None:
     """Write a manifest; with --videos of those that have a file, and exit 1 if some have none."""
     from pipelines.labels.videos import reconcile, videos_of
     from pipelines.manifest import write_manifest
     from store.errors import ManifestError
 
-    read = [_read(file, score, scene) for file in files]
+    read = [_read(file, score, scene, fallback=scene_fallback) for file in files]
     for labels in read:
         _describe(labels)
     if videos is not None:
@@ -108,6 +115,7 @@ def check(
     videos: Folder = None,
     score: Score = None,
     scene: Scene = None,
+    scene_fallback: Fallback = False,
 ) -> None:
     """Say what label files hold, whether they agree, and which videos have files."""
     from itertools import combinations
@@ -116,7 +124,7 @@ def check(
     from pipelines.labels.merge import agreement
     from pipelines.labels.videos import reconcile
 
-    read = [_read(file, score, scene) for file in files]
+    read = [_read(file, score, scene, fallback=scene_fallback) for file in files]
     for labels in read:
         _describe(labels)
     for one, two in combinations(read, 2):
@@ -164,14 +172,17 @@ def _merged(read: "list[Labels]") -> "tuple[Label, ...]":
     return done.rows
 
 
-def _read(file: Path, score: str | None, scene: str | None) -> "Labels":
+def _read(file: Path, score: str | None, patterns: list[str] | None, *, fallback: bool) -> "Labels":
     from pipelines.labels import read_labels
     from pipelines.labels.scenes import scenes_by_pattern
+    from store.errors import RecipeError
 
+    if fallback and not patterns:
+        raise RecipeError("--scene-fallback is for names that no --scene fits; give --scene too")
     labels = read_labels(file, score=score)
-    if scene is None:
+    if not patterns:
         return labels
-    found = scenes_by_pattern(labels.names, scene)
+    found = scenes_by_pattern(labels.names, patterns, fallback=fallback)
     rows = tuple(
         replace(row, scene=name) for row, name in zip(labels.rows, found.scenes, strict=True)
     )
@@ -198,8 +209,15 @@ def _describe(labels: "Labels") -> None:
     if others:
         typer.echo(f"  further scores, by --score: {', '.join(others)}")
     scenes = {row.scene for row in labels.rows if row.scene is not None}
+    alone = sum(row.scene is None for row in labels.rows)
     if labels.scene_rule:
-        typer.echo(f"  {len(scenes)} scenes by {labels.scene_rule}")
+        rest = f"; {alone} rows have none, and count as one each" if alone else ""
+        typer.echo(f"  {len(scenes)} scenes by {labels.scene_rule}{rest}")
+    else:
+        typer.echo(
+            "  no scenes: no column states them, and no rule of a data set fits the names; splits "
+            "by scene need them (--scene PATTERN), others such as random10 do not"
+        )
     parts = Counter(row.part for row in labels.rows if row.part is not None)
     if parts:
         typer.echo(f"  parts: {', '.join(f'{part} {count}' for part, count in parts.items())}")

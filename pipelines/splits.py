@@ -24,6 +24,7 @@ from store.errors import HeadError, RecipeError, UnknownNameError, naming, unkno
 from store.schema import Part, Video
 
 SPLITS_FORMAT = 1
+MOST_SPLITS = 10_000
 
 
 def _no_rows() -> NDArray[np.int64]:
@@ -147,7 +148,9 @@ def named_splits(
         RecipeError: if the scheme is impossible for these videos.
     """
     if name.endswith(".json"):
-        return read_splits(Path(name), videos)
+        splits = read_splits(Path(name), videos)
+        _refuse_false_name(Path(name), videos, splits)
+        return splits
     scheme, count = scheme_of(name)
     if len(videos) < 2:
         raise RecipeError(f"splits {name}: {len(videos)} videos cannot be split")
@@ -174,6 +177,44 @@ def first_alike(splits: Sequence[Split]) -> list[int]:
     """
     first: dict[bytes, int] = {}
     return [first.setdefault(split.test.tobytes(), place) for place, split in enumerate(splits)]
+
+
+def refuse_without_scenes(name: str, videos: Sequence[Video]) -> None:
+    """Splits by scene are not made where nobody said which videos show one scene.
+
+    They would be random ones under another name, with versions of one content on both sides.
+    Single videos without a scene are scenes of their own.
+
+    Raises:
+        RecipeError: if no video has a scene.
+    """
+    if not any(video.scene is not None for video in videos):
+        raise RecipeError(
+            f"splits {name} are by scene, and none of these {len(videos)} videos has one: fill the "
+            "manifest's column `scene`, or let `vqbank labels import --scene PATTERN` find scenes "
+            "in the names (`--scene '(.+)'` says that each video is one of its own); or split by "
+            "video, as by `--splits random10`"
+        )
+
+
+def _refuse_false_name(path: Path, videos: Sequence[Video], splits: Sequence[Split]) -> None:
+    """A file of splits that are called by scene holds such.
+
+    Raises:
+        RecipeError: if it does not, or no video has a scene to tell.
+    """
+    name = splits_file(path).name
+    if name.rstrip("0123456789") not in BY_SCENE:
+        return
+    refuse_without_scenes(f"{name} of {path}", videos)
+    scenes = scenes_of(videos)
+    for number, split in enumerate(splits):
+        shared = {scenes[row] for row in split.train} & {scenes[row] for row in split.test}
+        if shared:
+            raise RecipeError(
+                f"{path} is called {name}, so by scene, and its split {number} has scene "
+                f"{min(shared)!r} on both sides; make it again by `vqbank split make`"
+            )
 
 
 def splits_without(splits: Sequence[Split], kept: NDArray[np.bool_]) -> list[Split]:
@@ -223,7 +264,7 @@ def scheme_of(name: str) -> tuple[str, int]:
 
     Raises:
         UnknownNameError: if there is no such scheme.
-        RecipeError: if it takes no number, or the number is 0.
+        RecipeError: if it takes no number, or the number is 0 or above `MOST_SPLITS`.
     """
     match = re.fullmatch(r"([a-z-]+)(\d*)", name)
     if match is None or match[1] not in SCHEMES:
@@ -231,9 +272,11 @@ def scheme_of(name: str) -> tuple[str, int]:
     default = SCHEMES[match[1]].count
     if default is None and match[2]:
         raise RecipeError(f"splits {name}: {match[1]} takes no number")
-    count = int(match[2]) if match[2] else default or 0
-    if default is not None and count < 1:
-        raise RecipeError(f"splits {name}: the number of splits is at least 1")
+    count = int(match[2][:9]) if match[2] else default or 0
+    if default is not None and not 1 <= count <= MOST_SPLITS:
+        raise RecipeError(
+            f"splits {name}: the number of splits is at least 1, and {MOST_SPLITS:,} at most"
+        )
     return match[1], count
 
 
@@ -362,10 +405,12 @@ def _in_order(order: Sequence[int] | NDArray[np.int64], train: int, validation: 
 
 
 def _by_scene(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    refuse_without_scenes(f"scene{count}", videos)
     return scene_splits(videos, count=count)
 
 
 def _threeway(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    refuse_without_scenes(f"threeway{count}", videos)
     splits = []
     for number, split in enumerate(scene_splits(videos, count=count)):
         train = [videos[row] for row in split.train]
@@ -382,6 +427,7 @@ def _random(videos: Sequence[Video], labels: Labels | None, count: int) -> list[
 
 
 def _folds(videos: Sequence[Video], labels: Labels | None, count: int) -> list[Split]:
+    refuse_without_scenes(f"kfold{count}", videos)
     scenes = scenes_of(videos)
     if count < 2 or len(set(scenes)) < count:
         raise RecipeError(
@@ -486,6 +532,8 @@ def _permutation(seed: int, count: int) -> NDArray[np.int64]:
     return np.random.RandomState(seed).permutation(count).astype(np.int64)
 
 
+BY_SCENE = ("scene", "threeway", "kfold")
+"""Those of `SCHEMES` that need scenes; `rqvqa` needs one of every video."""
 SCHEMES = {
     "scene": Scheme(10, _by_scene, "80/20 by scene"),
     "threeway": Scheme(10, _threeway, "60/20/20 by scene, the middle to choose epochs by"),

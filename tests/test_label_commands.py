@@ -18,6 +18,7 @@ app = typer.Typer(rich_markup_mode=None)
 app.add_typer(label_commands.labels_app, name="labels")  # as the whole command line does
 app.add_typer(label_commands.split_app, name="split")
 
+CASES = Path(__file__).parent / "data" / "cases"
 KVQ = "filename,score\n" + "".join(f"train/{n:04d}.mp4,{1 + n / 10}\n" for n in range(1, 36))
 
 
@@ -245,3 +246,34 @@ def test_every_scheme_stands_in_the_readme():
 
     for name in SCHEMES:
         assert f"`{name}" in readme, name
+
+
+def test_import_says_how_scenes_were_found_or_that_they_were_not(tmp_path):
+    for name, told in (
+        ("labels_kvq_names.csv", "2 scenes by KVQ: 7 consecutive"),
+        ("labels_game_names.csv", "2 scenes by LIVE-YT-Gaming: the game in the name"),
+        ("labels_for_feats.csv", "no scenes: no column states them, and no rule"),
+    ):
+        code, answer = vqbank("labels", "import", CASES / name, "-o", tmp_path / name)
+        assert code == 0
+        assert told in answer
+    labels = CASES / "labels_for_feats.csv"
+    manifest = tmp_path / "labels_for_feats.csv"
+    for scheme in ("scene10", "threeway", "kfold5"):
+        with pytest.raises(RecipeError, match=r"by scene, and none.* --scene .* random10"):
+            vqbank("split", "make", manifest, "--splits", scheme, "-o", tmp_path / "s")
+        assert not (tmp_path / "s").exists()
+    some = ("labels", "import", labels, "-o", manifest, "--scene", r"(\d{3})0", "--scene", "1(00)5")
+    with pytest.raises(RecipeError, match=r"finds no scene in 9 of 12 names: 1001, 1002.*, 1011;"):
+        vqbank(*some)
+    code, answer = vqbank(*some, "--scene-fallback")
+    assert "12 scenes by --scene" in answer
+    assert "9 names are scenes of their own" in answer
+    assert [v.scene for v in read_manifest(manifest)][:6] == [
+        "100", "1001", "1002", "1003", "1004", "00",
+    ]  # fmt: skip
+    assert (
+        vqbank("split", "make", manifest, "--splits", "scene10", "-o", tmp_path / "s.json")[0] == 0
+    )
+    with pytest.raises(RecipeError, match="give --scene too"):
+        vqbank("labels", "import", labels, "-o", manifest, "--scene-fallback")

@@ -1,6 +1,7 @@
 """Every layout of label file is read by what stands in it, or refused with line and column."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import h5py
@@ -20,6 +21,8 @@ from store.errors import ManifestError, RecipeError
 
 FASTVQA = "set/a.mp4, 8.0, 29.97, 3.22\nset/b.mp4, -1, -1, 4.5\nset/c, d.mp4, 8.0, 30, 1.25\n"
 FASTVQA = FASTVQA.replace("c, d", "c d")
+
+CASES = Path(__file__).parent / "data" / "cases"
 
 
 def write(tmp_path, text, name="x.txt", encoding="utf-8"):
@@ -44,8 +47,12 @@ def assert_right_or_refused(path, whole):
     found = attempt(path)
     if isinstance(found, str):
         assert path.name in found
-    else:
-        assert rated(found) == whole[: len(found)]
+        return
+    *rows, last = rated(found)
+    assert rows == whole[: len(rows)]
+    if last != whole[len(rows)]:  # cut within its last number, which is told
+        assert any("has no line end" in note for note in found.notes)
+        assert last[0] == whole[len(rows)][0]
 
 
 def rated(labels):
@@ -651,6 +658,48 @@ def test_scenes_follow_stated_rules_or_nothing_is_grouped():
     assert scenes_by_name(["a.mp4"]) is None
 
 
+@pytest.mark.parametrize(
+    ("folder", "suffix"),
+    [("train_video/", ""), ("", ".mp4"), ("KVQ/", ".mp4"), ("", ""), ("kvq\\train\\", ".MP4")],
+)
+def test_kvqs_scenes_are_found_under_any_folder_with_or_without_suffix(folder, suffix):
+    names = [f"{folder}{number:04d}{suffix}" for number in range(1, 15)]
+    found = scenes_by_name(names)
+
+    assert len(set(found.scenes)) == 2
+    assert found.scenes[0:7] == (found.scenes[0],) * 7
+    assert "guess" in found.caution
+    assert scenes_by_name(names[1:]) is None
+    two = [f"train/{number:04d}" for number in range(1, 8)]
+    assert len(set(scenes_by_name([*two, *(n.replace("train", "val") for n in two)]).scenes)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "scenes"),
+    [("labels_kvq_names.csv", 14, [7, 7]), ("labels_game_names.csv", 6, [3, 3])],
+)
+def test_names_of_kvq_and_of_live_yt_gaming_tell_their_scenes(name, rows, scenes):
+    labels = read_labels(CASES / name)
+
+    assert len(labels) == rows
+    assert list(Counter(row.scene for row in labels.rows).values()) == scenes
+
+
+def test_numbers_behind_names_are_no_games_where_none_has_several():
+    assert scenes_by_name(["Chess-001", "Racing-001", "Golf-001"]) is None
+    assert scenes_by_name(["Chess-001", "Chess-002"]) is None
+    assert scenes_by_name(["2019-001", "2019-002", "2020-001", "2020-002"]) is None
+
+
+def test_several_patterns_are_tried_in_turn_and_a_name_may_be_its_own_scene():
+    names = ["a_1", "b-2", "odd"]
+
+    found = scenes_by_pattern(names, [r"(\w)_\d", r"(\w)-\d"], fallback=True)
+    assert found.scenes == ("a", "b", "odd")
+    assert found.rule.endswith("; 1 names are scenes of their own")
+    assert scenes_by_pattern(names[:2], [r"(\w)_\d", r"(\w)-\d"]).scenes == ("a", "b")
+
+
 def test_scenes_that_a_file_states_go_before_those_of_its_names(tmp_path):
     names = [f"train/{number:04d}.mp4" for number in range(1, 15)]
     stated = "".join(f"{name},3,{row // 2}\n" for row, name in enumerate(names))
@@ -675,14 +724,14 @@ def test_a_pattern_groups_and_a_hint_offers_one():
     names = [f"x/{content}_{crf}.mp4" for content in "abc" for crf in (20, 30)]
     pattern = likely_pattern(names)
 
-    assert scenes_by_pattern(names, pattern).scenes == ("a", "a", "b", "b", "c", "c")
+    assert scenes_by_pattern(names, [pattern]).scenes == ("a", "a", "b", "b", "c", "c")
     assert likely_pattern(["a_1.mp4", "b_1.mp4"]) is None
-    with pytest.raises(RecipeError, match="finds no scene in 'x'"):
-        scenes_by_pattern(["x"], "(y)")
+    with pytest.raises(RecipeError, match=r"finds no scene in 2 of 3 names: x, z; give another"):
+        scenes_by_pattern(["x", "y", "z"], ["(y)"])
     with pytest.raises(RecipeError, match="has no group"):
-        scenes_by_pattern(["x"], "x")
+        scenes_by_pattern(["x"], ["x"])
     with pytest.raises(RecipeError, match="is no regular expression"):
-        scenes_by_pattern(["x"], "(")
+        scenes_by_pattern(["x"], ["("])
 
 
 CVD = ["Test01_City_D01", "Test03_City_D01", "Test05_Television_D01"]
@@ -941,16 +990,33 @@ def test_videos_keep_everything_that_a_label_says(tmp_path):
     assert (video.scene, video.part, video.std, video.n_ratings) == ("x", "test", 0.5, 9)
 
 
-@pytest.mark.parametrize(
-    ("last", "whole"),
-    [("3.25", True), ("3.2", False), ("3", False), ("3.12345678901", True), ("3.2e-1", False)],
-)
-def test_a_last_line_without_end_is_read_where_its_number_is_whole(tmp_path, last, whole):
-    path = tmp_path / "labels.csv"
-    path.write_text(f"name,mos\na.mp4,1.25\nb.mp4,2.50\nc.mp4,{last}")
+@pytest.mark.parametrize("last", ["3.25", "3.2", "3", "3.12345678901", "3.2e-1"])
+def test_a_file_is_whole_without_a_line_end_after_its_last_line(tmp_path, last):
+    labels = read(tmp_path, f"name,mos\na.mp4,1.25\nb.mp4,2.50\nc.mp4,{last}")
 
-    if whole:
-        assert read_labels(path).rows[-1].mos == float(last)
-    else:
-        with pytest.raises(ManifestError, match="cut off"):
-            read_labels(path)
+    assert labels.rows[-1].mos == float(last)
+    assert any("(" + str(tmp_path / "x.txt") + ":4) has no line end" in n for n in labels.notes)
+
+
+def test_a_published_case_without_a_final_line_end_is_read_whole():
+    labels = read_labels(CASES / "labels_no_final_newline.csv")
+
+    assert [(row.name, row.mos, row.std) for row in labels.rows] == [
+        ("clip_a_24fps", 43.02, 12.5742),
+        ("clip_b_24fps", 30.16, 11.121),
+    ]
+
+
+@pytest.mark.parametrize("end", ["3.", "3.25,", "", "3.2e", "3.2e-", "-"])
+def test_a_file_that_ends_within_a_number_or_before_it_is_refused(tmp_path, end):
+    with pytest.raises(ManifestError, match=r"x\.txt:4"):
+        read(tmp_path, f"name,mos\na.mp4,1.25\nb.mp4,2.50\nc.mp4,{end}")
+
+
+def test_a_column_of_fixed_decimals_tells_that_its_last_number_is_cut(tmp_path):
+    rows = "".join(f"{row}.mp4,{row / 8 + 1e-4:.4f}\n" for row in range(60))
+
+    assert read(tmp_path, f"name,mos\n{rows}z.mp4,3.1234").rows[-1].mos == 3.1234
+    with pytest.raises(ManifestError, match=r"x\.txt:62, .*'3.123' is cut off; if it is whole"):
+        read(tmp_path, f"name,mos\n{rows}z.mp4,3.123")
+    assert read(tmp_path, f"name,mos\n{rows}z.mp4,3.123\n").rows[-1].mos == 3.123

@@ -872,7 +872,7 @@ def test_videos_that_lack_a_feature_stop_or_are_dropped_from_splits_of_all(store
     other.write_text("path,mos\n" + "".join(f"v{row}.mp4,{row % 7}\n" for row in range(20)))
     stated = read_videos(other)
     write_splits(tmp_path / "own.json", "own", stated, named_splits("random2", stated))
-    for scheme in ("scene4", "random4", str(tmp_path / "own.json")):
+    for scheme in ("random4", "random4", str(tmp_path / "own.json")):
         renamed = Recipe(
             videos=other, bank=store.path, features={"x": "some.feature"}, missing="drop",
             heads={"ridge": {}}, protocol=Protocol(splits=scheme),
@@ -979,3 +979,10 @@ def test_a_wrong_name_of_splits_lists_all_and_a_score_that_is_missing_is_named(s
     run = vqbank("evaluate", *options, "--labels", labels)
     assert isinstance(run.exception, ManifestError)
     assert "1 of 3 videos have no mos" in str(run.exception)
+
+
+def test_a_trial_by_scene_needs_scenes_also_where_that_is_the_default():
+    made = replace(trial("ridge"), protocol=Protocol())
+
+    with pytest.raises(RecipeError, match=r"splits scene are by scene, and none of these 40"):
+        made.splits  # noqa: B018

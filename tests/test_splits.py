@@ -1,5 +1,6 @@
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -320,8 +321,13 @@ def test_every_scheme_puts_every_row_on_one_side(name, scenes):
         ("vsfa", plain(9), "are cut from the `index` of a .mat label file"),
         ("columns", plain(9), "are columns of a label file"),
         ("across", plain(9), "all ids begin with set/"),
-        ("kfold1", plain(9), "2 folds or more"),
-        ("kfold10", plain(9), "there are 9 scenes"),
+        ("kfold1", in_scenes("abcabc"), "2 folds or more"),
+        ("kfold10", in_scenes("abcabc"), "there are 3 scenes"),
+        ("scene10", plain(9), "scene10 are by scene, and none of these 9 .* --scene .*random10"),
+        ("threeway", plain(9), "threeway10 are by scene, and none of these 9"),
+        ("kfold5", plain(9), "kfold5 are by scene, and none of these 9"),
+        ("random99999", plain(9), "at least 1, and 10,000 at most"),
+        ("random" + "9" * 5000, plain(9), "at least 1, and 10,000 at most"),
     ],
 )
 def test_a_scheme_that_these_videos_do_not_allow_is_refused(name, videos, message):
@@ -360,12 +366,26 @@ def test_splits_of_other_videos_or_of_another_format_are_refused(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(RecipeError, match="split 1 does not hold every video once"):
         read_splits(path, plain(9))
-    for text, message in (("[1]", "was not written by"), ("{", "is not JSON")):
+    for text, message in (("[1]", "was not written by"), ("{", "splits.json:1: not JSON")):
         path.write_text(text)
         with pytest.raises(RecipeError, match=message):
             read_splits(path, plain(9))
     with pytest.raises(RecipeError, match="cannot be read"):
         read_splits(tmp_path / "none.json", plain(9))
+
+
+def test_a_file_of_splits_that_are_called_by_scene_holds_no_others(tmp_path):
+    path = tmp_path / "splits.json"
+    videos = in_scenes("aabbcc")
+    write_splits(path, "scene2", videos, named_splits("scene2", videos))
+    assert len(named_splits(str(path), videos)) == 2
+    with pytest.raises(RecipeError, match=r"scene2 of .*splits.json are by scene, and none"):
+        named_splits(str(path), [replace(video, scene=None) for video in videos])
+    write_splits(path, "scene2", videos, named_splits("random2", videos))
+    with pytest.raises(RecipeError, match=r"is called scene2, .* has scene '[abc]' on both sides"):
+        named_splits(str(path), videos)
+    write_splits(path, "random2", videos, named_splits("random2", videos))
+    assert len(named_splits(str(path), videos)) == 2
 
 
 @pytest.mark.parametrize(

@@ -36,37 +36,73 @@ _QUALCOMM = re.compile(
     re.IGNORECASE,
 )
 # KVQ (Lu et al. 2024): seven versions of one content follow each other; RQ-VQA's loader groups
-# them so.
-_KVQ = re.compile(r"(train|val|test)/(\d{4})\.mp4")
+# them so.  Label files call one video train/0001.mp4, train_video/0001, KVQ/0001.mp4 or 0001.mp4.
+_KVQ = re.compile(r"(?:(.*)/)?(\d{4})(?:\.[a-z0-9]{2,4})?", re.IGNORECASE)
 KVQ_VERSIONS = 7
+# LIVE-YT-Gaming (Yu et al. 2023): Chess-001, Chess-002, ...; the game, and which of its clips.
+_GAMING = re.compile(r"(.*[a-z].*)-(\d{3})", re.IGNORECASE)
+
+
+_GUESS = (
+    "these scenes are a guess from names that any data set may have; if this is not {}, a column "
+    "of scenes or --scene says otherwise (--scene '(.+)': each video its own)"
+)
 
 
 def scenes_by_name(names: Sequence[str]) -> Scenes | None:
     """The scenes of a data set whose names tell them; None where no rule fits every name."""
-    for rule in (_cvd2014, _qualcomm, _kvq):
+    for rule in (_cvd2014, _qualcomm, _kvq, _gaming):
         found = rule(names)
         if found is not None:
             return found
     return None
 
 
-def scenes_by_pattern(names: Sequence[str], pattern: str) -> Scenes:
+def scenes_by_pattern(
+    names: Sequence[str], patterns: Sequence[str], *, fallback: bool = False
+) -> Scenes:
     """What the first group of a regular expression finds in each name.
 
+    Args:
+        names: of the videos.
+        patterns: tried in their order; the first that finds something gives the scene.
+        fallback: whether a name in which none finds anything is a scene of its own.
+
     Raises:
-        RecipeError: if it is no such expression, or finds nothing in a name.
+        RecipeError: if one is no such expression, or none finds anything in some names and they
+            have no fallback; names them all.
     """
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise RecipeError(f"--scene {pattern!r} is no regular expression: {error}") from error
-    if expression.groups < 1:
-        raise RecipeError(f"--scene {pattern!r} has no group; put the scene's part in parentheses")
-    found = [expression.search(name) for name in names]
-    for name, match in zip(names, found, strict=True):
-        if match is None or not match[1]:
-            raise RecipeError(f"--scene {pattern!r} finds no scene in {name!r}")
-    return Scenes(tuple(match[1] for match in found if match), f"--scene {pattern!r}")
+    expressions = []
+    for pattern in patterns:
+        try:
+            expression = re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise RecipeError(f"--scene {pattern!r} is no regular expression: {error}") from error
+        if expression.groups < 1:
+            raise RecipeError(
+                f"--scene {pattern!r} has no group; put the scene's part in parentheses"
+            )
+        expressions.append(expression)
+    found = [_first_group(expressions, name) for name in names]
+    alone = [name for name, scene in zip(names, found, strict=True) if scene is None]
+    told = " ".join(f"--scene '{pattern}'" for pattern in patterns)
+    if alone and not fallback:
+        raise RecipeError(
+            f"{told} finds no scene in {len(alone)} of {len(names)} names: {', '.join(alone)}; "
+            "give another --scene for these, or --scene-fallback, by which each is its own"
+        )
+    return Scenes(
+        tuple(name if scene is None else scene for name, scene in zip(names, found, strict=True)),
+        f"{told}{f'; {len(alone)} names are scenes of their own' if alone else ''}",
+    )
+
+
+def _first_group(expressions: Sequence[re.Pattern[str]], name: str) -> str | None:
+    for expression in expressions:
+        match = expression.search(name)
+        if match is not None and match[1]:
+            return match[1]
+    return None
 
 
 def _all(names: Sequence[str], pattern: re.Pattern[str]) -> list[str] | None:
@@ -91,19 +127,42 @@ def _qualcomm(names: Sequence[str]) -> Scenes | None:
 
 
 def _kvq(names: Sequence[str]) -> Scenes | None:
-    found = [_KVQ.fullmatch(name) for name in names]
+    found = [_KVQ.fullmatch(name.replace("\\", "/")) for name in names]
     if not all(found):
         return None
-    parts = {match[1] for match in found if match}
-    numbers = [int(match[2]) for match in found if match]
-    if len(parts) > 1 or numbers != list(range(1, len(names) + 1)) or len(names) % KVQ_VERSIONS:
-        return None
-    (part,) = parts
+    numbers: dict[str, list[int]] = {}
+    for match in found:
+        if match:
+            numbers.setdefault(match[1] or "", []).append(int(match[2]))
+    for own in numbers.values():
+        if len(own) % KVQ_VERSIONS or sorted(own) != list(range(1, len(own) + 1)):
+            return None
     return Scenes(
-        tuple(f"{part}-{(number - 1) // KVQ_VERSIONS + 1:03d}" for number in numbers),
+        tuple(
+            f"{match[1] or 'kvq'}-{(int(match[2]) - 1) // KVQ_VERSIONS + 1:03d}"
+            for match in found
+            if match
+        ),
         f"KVQ: {KVQ_VERSIONS} consecutive numbers are versions of one content",
-        "these scenes are a guess from names that any data set may have; if this is not KVQ, a "
-        "column of scenes or --scene says otherwise (--scene '(.+)': each video its own)",
+        _GUESS.format("KVQ"),
+    )
+
+
+def _gaming(names: Sequence[str]) -> Scenes | None:
+    found = [_GAMING.fullmatch(stem_of(name)) for name in names]
+    if not all(found):
+        return None
+    numbers: dict[str, list[int]] = {}
+    for match in found:
+        if match:
+            numbers.setdefault(match[1], []).append(int(match[2]))
+    # Which clips of a game were kept may differ; that games have several is what tells.
+    if len(numbers) < 2 or 2 * len(numbers) > len(names):
+        return None
+    return Scenes(
+        tuple(match[1] for match in found if match),
+        "LIVE-YT-Gaming: the game in the name",
+        _GUESS.format("LIVE-YT-Gaming"),
     )
 
 
