@@ -78,19 +78,23 @@ class FeatureStore:
 
     @classmethod
     def create(cls, path: Path) -> "FeatureStore":
-        """Open the bank at `path`, made if it is not there."""
+        """Open the bank at `path`, made if it is not there.
+
+        Raises:
+            BankError: if it cannot be made, or the folder holds something else.
+        """
         if not (path / BANK_FILE).exists():
+            header = canonical_json({"format": "vqbank", "version": FORMAT_VERSION})
             try:
                 _make_folder(path)
+                strangers = [one.name for one in path.iterdir() if not one.name.startswith(".")]
+                if strangers and not (path / BANK_FILE).exists():  # not just made by somebody else
+                    raise BankError(
+                        f"{path} holds {strangers[0]} and is no bank; give an empty or new folder"
+                    )
+                create_exclusively(path / BANK_FILE, header.encode())
             except OSError as error:
                 raise BankError(f"{path} cannot be made: {refusal(error)}") from error
-            strangers = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-            if strangers and not (path / BANK_FILE).exists():  # not just made by somebody else
-                raise BankError(
-                    f"{path} holds {strangers[0]} and is no bank; give an empty or new folder"
-                )
-            header = canonical_json({"format": "vqbank", "version": FORMAT_VERSION})
-            create_exclusively(path / BANK_FILE, header.encode())
         return cls(path)
 
     def refresh(self) -> None:

@@ -53,6 +53,7 @@ from store.shard import (
     committed_shards,
     crc32c,
     create_exclusively,
+    discard,
     read_sealed,
     sync_folder,
 )
@@ -115,7 +116,7 @@ def export_hdf5(store: FeatureStore, specs: Iterable[FeatureSpec], path: Path) -
     ) as error:  # a full disk is either, depending on when HDF5 sees it
         raise BankError(f"{path} cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
     sync_folder(path.parent)
 
 

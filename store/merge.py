@@ -23,6 +23,7 @@ from store.shard import (
     committed_shards,
     create_exclusively,
     damage,
+    discard,
     read_sealed,
     records,
     sync_folder,
@@ -211,7 +212,7 @@ def _copy_file(origin: Path, path: Path, room: Path) -> int:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
     return length
 
 

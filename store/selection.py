@@ -14,7 +14,7 @@ from store.bank import FeatureStore
 from store.documents import MOST_JSON_BYTES, file_bytes, json_value
 from store.errors import BankError, MissingFeatureError, naming, refusal
 from store.schema import FeatureSpec, Video, canonical_json
-from store.shard import crc32c
+from store.shard import crc32c, discard
 
 FORMAT = "vqbank-selection"
 VERSION = 1
@@ -86,7 +86,7 @@ def write_selection(
     except OSError as error:
         raise BankError(f"cannot be written: {refusal(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
     return selection
 
 

@@ -107,10 +107,16 @@ def create_exclusively(path: Path, content: bytes, *, durable: bool = True) -> b
             return False
         temporary.rename(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
     if durable:
         sync_folder(path.parent)
     return True
+
+
+def discard(temporary: Path) -> None:
+    """Remove a file that nobody reads; where that is refused, `prune` removes it later."""
+    with suppress(OSError):  # what went wrong before it is what matters
+        temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -133,7 +139,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
     sync_folder(path.parent)
 
 

@@ -24,7 +24,15 @@ from safetensors.numpy import load_file, save_file
 from store.bank import FeatureStore, writing
 from store.errors import BankError, DamagedShardError, MissingFeatureError, naming
 from store.schema import FeatureSpec, canonical_json
-from store.shard import CHANGED, MISSING, create_exclusively, read_sealed, seal, sync_folder
+from store.shard import (
+    CHANGED,
+    MISSING,
+    create_exclusively,
+    discard,
+    read_sealed,
+    seal,
+    sync_folder,
+)
 
 FOLDER = "tail"
 _VERSION = 1
@@ -96,7 +104,7 @@ def _write(folder: Path, tower: Tower) -> dict[str, Any]:
     except SafetensorError as error:  # a full disk, among others
         raise BankError(f"{temporary} cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
     sync_folder(folder)
     return {"sha256": digest, "bytes": size}
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,3 +40,48 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set VQBANK_TEST_DATA or put it in ../shared")
     return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of one kind of accident, so many times."""
+
+    what: str
+    times: int
+    lost: int = 0
+    """Committed rows that were not there afterwards."""
+    wrong: int = 0
+    """Rows that were read and were not those that should have been."""
+    resumed: int = 0
+    """Banks that were gone on with, and were equal to one that nobody disturbed."""
+
+
+_TRIED = pytest.StashKey[list[Tried]]()
+
+
+@pytest.fixture(scope="session")
+def tried(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Takes down what was tried and what came of it; `make soak` ends with the table."""
+    table = request.config.stash.setdefault(_TRIED, [])
+    return lambda *told, **counted: table.append(Tried(*told, **counted))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of accidents."""
+    table = terminalreporter.config.stash.get(_TRIED, [])
+    if not table:
+        return
+    total = Tried(
+        "all",
+        *(
+            sum(getattr(one, name) for one in table)
+            for name in ("times", "lost", "wrong", "resumed")
+        ),
+    )
+    terminalreporter.section("accidents")
+    form = "{:<68}{:>7}{:>6}{:>7}{:>16}"
+    terminalreporter.write_line(form.format("what", "times", "lost", "wrong", "banks resumed"))
+    for one in [*table, total]:
+        terminalreporter.write_line(
+            form.format(one.what, one.times, one.lost, one.wrong, one.resumed)
+        )

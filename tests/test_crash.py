@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -247,12 +247,11 @@ class Figures:
     lost: int = 0
     wrong: int = 0
     repairs: int = 0
+    resumed: int = 0
 
-    def report(self, capsys: pytest.CaptureFixture[str], what: str, *, kills: int) -> None:
-        """Show the figures, and hold them to what was promised."""
-        counted = ", ".join(f"{getattr(self, f.name)} {f.name}" for f in fields(self))
-        with capsys.disabled():
-            sys.stdout.write(f"\n{what}: {counted}\n")
+    def report(self, tried: Callable[..., None], what: str, *, kills: int) -> None:
+        """Take the figures down, and hold them to what was promised."""
+        tried(f"store: {what}", self.kills, self.lost, self.wrong, self.resumed)
         assert self.kills >= kills
         assert self.acknowledged
         assert (self.lost, self.wrong, self.repairs) == (0, 0, 0)
@@ -394,7 +393,7 @@ def test_no_row_that_the_tests_write_is_a_row_of_zeros():
 
 @pytest.mark.soak
 @pytest.mark.parametrize("phase", ["write", "commit"])
-def test_a_writer_killed_at_random_moments_loses_nothing(tmp_path, capsys, phase):
+def test_a_writer_killed_at_random_moments_loses_nothing(tmp_path, tried, phase):
     """Again and again in one bank, until the run is through."""
     rng = np.random.default_rng(15)
     durations = seconds_between(start("write", tmp_path / "whole"), f"begin {phase}")
@@ -414,14 +413,15 @@ def test_a_writer_killed_at_random_moments_loses_nothing(tmp_path, capsys, phase
         again = acknowledged_in(run(start("write", folder)))
         assert not before & set(again)
         assert rows_of(folder / "bank") == whole
+        figures.resumed += 1
         figures.acknowledged += len(acknowledged)
         shutil.rmtree(folder)
-    figures.report(capsys, f"{phase}, 1 writer, random moments", kills=24)
+    figures.report(tried, f"{phase}, 1 writer, random moments", kills=24)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("phase", ["write", "commit"])
-def test_four_writers_killed_at_random_moments_lose_nothing(tmp_path, capsys, phase):
+def test_four_writers_killed_at_random_moments_lose_nothing(tmp_path, tried, phase):
     """They make the bank together, and all of them bank every sixth video."""
     rng = np.random.default_rng(16)
     together = [start("write", tmp_path / "whole", worker=w, workers=4) for w in range(4)]
@@ -452,9 +452,10 @@ def test_four_writers_killed_at_random_moments_lose_nothing(tmp_path, capsys, ph
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(run, [start("write", folder, worker=w, workers=4) for w in range(4)]))
         assert rows_of(folder / "bank") == whole
+        figures.resumed += 1
         figures.acknowledged += len(acknowledged)
         shutil.rmtree(folder)
-    figures.report(capsys, f"{phase}, 4 writers, random moments", kills=24)
+    figures.report(tried, f"{phase}, 4 writers, random moments", kills=24)
 
 
 def killed_at_every_step(
@@ -483,6 +484,7 @@ def killed_at_every_step(
         figures.acknowledged = len({**before, **acknowledged})
         OPERATIONS[operation](here, silent, **options)
         assert rows_of(here / "bank") == whole, f"after a kill at step {step} of {steps}"
+        figures.resumed += 1
         shutil.rmtree(here)
         return figures
 
@@ -496,12 +498,12 @@ def visible(bank: Path) -> list[str]:
 
 
 @pytest.mark.soak
-def test_a_writer_killed_at_any_step_loses_nothing(tmp_path, capsys):
+def test_a_writer_killed_at_any_step_loses_nothing(tmp_path, tried):
     """From making the bank to two commits; a step is a call that opens, writes, syncs or names."""
     figures = killed_at_every_step(
         tmp_path, "write", lambda folder: None, ALL, kills=80, ids=IDS[:24]
     )
-    figures.report(capsys, "write and commit, 1 writer, step by step", kills=80)
+    figures.report(tried, "write and commit, 1 writer, step by step", kills=80)
 
 
 # A bank with a past, and what keeps it in order
@@ -578,15 +580,15 @@ UPKEEP = ["compact", "merge", "prune"]
 
 @pytest.mark.soak
 @pytest.mark.parametrize("operation", UPKEEP)
-def test_upkeep_killed_at_any_step_loses_nothing(tmp_path, capsys, past, operation):
+def test_upkeep_killed_at_any_step_loses_nothing(tmp_path, tried, past, operation):
     begin = past(operation)
     figures = killed_at_every_step(tmp_path, operation, begin.copy, begin.expected, kills=48)
-    figures.report(capsys, f"{operation}, alone, step by step", kills=48)
+    figures.report(tried, f"{operation}, alone, step by step", kills=48)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("operation", UPKEEP)
-def test_upkeep_killed_at_random_moments_loses_nothing(tmp_path, capsys, past, operation):
+def test_upkeep_killed_at_random_moments_loses_nothing(tmp_path, tried, past, operation):
     """Again and again in one bank, until it is through."""
     begin = past(operation)
     rng = np.random.default_rng(18)
@@ -605,9 +607,10 @@ def test_upkeep_killed_at_random_moments_loses_nothing(tmp_path, capsys, past, o
             figures.kills += was_killed(process)
         OPERATIONS[operation](folder, silent)
         assert rows_of(folder / "bank") == whole
+        figures.resumed += 1
         figures.acknowledged += len(before)
         shutil.rmtree(folder)
-    figures.report(capsys, f"{operation}, alone, random moments", kills=16)
+    figures.report(tried, f"{operation}, alone, random moments", kills=16)
 
 
 TOGETHER = {
@@ -623,7 +626,7 @@ None write beside `prune`, which is told here that whatever is unfinished belong
 
 @pytest.mark.soak
 @pytest.mark.parametrize("operation", UPKEEP)
-def test_upkeep_killed_beside_others_loses_nothing(tmp_path, capsys, past, operation):
+def test_upkeep_killed_beside_others_loses_nothing(tmp_path, tried, past, operation):
     begin = past(operation)
     rng = np.random.default_rng(19)
     upkeep = TOGETHER[operation]
@@ -662,9 +665,10 @@ def test_upkeep_killed_beside_others_loses_nothing(tmp_path, capsys, past, opera
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(run, started(folder)))
         assert rows_of(folder / "bank") == whole
+        figures.resumed += 1
         figures.acknowledged += len(acknowledged)
         shutil.rmtree(folder)
-    figures.report(capsys, f"{operation}, {len(upkeep)} and {writers} writers at once", kills=16)
+    figures.report(tried, f"{operation}, {len(upkeep)} and {writers} writers at once", kills=16)
 
 
 # The order of what reaches the disk
@@ -927,7 +931,7 @@ def cut_while_writing(disk: Disk, rng: np.random.Generator, **options: Any) -> d
 
 
 @pytest.mark.soak
-def test_a_power_cut_loses_nothing_that_was_acknowledged(disk, tmp_path, capsys):
+def test_a_power_cut_loses_nothing_that_was_acknowledged(disk, tmp_path, tried):
     rng = np.random.default_rng(17)
     write(tmp_path / "whole", silent)
     whole = rows_of(tmp_path / "whole" / "bank")
@@ -941,12 +945,13 @@ def test_a_power_cut_loses_nothing_that_was_acknowledged(disk, tmp_path, capsys)
         figures.acknowledged += len(acknowledged)
         write(disk.folder, silent)
         assert rows_of(disk.folder / "bank") == whole
+        figures.resumed += 1
         shutil.rmtree(disk.folder / "bank")
-    figures.report(capsys, "power cuts", kills=16)
+    figures.report(tried, "power cuts", kills=16)
 
 
 @pytest.mark.soak
-def test_a_power_cut_takes_what_was_never_synced_and_shows_nothing_wrong(disk, capsys):
+def test_a_power_cut_takes_what_was_never_synced_and_shows_nothing_wrong(disk, tried):
     """So the cuts are real; and a bank that was not synced is a smaller bank, or damaged aloud."""
     rng = np.random.default_rng(18)
     bank = disk.folder / "bank"
@@ -961,8 +966,7 @@ def test_a_power_cut_takes_what_was_never_synced_and_shows_nothing_wrong(disk, c
         assert all(is_right_or_damaged(FeatureStore(bank), video_id) for video_id in left)
         if bank.exists():
             shutil.rmtree(bank)
-    with capsys.disabled():
-        sys.stdout.write(f"\npower cuts without syncs: {lost} acknowledged videos lost\n")
+    tried("store: power cuts of a bank that was told not to sync, which may lose", 4)
     assert lost
 
 

@@ -1,24 +1,36 @@
 """Disks that refuse: the error names file and remedy, and nothing that was committed goes."""
 
 import ast
+import builtins
 import errno
+import io
+import os
 import re
 import resource
+import shutil
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from extractors import make_extractor
+from extractors import video as decoding
+from pipelines.extract import Extraction
+from pipelines.manifest import read_videos
 from store.bank import FeatureStore
 from store.compact import compact
-from store.errors import BankError, DamagedShardError
+from store.compare import diff
+from store.errors import BankError, DamagedShardError, refusal
+from store.ledger import failures, read_ledger
 from store.merge import merge
 from store.prune import prune
 from store.schema import Feature, FeatureSpec, Fingerprint
-from store.shard import create_exclusively, mark_bad, read_sealed, seal
+from store.shard import committed_shards, create_exclusively, mark_bad, read_sealed, seal
 from store.verify import verify
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +141,8 @@ def test_a_copy_that_was_cut_short_is_never_committed(tmp_path, small_files):
 def failure_of(call):
     try:
         call()
+    except BankError as error:
+        return error.__cause__
     except OSError as error:
         return error
     return None
@@ -206,12 +220,10 @@ def test_whatever_the_clock_says_the_rows_that_superseded_others_win(tmp_path, c
 def test_a_merge_that_is_killed_shows_no_older_rows_whatever_the_clock_said(tmp_path, monkeypatch):
     """The rows that count were committed an hour before those that they replace, it seems."""
     source, target = tmp_path / "source", FeatureStore.create(tmp_path / "target")
-    old = put(source, 1, version=1)
+    old = put(source, 1, 4, version=1)
     now = time.time()
     monkeypatch.setattr("store.shard.time.time", lambda: now - 3600)
     put(source, 1, 2, version=2, supersedes=[{"shard": old, "videos": ["set/1.mp4"]}])
-    put(source, 3, version=1, supersedes=[{"shard": old, "videos": "all"}])
-    put(source, 2, version=5)
     seen = []
 
     def looked_at(path, content, **options):
@@ -224,9 +236,7 @@ def test_a_merge_that_is_killed_shows_no_older_rows_whatever_the_clock_said(tmp_
     monkeypatch.setattr("store.merge.create_exclusively", looked_at)
     merge(target, [FeatureStore(source)])
 
-    assert len(seen) >= 2
-    assert 1 not in seen
-    assert seen[-1] == 2
+    assert seen == [2, 2]
 
 
 def test_commits_that_supersede_each_other_in_a_circle_are_named(tmp_path):
@@ -239,3 +249,300 @@ def test_commits_that_supersede_each_other_in_a_circle_are_named(tmp_path):
 
     with pytest.raises(DamagedShardError, match="in a circle"):
         merge(FeatureStore.create(tmp_path / "target"), [FeatureStore(source)])
+
+
+# Each write, sync, rename, mkdir of a run
+
+
+CODES = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REMEDIES = ("see the system's log", "free space", "quota", "ulimit -f")
+
+
+class Disk:
+    """Counts what is asked of the disk below a folder, and refuses the call of one number.
+
+    Of a write that is refused the disk takes one half first, and says so by its length, as systems
+    do; a file that is refused to be closed is closed all the same.
+    """
+
+    def __init__(self, folder, patch, *, fatal=0, code=errno.EIO, lasting=False):
+        self.asked = []
+        self.refused = 0
+        self._folder, self._fatal, self._code, self._lasting = str(folder), fatal, code, lasting
+        self._lock = threading.Lock()
+        for name in ("mkdir", "link", "rename", "replace", "unlink", "rmdir", "fsync"):
+            patch.setattr(os, name, self._checked(name, getattr(os, name)))
+        self._open = io.open
+        patch.setattr(io, "open", self.open)
+        patch.setattr(builtins, "open", self.open)
+
+    def ask(self, what, path, *names):
+        """Raises OSError when it is its turn; a file that is open has no name then."""
+        path = os.fsdecode(path)
+        if not path.startswith(self._folder):
+            return
+        with self._lock:
+            self.asked.append((what, path))
+            number = len(self.asked)
+            if number == self._fatal or (self._lasting and 0 < self._fatal < number):
+                self.refused += 1
+                raise OSError(self._code, os.strerror(self._code), *names)
+
+    def _checked(self, name, call):
+        def checked(*given, **options):
+            if name == "fsync":
+                self.ask(name, Path(f"/proc/self/fd/{given[0]}").readlink())
+            else:
+                made = given[1] if name in ("link", "rename", "replace") else given[0]
+                self.ask(name, made, os.fspath(made))
+            return call(*given, **options)
+
+        return checked
+
+    def open(self, path, mode="r", buffering=-1, encoding=None, errors=None, newline=None, **other):
+        """As the built-in, with a file that asks before each write."""
+        own = not isinstance(path, int) and os.fsdecode(path).startswith(self._folder)
+        if not own or not set(mode) & set("wax+"):
+            return self._open(path, mode, buffering, encoding, errors, newline, **other)
+        self.ask("open", path, os.fspath(path))
+        raw = Raw(path, mode.replace("b", "").replace("t", ""))
+        raw.disk = self
+        if buffering == 0:
+            return raw
+        buffered = io.BufferedWriter(raw, buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE)
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
+
+
+class Raw(io.FileIO):
+    disk = None
+    _failing = None
+
+    def write(self, content):
+        error, self._failing = self._failing, None
+        if error is not None:
+            raise error
+        try:
+            self.disk.ask("write", self.name)
+        except OSError as refused:
+            if len(content) < 2:
+                raise
+            self._failing = refused
+            return super().write(memoryview(content).cast("B")[: len(content) // 2])
+        return super().write(content)
+
+    def close(self):
+        was_closed = self.closed
+        super().close()
+        if not was_closed:
+            self.disk.ask("close", self.name)
+
+
+EXTRACTORS = {"motion": {}, "clip": {"weights": "random-tiny"}}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    for n in range(2):
+        pictures = np.random.default_rng(n).integers(0, 256, (6, 48, 64, 3), dtype=np.uint8)
+        decoding.encode(folder / f"{n}.mp4", pictures, rate=10, crf=30)
+    return read_videos(folder)
+
+
+def extract(videos, bank):
+    """A run, every video committed at once; gives the reasons of failures."""
+    names = [make_extractor(name, **given) for name, given in EXTRACTORS.items()]
+    store = FeatureStore.create(bank)
+    run = Extraction(videos, names, store, decoder="pyav", device=torch.device("cpu"), threads=1)
+    return [reason for outcome in run.run() for reason in outcome.failures.values()]
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory):
+    """The bank of a run that nothing disturbed."""
+    bank = tmp_path_factory.mktemp("banks") / "whole"
+    assert extract(videos, bank) == []
+    return FeatureStore(bank)
+
+
+def refused_at(step, code, videos, whole, bank, *, lasting):
+    """Refuse one step of a run, look at what is left, and let the run go on."""
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(bank, patch, fatal=step, code=code, lasting=lasting)
+        try:
+            assert extract(videos, bank) == []
+            said = None
+        except BankError as error:
+            said = str(error)
+    assert disk.refused, disk.asked[step - 1 :]
+    what, path = disk.asked[step - 1]
+    if said is None:  # a copy that nobody needs, or what is removed later
+        assert what in ("mkdir", "unlink", "rmdir") or "catalogue" in path, (what, path)
+    else:
+        assert str(bank) in said
+        assert REMEDIES[CODES.index(code)] in said, (what, path, said)
+        assert re.search(rf"\({re.escape(str(bank))}/?\S*: |{re.escape(str(bank))}.* made: ", said)
+    if (bank / "bank.json").exists():
+        store = FeatureStore(bank)
+        assert all(is_missing(difference, store) for difference in diff(whole, store))
+        assert list(verify(store)) == []
+        assert failures(read_ledger(bank)) == {}
+    assert extract(videos, bank) == []
+    store = FeatureStore(bank)
+    assert list(diff(whole, store)) == []
+    assert list(verify(store)) == []
+    assert committed_rows(store) == len(videos) * len(EXTRACTORS)
+    return what
+
+
+def committed_rows(store):
+    shards = [s for spec in store.specs() for s in committed_shards(store.path / spec.key, spec)]
+    return sum(shard.record["videos"] for shard in shards)
+
+
+def is_missing(difference, store):
+    spec = next((s for s in store.specs() if s.key == difference.key), None)
+    return spec is None or difference.video not in store.video_ids(spec)
+
+
+def steps_of_a_run(videos, bank):
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(bank, patch)
+        assert extract(videos, bank) == []
+    return len(disk.asked)
+
+
+def refused_again_and_again(videos, whole, folder, tried, *, times, lasting):
+    steps = steps_of_a_run(videos, folder / "steps")
+    assert steps > 150
+    chosen = np.unique(np.linspace(1, steps, times).round().astype(int)).tolist()
+    kinds = set()
+    for number, step in enumerate(chosen):
+        code = CODES[number % len(CODES)]
+        kinds.add(refused_at(step, code, videos, whole, folder / str(step), lasting=lasting))
+        shutil.rmtree(folder / str(step))
+    what = "and every one after it" if lasting else "once"
+    tried(f"extract: a call to the disk refused, {what}", len(chosen), resumed=len(chosen))
+    return kinds
+
+
+def test_a_run_that_the_disk_refuses_names_the_file_and_goes_on(videos, whole, tmp_path):
+    """EIO at a rename, no space for a row: three of the steps of which the soak tries them all."""
+    for step, code in ((30, errno.EIO), (140, errno.ENOSPC)):
+        refused_at(step, code, videos, whole, tmp_path / str(step), lasting=step > 100)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_run_that_the_disk_refuses_at_any_step_loses_nothing(
+    videos, whole, tmp_path, tried, lasting
+):
+    """EIO, ENOSPC, EDQUOT, EFBIG: at opening, writing, syncing, closing, naming, making folders."""
+    times = 32 if lasting else 64
+    kinds = refused_again_and_again(videos, whole, tmp_path, tried, times=times, lasting=lasting)
+    assert kinds >= {"open", "write", "close", "fsync", "mkdir"}
+
+
+# Each step of what keeps a bank in order
+
+
+def compacting(bank, source):
+    compact(FeatureStore(bank), SPEC)
+
+
+def merging(bank, source):
+    merge(FeatureStore(bank), [FeatureStore(source)])
+
+
+def pruning(bank, source):
+    prune(FeatureStore(bank), dry_run=False, older_than_seconds=0)
+
+
+def marking(bank, source):
+    """What `verify --mark` does, and the repair after it."""
+    (held,) = FeatureStore(bank).find(SPEC, ["set/2.mp4"])
+    if held is not None and version_of(bank, 2) != 20:
+        mark_bad(bank / SPEC.key, held[0].id, ["set/2.mp4"])
+        held = None
+    if held is None:
+        put(bank, 2, version=20)
+
+
+UPKEEP = {
+    "compact": (compacting, {}),
+    "merge": (merging, {6: 4, 7: 4}),
+    "prune": (pruning, {}),
+    "mark": (marking, {2: 20}),
+}
+"""What it does, and the versions that count after it."""
+LIVED = {1: 2, 2: 3, 3: 1, 4: 1, 5: 1}
+
+
+def lived_in(bank, source):
+    """Rows that were replaced, found bad and written twice; and another bank to merge."""
+    old = put(bank, 1, 3, version=1)
+    put(bank, 1, version=2, supersedes=[{"shard": old, "videos": ["set/1.mp4"]}])
+    bad = put(bank, 2, version=1)
+    mark_bad(bank / SPEC.key, bad, ["set/2.mp4"])
+    put(bank, 2, version=3)
+    put(bank, 4, 5, version=1)
+    put(bank, 5, version=1)
+    (bank / SPEC.key / "commits" / ".left.json.tmp").write_bytes(b"{")
+    put(source, 6, 7, version=4)
+    put(source, 4, version=1)
+
+
+@pytest.mark.parametrize("name", UPKEEP)
+def test_upkeep_that_the_disk_refuses_at_a_step_loses_nothing(tmp_path, name):
+    refuse_upkeep(tmp_path, name, times=3, lasting=name in ("compact", "merge"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("name", UPKEEP)
+def test_upkeep_that_the_disk_refuses_at_any_step_loses_nothing(tmp_path, tried, name, lasting):
+    times = refuse_upkeep(tmp_path, name, times=40, lasting=lasting)
+    what = "and every one after it" if lasting else "once"
+    tried(f"{name}: a call to the disk refused, {what}", times, resumed=times)
+
+
+def refuse_upkeep(folder, name, *, times, lasting):
+    operation, changed = UPKEEP[name]
+    lived_in(folder / "begin", folder / "source")
+    shutil.copytree(folder / "begin", folder / "steps")
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(folder / "steps", patch)
+        operation(folder / "steps", folder / "source")
+    steps = len(disk.asked)
+    chosen = np.unique(np.linspace(1, steps, times).round().astype(int)).tolist()
+    for number, step in enumerate(chosen):
+        bank, code = folder / str(step), CODES[number % len(CODES)]
+        shutil.copytree(folder / "begin", bank)
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(bank, patch, fatal=step, code=code, lasting=lasting)
+            said = refusal_of(operation, bank, folder / "source")
+        assert disk.refused
+        what, path = disk.asked[step - 1]
+        if said is None:  # a folder that was there, a copy that nobody needs, what is removed later
+            assert what in ("mkdir", "unlink") or "catalogue" in path, (what, path)
+        assert said is None or (str(bank) in said and REMEDIES[CODES.index(code)] in said), said
+        for video, version in LIVED.items():
+            if f"set/{video}.mp4" in FeatureStore(bank).video_ids(SPEC) or video not in changed:
+                assert version_of(bank, video) in (version, changed.get(video))
+        assert list(verify(FeatureStore(bank))) == []
+        operation(bank, folder / "source")
+        for video, version in {**LIVED, **changed}.items():
+            assert version_of(bank, video) == version
+        assert list(verify(FeatureStore(bank))) == []
+        shutil.rmtree(bank)
+    return len(chosen)
+
+
+def refusal_of(operation, *given):
+    try:
+        operation(*given)
+    except BankError as error:
+        return str(error)
+    except OSError as error:
+        return refusal(error)
+    return None
