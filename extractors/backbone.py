@@ -30,7 +30,7 @@ from extractors.weights import (
     weights_identity,
     weights_origin,
 )
-from store.errors import RecipeError, UnknownNameError, WeightsError, unknown_name
+from store.errors import RecipeError, UnknownNameError, WeightsError, in_words, unknown_name
 
 _PUBLISHED = "published"
 _INTERPOLATIONS: dict[str, Literal["bilinear", "bicubic"]] = {
@@ -401,7 +401,9 @@ class _Transformers(_Library):
                 folder, local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, ImportError) as error:
-            raise RecipeError(f"backbone: {name} is no model of transformers: {error}") from error
+            raise RecipeError(
+                f"backbone: {name} is no model of transformers: {in_words(error)}"
+            ) from error
         self.identity = f"transformers:{self._configuration.model_type}:{digest}"
         self.frames = getattr(self._configuration, "num_frames", None)
         self.is_video = self.frames is not None
@@ -429,7 +431,7 @@ class _Transformers(_Library):
             try:
                 described.append(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError) as error:
-                raise RecipeError(f"backbone: {path} cannot be read: {error}") from error
+                raise RecipeError(f"backbone: {path} cannot be read: {in_words(error)}") from error
         return json.dumps(described, sort_keys=True)
 
     def network(self) -> nn.Module:

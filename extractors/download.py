@@ -20,7 +20,7 @@ from extractors.weights import (
     sha256_of,
     shard_names,
 )
-from store.errors import WeightsError, naming
+from store.errors import WeightsError, in_words, naming
 
 _CONFIGURATION = "config.json"  # what a repository of shards says of its network
 _CHUNK_BYTES = 1 << 20
@@ -160,7 +160,7 @@ def _attempt(url: str, part: Path, *, same: bool) -> Iterator[tuple[int, int | N
                 _discard(part)  # longer than the file, so of another one
         raise _refusal(url, error) from error
     except (OSError, http.client.HTTPException) as error:
-        raise _BrokenOffError(f"no answer ({error})") from error
+        raise _BrokenOffError(f"no answer ({in_words(error)})") from error
     with response:
         if response.headers.get_content_type() == "text/html":
             raise WeightsError(
@@ -188,7 +188,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise _BrokenOffError(f"the connection broke off ({error})") from error
+        raise _BrokenOffError(f"the connection broke off ({in_words(error)})") from error
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:

@@ -25,7 +25,7 @@ from extractors.weights import (
     random_weights,
     stream_state_dict,
 )
-from store.errors import InvalidFeatureError, RecipeError, WeightsError
+from store.errors import InvalidFeatureError, RecipeError, WeightsError, in_words
 
 # LLaMA 2's tokens of "How would you rate the quality of this image?", a newline, the picture, a
 # space and "ASSISTANT: The quality of the image is", as the slow tokenizer of transformers 4.36
@@ -269,7 +269,9 @@ def _check_rms_norm_eps(path: Path, ours: float) -> None:
     try:
         theirs = json.loads(path.read_bytes()).get("rms_norm_eps", _CLASS_RMS_NORM_EPS)
     except (OSError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{path} is not the configuration of a model: {error}") from error
+        raise WeightsError(
+            f"{path} is not the configuration of a model: {in_words(error)}"
+        ) from error
     if theirs != ours:
         raise WeightsError(f"{path} has rms_norm_eps {theirs}, not {ours}; set rms_norm_eps")
 

@@ -18,7 +18,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import DecodeError, UnknownNameError, unknown_name
+from store.errors import DecodeError, UnknownNameError, in_words, unknown_name
 
 # ITU-T H.273 (2021), table 4, by the names that FFmpeg prints.
 _COLOUR_SPACES = {0: "gbr", 1: "bt709", 2: "unspecified", 5: "bt470bg", 6: "smpte170m"}
@@ -349,8 +349,8 @@ def _decord(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -
     except (ImportError, OSError) as error:
         raise _error(
             path,
-            f"decord cannot be loaded ({error}); `pip install decord` (macOS on arm64 has "
-            "no wheel), or use the decoder pyav",
+            f"decord cannot be loaded ({in_words(error)}); `pip install decord` (macOS on arm64 "
+            "has no wheel), or use the decoder pyav",
         ) from error
     decord.logging.set_level(decord.logging.QUIET)
     position = -1

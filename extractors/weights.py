@@ -23,7 +23,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from store.errors import WeightsError, naming
+from store.errors import WeightsError, in_words, naming
 
 RANDOM = "random"
 """The choice that asks for weights that nobody trained."""
@@ -301,7 +301,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         read = TypeAdapter(dict[str, Any]).validate_json(index.read_bytes())
         return TypeAdapter(dict[str, str]).validate_python(read.get("weight_map"))
     except (OSError, ValidationError) as error:
-        raise WeightsError(f"{index} is not an index of shards: {error}") from error
+        raise WeightsError(f"{index} is not an index of shards: {in_words(error)}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -333,7 +333,7 @@ def _sha256_of_file(path: Path) -> str:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise WeightsError(f"cannot read weights {path}: {error}") from error
+        raise WeightsError(f"cannot read weights {path}: {in_words(error)}") from error
     remember_sha256(path, digest)
     return digest
 
@@ -371,7 +371,7 @@ def _read_sums(folder: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{folder / SUMS} cannot be read: {error}") from error
+        raise WeightsError(f"{folder / SUMS} cannot be read: {in_words(error)}") from error
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
@@ -482,7 +482,7 @@ def load_pickled(path: Path, advice: str) -> Any:
 
 def _unreadable(path: Path, error: Exception, advice: str) -> WeightsError:
     if isinstance(error, PermissionError):
-        return WeightsError(f"cannot read weights {path}: {error}")
+        return WeightsError(f"cannot read weights {path}: {in_words(error)}")
     if "TorchScript" in str(error):
         why = "is a TorchScript archive, which is a program and is never run"
     elif "Unsupported" in str(error):

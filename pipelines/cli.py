@@ -10,22 +10,27 @@ import typer
 
 from pipelines import bank_commands, label_commands
 from pipelines import weights as weight_commands
+from pipelines.terminal import say, say_lines
 from store.errors import VqbankError, naming, refusal
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
+    from extractors.base import Extractor
     from pipelines.evaluate import SplitResult, Trial
     from pipelines.extract import Extraction
     from pipelines.recipe import Recipe
     from pipelines.results import Record
+    from store.bank import FeatureStore
+    from store.schema import Video
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Bank frozen video-quality features once; train, ablate and ship light heads from it.",
 )
 
 app.add_typer(bank_commands.app)
@@ -66,6 +71,25 @@ Features = Annotated[
     typer.Option("--features", metavar="[ROLE=]NAME[@KEY]", help="Banked features that heads see."),
 ]
 Device = Annotated[str, typer.Option("--device", help="`cpu`, `cuda`, `cuda:1`, ...")]
+SEEN_WEIGHTS = "Of the features, where a bank has those of several: as `extract` was told."
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - as Typer calls it
+    from importlib.metadata import version
+
+    if wanted:
+        say(f"vqbank {version('vqbank')}")
+        raise typer.Exit
+
+
+@app.callback()
+def vqbank(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print it and exit."),
+    ] = False,
+) -> None:
+    """Bank frozen video-quality features once; train, ablate and ship light heads from it."""
 
 
 @app.command()
@@ -125,9 +149,6 @@ def extract(
     ] = 120.0,
 ) -> None:
     """Run extractors over videos into a bank.  Run it again to go on where it stopped."""
-    from extractors import make_extractors, specs_of
-    from pipelines.entries import check_use
-    from pipelines.extract import Extraction
     from pipelines.manifest import read_videos
     from pipelines.parts import part_of
     from pipelines.recipe import required
@@ -140,19 +161,26 @@ def extract(
             update={"extractors": {name: chosen.extractors.get(name, {}) for name in extractor}}
         )
     wanted = required(chosen, "extractors", option="--extractor")
-    extractors = make_extractors(wanted, weights=_pairs(weights, "--weights"))
-    check_use(chosen, dict(zip(wanted, extractors, strict=True)))
     source = read_videos(required(chosen, "videos", option="--videos"))
+    folder = required(chosen, "bank", option="--bank")
+    _check_device(device)
     if part is not None:
         source = part_of(source, part)
     if sum([workers > 1, scheduler is not None, cluster is not None]) > 1:
         raise RecipeError("--workers, --scheduler and --cluster exclude each other")
+    from extractors import make_extractors, specs_of  # seconds
+    from pipelines.entries import check_use
+    from pipelines.extract import Extraction
+
+    choices = _pairs(weights, "--weights")
+    extractors = make_extractors(wanted, weights=choices)
+    check_use(chosen, dict(zip(wanted, extractors, strict=True)))
+    _say_without_tiny(choices, extractors)
     for entry, one in zip(wanted, extractors, strict=True):
         specs = specs_of(one, decoder=chosen.decoder)  # missing weights stop before a bank is made
         if entry != one.name:
-            typer.echo(f"{entry}: {', '.join(spec.key for spec in specs.values())}")
+            say(f"{entry}: {', '.join(spec.key for spec in specs.values())}")
     sizes = _batch_clips(batch, {one.name for one in extractors})
-    folder = required(chosen, "bank", option="--bank")
 
     def extraction_into(store: FeatureStore) -> Extraction:
         return Extraction(
@@ -195,7 +223,7 @@ def _extract(
     import signal
 
     from pipelines.display import show_extraction
-    from store.errors import RecipeError
+    from store.errors import RecipeError, in_words
 
     def stop(*_: object) -> None:  # a batch system says so before it kills
         raise KeyboardInterrupt
@@ -212,7 +240,9 @@ def _extract(
         try:
             connected: Any = Client(scheduler, timeout=10)
         except (OSError, ValueError) as error:
-            raise RecipeError(f"--scheduler {scheduler}: none answers there ({error})") from error
+            raise RecipeError(
+                f"--scheduler {scheduler}: none answers there ({in_words(error)})"
+            ) from error
     elif cluster is not None:
         connected = batch_system(cluster)
     else:
@@ -280,6 +310,10 @@ def evaluate(
     labels: LabelFile = None,
     score: Score = None,
     missing: Missing = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", metavar="EXTRACTOR=CHOICE", help=SEEN_WEIGHTS),
+    ] = None,
     head: Annotated[
         list[str] | None, typer.Option("--head", help="Name; may be given several times.")
     ] = None,
@@ -301,25 +335,25 @@ def evaluate(
     ] = None,
 ) -> None:
     """Try heads on splits of a bank; prints medians over the test parts."""
-    from pipelines.entries import with_keys
-    from pipelines.evaluate import all_cores
     from pipelines.recipe import Protocol
+
+    _check_target(json_file, "--json")
+    asked = _recipe(
+        recipe,
+        videos=videos,
+        labels=labels,
+        score=score,
+        bank=bank,
+        features=features,
+        heads=head,
+        protocol=None if splits is None else Protocol(splits=splits),
+        missing=missing,
+    )
+    chosen = _of_bank(asked, weights)
+    from pipelines.evaluate import all_cores  # seconds
     from pipelines.report import result_table, write_report
     from pipelines.results import record_of, write_record
 
-    chosen = with_keys(
-        _recipe(
-            recipe,
-            videos=videos,
-            labels=labels,
-            score=score,
-            bank=bank,
-            features=features,
-            heads=head,
-            protocol=None if splits is None else Protocol(splits=splits),
-            missing=missing,
-        )
-    )
     trial = _trial(chosen, title=recipe.stem if recipe is not None else "vqbank")
     results = _show_trial(trial, jobs=all_cores() if jobs is None else jobs)
     record = record_of(trial, results)
@@ -422,6 +456,10 @@ def train(
     bank: Bank = None,
     features: Features = None,
     missing: Missing = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", metavar="EXTRACTOR=CHOICE", help=SEEN_WEIGHTS),
+    ] = None,
     head: Annotated[str | None, typer.Option("--head", help="Which head; one.")] = None,
     tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's event files.")
@@ -432,25 +470,24 @@ def train(
     ] = None,
 ) -> None:
     """Fit one head on all rows and write a folder that `predict` can use."""
-    from pipelines.entries import with_keys
-    from pipelines.train import checkpoint_of, take_published
-    from pipelines.train import train as train_head
-    from regressors.sequence import SequenceHead
     from store.errors import RecipeError
 
     heads = [head] if head is not None else None
-    chosen = with_keys(
-        _recipe(
-            recipe,
-            videos=videos,
-            labels=labels,
-            score=score,
-            bank=bank,
-            features=features,
-            heads=heads,
-            missing=missing,
-        )
+    asked = _recipe(
+        recipe,
+        videos=videos,
+        labels=labels,
+        score=score,
+        bank=bank,
+        features=features,
+        heads=heads,
+        missing=missing,
     )
+    chosen = _of_bank(asked, weights, scored=published is None)
+    from pipelines.train import checkpoint_of, take_published  # seconds
+    from pipelines.train import train as train_head
+    from regressors.sequence import SequenceHead
+
     if published is not None:
         given = {"videos": videos, "labels": labels, "score": score, "missing": missing}
         for option, value in {**given, "tensorboard": tensorboard}.items():
@@ -505,73 +542,176 @@ def heads(
 
 
 @app.command()
+def extractors(
+    name: Annotated[str | None, typer.Argument(metavar="[EXTRACTOR]", help="Which one.")] = None,
+) -> None:
+    """List the extractors, or the outputs and parameters of one, as recipes take them."""
+    import inspect
+    from dataclasses import MISSING, fields
+    from typing import get_type_hints
+
+    from rich.table import Table
+
+    from extractors import EXTRACTORS
+    from pipelines.console import console
+    from store.errors import UnknownNameError, unknown_name
+
+    if name is None:
+        for each, kind in EXTRACTORS.items():
+            say(f"{each}: {str(inspect.getdoc(kind)).splitlines()[0]}")
+        return
+    if name not in EXTRACTORS:
+        raise UnknownNameError(unknown_name("extractor", name, EXTRACTORS))
+    kind = EXTRACTORS[name]
+    say_lines(f"{inspect.getdoc(kind)}\n")
+    types = get_type_hints(kind, include_extras=True)
+    parameters = {field.name: field for field in fields(kind)}
+    if all(field.default is not MISSING for field in parameters.values()):
+        outputs = Table("output", "a row", "stored as", "banked")
+        for output in kind().offers:
+            usual = "usually" if output.usual else "if asked for"
+            row = " x ".join(map(str, output.shape))
+            outputs.add_row(f"{name}.{output.name}", row, output.stored_dtype, usual)
+        console().print(outputs)
+    table = Table("parameter", "default", "may be")
+    for parameter, field in sorted(parameters.items()):
+        default = "must be given" if field.default is MISSING else str(field.default)
+        table.add_row(parameter, default, _values(types[parameter]))
+    console().print(table)
+
+
+@app.command()
 def predict(
     head: Annotated[Path, typer.Argument(help="What `train` wrote.")],
-    videos: Annotated[list[Path], typer.Argument(help="Videos, folders or manifests.")],
+    videos: Annotated[
+        list[Path],
+        typer.Argument(help="Videos, folders, manifests; or, with --bank, a label file."),
+    ],
     bank: Annotated[
         Path | None,
         typer.Option("--bank", help="Where features are kept (default: the user's cache)."),
     ] = None,
     weights: Weights = None,
     device: Device = "cpu",
+    score: Annotated[
+        str | None, typer.Option("--score", help="Column of a label file that is the MOS.")
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE.csv", help="Also as an NTIRE submission."),
+        typer.Option("--output", "-o", metavar="FILE.csv", help="Also into a file, in --format."),
     ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="csv: score, id and path of what could be scored; ntire: a submission, of all "
+            "videos or none.",
+        ),
+    ] = "csv",
 ) -> None:
     """Score videos with a shipped head; prints `score<TAB>id<TAB>path` per video."""
-    import platformdirs
+    from pipelines.sources import check_sources, labels_of, videos_to_score
+    from store.bank import FeatureStore
+    from store.errors import RecipeError, UnknownNameError, unknown_name
+
+    if format not in PREDICTED:
+        raise UnknownNameError(unknown_name("format", format, PREDICTED))
+    _check_head(head)
+    check_sources(videos, from_bank=bank is not None)
+    _check_device(device)
+    _check_target(output, "--output")
+    labels = labels_of(videos, score=score)
+    import platformdirs  # and what takes seconds
 
     from pipelines.display import show_extraction
-    from pipelines.predict import Scorer, videos_to_score
+    from pipelines.evaluate import banked_videos
+    from pipelines.predict import Scorer, score_table
     from pipelines.results import submission
-    from store.bank import FeatureStore
-    from store.errors import RecipeError
 
     scorer = Scorer(head, weights=_pairs(weights, "--weights"))
-    if not scorer.imported:
-        store = FeatureStore.create(bank or platformdirs.user_cache_path("vqbank") / "predicted")
-    elif bank is not None:
+    if scorer.imported and bank is None:
+        raise RecipeError(f"{head} sees imported features: name the bank that has them, by --bank")
+    if bank is not None and (scorer.imported or labels is not None):
         store = FeatureStore(bank)
     else:
-        raise RecipeError(f"{head} sees imported features: name the bank that has them, by --bank")
+        store = FeatureStore.create(bank or platformdirs.user_cache_path("vqbank") / "predicted")
     if scorer.card["random_weights"]:
-        typer.echo("warning: this head was trained on features of RANDOM weights", err=True)
-    wanted = list(videos_to_score(videos))
-    banked = wanted if scorer.imported else scorer.as_banked(wanted, store)
-    others = [(v.id, b.id) for v, b in zip(wanted, banked, strict=True) if v.id != b.id]
-    if others:
-        typer.echo(
-            f"{len(others)} of {len(wanted)} videos are in {store.path} under another id, byte for "
-            f"byte, and what is banked is taken: {others[0][0]} is {others[0][1]}"
-            f"{', ...' if len(others) > 1 else ''}",
-            err=True,
-        )
+        say("warning: this head was trained on features of RANDOM weights", err=True)
     failed: Collection[str] = ()
-    if not scorer.imported:
-        failed = show_extraction(scorer.extraction(banked, store, device=_device(device)))
+    if labels is not None:
+        wanted = banked = banked_videos(labels, store, list(scorer.head.specs_.values()))
+    else:
+        wanted = list(videos_to_score(videos))
+        banked = wanted if scorer.imported else scorer.as_banked(wanted, store)
+        _say_taken(wanted, banked, store)
+        if not scorer.imported:
+            failed = show_extraction(scorer.extraction(banked, store, device=_device(device)))
     pairs = [pair for pair in zip(wanted, banked, strict=True) if pair[1].id not in failed]
     done = [video for video, _ in pairs]
     if done:
         seen = scorer.card.get("trained_on")  # not of published weights
         scored = scorer.scores([b for _, b in pairs], store, device=_device(device))
-        if output is not None and not failed:
-            ids = [video.id for video in done]
-            text = submission(dict(zip(ids, scored.tolist(), strict=True)))
-            with naming(output):
-                output.write_text(text, encoding="utf-8")
-        for video, score in zip(done, scored, strict=True):
-            typer.echo(f"{score:.4f}\t{video.id}\t{video.path}")
-            if seen is not None and not seen["lowest"] <= score <= seen["highest"]:
-                typer.echo(
-                    f"warning: {video.id}: {score:.4g} lies outside the training scores "
+        for video, predicted in zip(done, scored, strict=True):
+            say(f"{predicted:.4f}", video.id, video.path)
+            if seen is not None and not seen["lowest"] <= predicted <= seen["highest"]:
+                say(
+                    f"warning: {video.id}: {predicted:.4g} lies outside the training scores "
                     f"({seen['lowest']:.4g} to {seen['highest']:.4g})",
                     err=True,
                 )
+        _say_agreement(done, scored)
+        if output is not None and (format == "csv" or not failed):
+            ids = [video.id for video in done]
+            text = (
+                score_table(done, scored)
+                if format == "csv"
+                else submission(dict(zip(ids, scored.tolist(), strict=True)))
+            )
+            with naming(output):
+                output.write_text(text, encoding="utf-8")
     if failed:
-        if output is not None:
-            typer.echo(f"{output} was not written: {len(failed)} videos failed", err=True)
+        for video, own in zip(wanted, banked, strict=True):
+            if own.id in failed:
+                say(f"no score: {video.path} ({video.id})", err=True)
+        left = f"{len(done)} of {len(wanted)} videos have a score"
+        if output is not None and (format == "ntire" or not done):
+            left += f"; {output} was not written"
+        say(left, err=True)
         raise typer.Exit(1)
+
+
+PREDICTED = ("csv", "ntire")
+"""How `predict` writes scores."""
+
+
+def _say_taken(wanted: "list[Video]", banked: "list[Video]", store: "FeatureStore") -> None:
+    """Which videos a bank has under other ids."""
+    others = [(v.id, b.id) for v, b in zip(wanted, banked, strict=True) if v.id != b.id]
+    if others:
+        say(
+            f"{len(others)} of {len(wanted)} videos are in {store.path} under another id, byte for "
+            f"byte, and what is banked is taken: {others[0][0]} is {others[0][1]}"
+            f"{', ...' if len(others) > 1 else ''}",
+            err=True,
+        )
+
+
+def _say_agreement(videos: "list[Video]", predicted: "NDArray[np.float64]") -> None:
+    """How well scores agree with those that people gave, where there are such."""
+    import numpy as np
+
+    from regressors.metrics import quality_metrics
+
+    mos = np.array([np.nan if video.mos is None else video.mos for video in videos], np.float64)
+    rated = np.isfinite(mos)
+    if rated.sum() < 2:
+        return
+    found = quality_metrics(mos[rated], predicted[rated])
+    say(
+        f"against {found.n} scores of people: SRCC {found.srcc:.4f}, KRCC {found.krcc:.4f}, "
+        f"PLCC {found.plcc:.4f}, RMSE {found.rmse:.4f}",
+        err=True,
+    )
 
 
 @app.command()
@@ -610,17 +750,25 @@ def show(
     import json
 
     from store.bank import FeatureStore
-    from store.errors import MissingFeatureError, unknown_name
+    from store.errors import MissingFeatureError, similar_ids, unknown_name
 
     store = FeatureStore.at(bank)
-    specs = [spec for spec in store.specs() if name in (spec.name, spec.key)]
+    specs = store.named(name)
     if specs:
         for spec in specs:
-            typer.echo(json.dumps({"key": spec.key, **json.loads(spec.to_json())}, indent=2))
+            say_lines(json.dumps({"key": spec.key, **json.loads(spec.to_json())}, indent=2))
         return
-    known = [spec for spec in store.specs() if name in store.video_ids(spec)]
+    banked = {spec: store.video_ids(spec) for spec in store.specs()}
+    known = [spec for spec, ids in banked.items() if name in ids]
     if not known:
-        names = [spec.name for spec in store.specs()]
+        ids = set().union(*banked.values())
+        near = similar_ids(name, ids)
+        if near:
+            raise MissingFeatureError(
+                f"{bank} has no feature and no video {name!r}. Did you mean the video "
+                f"{' or '.join(map(repr, near))}?"
+            )
+        names = [spec.name for spec in banked]
         raise MissingFeatureError(
             f"{bank}: no video, and {unknown_name('feature', name, names)}  `vqbank ls {bank} "
             "FEATURE` lists the ids of its videos"
@@ -745,6 +893,84 @@ def _values(type_: Any) -> str:
     schema = TypeAdapter(type_).json_schema()
     definitions = schema.get("$defs", {})
     return words(schema)
+
+
+def _of_bank(recipe: "Recipe", weights: list[str] | None, *, scored: bool = True) -> "Recipe":
+    """With keys for its features; what is missing or has no such name is refused first.
+
+    Args:
+        recipe: of the command.
+        weights: of features, as the command line has them.
+        scored: whether videos with scores are wanted.
+    """
+    from pipelines.recipe import required
+    from store.bank import FeatureStore
+
+    if scored and recipe.labels is None:
+        required(recipe, "videos", option="--videos or --labels")
+    FeatureStore(required(recipe, "bank", option="--bank"))
+    required(recipe, "features", option="--features")
+    required(recipe, "heads", option="--head")
+    from pipelines.entries import check_names, with_keys  # seconds
+
+    check_names(recipe)
+    return with_keys(recipe, weights=_pairs(weights, "--weights"))
+
+
+def _say_without_tiny(weights: dict[str, str], extractors: "list[Extractor]") -> None:
+    """For which extractors `all=random-tiny` means `random`."""
+    from extractors import without_tiny
+    from extractors.weights import TINY
+
+    lacking = without_tiny(extractors) if weights.get("all") == TINY else []
+    if lacking:
+        say(f"no tiny form: {', '.join(lacking)}, of which random weights are taken", err=True)
+
+
+def _check_head(folder: Path) -> None:
+    """Refuse what holds no head, before anything that takes seconds is imported.
+
+    Raises:
+        HeadError: if it is no folder, or has no card.
+    """
+    from store.errors import HeadError
+
+    if not any((folder / card).is_file() for card in ("card.yaml", "card.json")):
+        why = "no such folder" if not folder.exists() else "it has no card.yaml"
+        raise HeadError(f"{folder} holds no head: {why}; `vqbank train -o {folder}` writes one")
+
+
+def _check_target(file: Path | None, option: str) -> None:
+    """Refuse a file that could not be written in the end.
+
+    Raises:
+        RecipeError: if it is a folder, or its own folder is not there.
+    """
+    from store.errors import RecipeError
+
+    if file is None:
+        return
+    if file.is_dir():
+        raise RecipeError(f"{option} {file} is a folder; name a file in it")
+    if not file.absolute().parent.is_dir():
+        raise RecipeError(f"{option} {file}: there is no folder {file.parent}; make it first")
+
+
+def _check_device(name: str) -> None:
+    """Refuse what is no name of a device.
+
+    Raises:
+        RecipeError: naming those that are.
+    """
+    import re
+
+    from store.errors import RecipeError
+
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise RecipeError(
+            f"--device {name}: a device is cpu, cuda (the first GPU), cuda:1 (the second), mps or "
+            "xpu"
+        )
 
 
 def _device(name: str) -> "torch.device":

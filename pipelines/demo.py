@@ -12,10 +12,11 @@ from pipelines.demo_clips import make_demo_set
 from pipelines.evaluate import SplitResult, Trial
 from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
-from pipelines.predict import Scorer, videos_to_score
+from pipelines.predict import Scorer
 from pipelines.recipe import read_recipe, required, shipped_recipe
 from pipelines.report import result_table, write_report
 from pipelines.results import record_of
+from pipelines.sources import videos_to_score
 from pipelines.train import train
 from store.bank import FeatureStore
 from store.errors import BankError, naming

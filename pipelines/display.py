@@ -112,7 +112,7 @@ class Display:
         """Loop over outcomes and show them; gives the ids of failed videos.
 
         A terminal gets one live display; anything else a line for each failure as it happens, and
-        one with everything every `log_seconds`.  Both end with a summary.
+        a short one every `log_seconds`.  Both end with a summary.
         """
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         with self._live() if terminal else self._logged(), closing(outcomes):
@@ -156,8 +156,13 @@ class Display:
         return left / speed if speed else None
 
     def line(self) -> str:
-        """Everything in one line."""
-        return "; ".join([self._counts(), *self._facts()])
+        """How far it is, in one short line of a log."""
+        ended = self.cached + self.extracted + len(self.failed)
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        speed, _ = self._speeds()
+        left = self.seconds_left
+        eta = f"{_clock(left)} left" if left is not None else "time left not known yet"
+        return f"{ended} of {self.total} videos{failed}, {speed:.2f} videos/s, {eta}"
 
     def summary(self) -> str:
         """What was done, in one line."""

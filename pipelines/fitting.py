@@ -14,7 +14,7 @@ from regressors.member import Epoch, Watch
 from store.errors import RecipeError
 
 Result = TypeVar("Result")
-LOG_SECONDS = 30.0
+LOG_SECONDS = 60.0
 """Between lines where the error stream is no terminal, at least."""
 
 

@@ -3,6 +3,8 @@
 The card of a head says which features it wants, down to their keys, so that nothing else is needed.
 """
 
+import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -16,7 +18,6 @@ from numpy.typing import NDArray
 from extractors import EXTRACTORS, make_extractor, specs_of, weights_for
 from extractors.base import Extractor
 from pipelines.extract import Extraction
-from pipelines.manifest import read_videos
 from regressors import load_head
 from regressors.base import read_card
 from regressors.sequence import SequenceHead
@@ -89,24 +90,19 @@ class Scorer:
         )
 
 
-def videos_to_score(sources: Sequence[Path]) -> Iterator[Video]:
-    """The videos of manifests, folders and single files, each once.
+def score_table(videos: Sequence[Video], scores: NDArray[np.float64]) -> str:
+    """A CSV file of scored videos: `score`, `id` and `path` of each.
 
-    Those of a manifest keep their ids.  All others go by their content, as files/HASH/NAME: names
-    of files and folders repeat, and one video must never get the score of another.
-
-    Raises:
-        ManifestError: for a manifest that cannot be read, or a folder without videos.
+    Args:
+        videos: n.
+        scores: [n].
     """
-    known: dict[str, Video] = {}
-    for source in sources:
-        has_ids = source.suffix.lower() == ".csv" and not source.is_dir()
-        for video in read_videos(source):
-            scored = video if has_ids else Video(id=_content_id(video.path), path=video.path)
-            first = known.setdefault(scored.id, scored)
-            # Two files under one id of manifests are for the extraction to refuse.
-            if first is scored or (has_ids and first != scored):
-                yield scored
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["score", "id", "path"])
+    for video, score in zip(videos, scores, strict=True):
+        writer.writerow([f"{score:.6f}", video.id, video.path])
+    return text.getvalue()
 
 
 def _as_banked(video: Video, store: FeatureStore, specs: Sequence[FeatureSpec]) -> Video:
@@ -120,15 +116,6 @@ def _as_banked(video: Video, store: FeatureStore, specs: Sequence[FeatureSpec]) 
     others = {store.ids_by_content(spec).get(content, video.id) for spec in lacking}
     known = [video, *(replace(video, id=other) for other in sorted(others - {video.id}))]
     return min(known, key=lambda one: sum(bool(store.missing(spec, [one])) for spec in specs))
-
-
-def _content_id(path: Path) -> str:
-    try:
-        digest = Fingerprint.of(path).sha256[:16]
-    except OSError:
-        # No banked video may go by this id: the extraction has to say what is wrong with the file.
-        return f"files/unreadable/{path.as_posix()}"
-    return f"files/{digest}/{path.name}"
 
 
 def _one_decoder(folder: Path, specs: Sequence[FeatureSpec]) -> str:

@@ -17,7 +17,7 @@ from pipelines.evaluate import SplitResult, Trial
 from pipelines.provenance import seen_by_weights, unknown_provenance, unknown_weights
 from pipelines.splits import first_alike
 from regressors.significance import FEWEST, confidence_of_median
-from store.errors import RecipeError, naming, unknown_name
+from store.errors import RecipeError, in_words, naming, unknown_name
 
 METRICS = ("srcc", "krcc", "plcc", "rmse", "plcc_raw", "plcc_extremes")
 LESS_IS_BETTER = frozenset(["rmse"])
@@ -243,7 +243,7 @@ def read_records(path: Path) -> list[Record]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}") from error
+        raise RecipeError(f"{path} cannot be read: {in_words(error)}") from error
     records = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

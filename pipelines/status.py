@@ -19,7 +19,7 @@ from rich.text import Text
 
 from pipelines.manifest import read_videos
 from store.bank import FeatureStore
-from store.errors import MissingFeatureError
+from store.errors import MissingFeatureError, similar_ids
 from store.ledger import ROOM, Failure, failures, read_ledger
 from store.schema import FeatureSpec
 
@@ -336,9 +336,12 @@ def _show_video(
             lines.append(f"{key}: missing")
     decoded = history.decoded.get(video)
     if record is None and decoded is None and (video not in {v for v, _ in history.failures}):
+        known = {*history.decoded, *(v for v, _ in history.failures)}
+        near = similar_ids(video, known.union(*map(store.video_ids, specs.values())))
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise MissingFeatureError(
-            f"{store.path} knows nothing of a video {video!r}; ids are dataset/relative-path, as "
-            "the manifest has them"
+            f"{store.path} knows nothing of a video {video!r}; {hint}ids are "
+            "dataset/relative-path, as the manifest has them"
         )
     typer.echo(video)
     if record is not None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from regressors.member import Member, Method
-from store.errors import HeadError, refusal
+from store.errors import HeadError, in_words, refusal
 from store.shard import write_atomically
 
 CHECKPOINT_SHARE = 20
@@ -79,7 +79,9 @@ class Journal:
                 told = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise HeadError(f"{path} is no checkpoint, or damaged: {error}; remove it") from error
+            raise HeadError(
+                f"{path} is no checkpoint, or damaged: {in_words(error)}; remove it"
+            ) from error
         if told is None or told.get("identity") != self.identity:
             before = json.loads((told or {}).get("identity", "{}"))
             raise HeadError(

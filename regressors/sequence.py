@@ -27,7 +27,7 @@ from regressors.member import Fold, Method, Plan, Trained, Watch
 from regressors.metrics import fit_line
 from regressors.parallel import train_all
 from regressors.training import scores
-from store.errors import HeadError
+from store.errors import HeadError, in_words
 from store.schema import FeatureSpec
 from store.table import FeatureTable
 
@@ -426,7 +426,8 @@ class SequenceHead(Head):
         except (
             OSError, EOFError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError
         ) as error:  # fmt: skip
-            first, *_ = str(error).splitlines() or ["it ends early"]
+            said = in_words(error) if isinstance(error, OSError) else str(error)
+            first, *_ = said.splitlines() or ["it ends early"]
             problem = f"it lacks {first}" if isinstance(error, KeyError) else first
             raise HeadError(
                 f"{weights} is no checkpoint of {cls.name}'s paper: {problem}"

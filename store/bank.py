@@ -107,6 +107,14 @@ class FeatureStore:
         """Every feature that has a spec file, by key."""
         return [self.read_spec(path) for path in sorted(self.path.glob("*@*/spec.json"))]
 
+    def named(self, name: str) -> list[FeatureSpec]:
+        """The features of a name or key; what was imported also goes without `imported.`."""
+        return [
+            spec
+            for spec in self.specs()
+            if name in (spec.key, spec.name, spec.name.removeprefix("imported."))
+        ]
+
     def resolve(self, name: str) -> FeatureSpec:
         """The feature of a name `extractor.output` or a key `extractor.output@hash`.
 
@@ -116,12 +124,7 @@ class FeatureStore:
             AmbiguousFeatureError: if several keys share the name.
             MissingFeatureError: if the bank has no such feature.
         """
-        specs = self.specs()
-        found = [
-            spec
-            for spec in specs
-            if name in (spec.key, spec.name, spec.name.removeprefix("imported."))
-        ]
+        found = self.named(name)
         if len(found) == 1:
             return found[0]
         if found:
@@ -129,7 +132,7 @@ class FeatureStore:
                 f"{self.path} has {len(found)} features named {name}: "
                 f"{', '.join(spec.key for spec in found)}; ask for one by its key"
             )
-        known = [spec.name for spec in specs]
+        known = [spec.name for spec in self.specs()]
         if not known:
             raise MissingFeatureError(f"{self.path} has no features; run `vqbank extract` first")
         raise MissingFeatureError(f"{self.path}: {unknown_name('feature', name, known)}")

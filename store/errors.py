@@ -118,13 +118,33 @@ def refusal(error: OSError) -> str:
     return f"{where}{what}{f'; {remedy}' if remedy else ''}"
 
 
+def in_words(error: Exception) -> str:
+    """What an error says on one line, without the `[Errno 2]` and the path of the system's own."""
+    inner = getattr(error, "reason", None)  # of urllib's
+    if isinstance(inner, OSError):
+        return in_words(inner)
+    said = error.strerror if isinstance(error, OSError) else None
+    return " ".join((said or str(error)).split())
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is in no table: the nearest known names, then all of them."""
     names = sorted(known)
     folded = {one.casefold(): one for one in names}
-    near = get_close_matches(name.casefold(), folded, n=1)
+    near = [one for one in folded if name.casefold() in one.split(".")[:-1]]  # `nss.brisque` of nss
+    near = near or get_close_matches(name.casefold(), folded, n=1)
     hint = f" Did you mean {folded[near[0]]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}."
+
+
+def similar_ids(name: str, ids: Iterable[str]) -> list[str]:
+    """Up to three ids of videos that may be meant: of that file name, else of one like it."""
+    by_file: dict[str, list[str]] = {}
+    for one in sorted(ids):
+        by_file.setdefault(one.rpartition("/")[2].casefold(), []).append(one)
+    file = name.rpartition("/")[2].casefold()
+    near = [file] if file in by_file else get_close_matches(file, by_file, n=3)
+    return [one for own in near for one in by_file[own]][:3]
 
 
 class GoldenError(VqbankError, ValueError):

@@ -26,7 +26,14 @@ from numpy.typing import NDArray
 from store.bank import FeatureStore
 from store.catalogue import FILE as CATALOGUE_FILE
 from store.documents import MOST_JSON_BYTES, file_bytes, json_value
-from store.errors import BankError, DamagedShardError, InvalidFeatureError, VqbankError, naming
+from store.errors import (
+    BankError,
+    DamagedShardError,
+    InvalidFeatureError,
+    VqbankError,
+    in_words,
+    naming,
+)
 from store.incoming import (
     NPY_DTYPES,
     Imported,
@@ -114,7 +121,7 @@ def export_hdf5(store: FeatureStore, specs: Iterable[FeatureSpec], path: Path) -
         OSError,
         RuntimeError,
     ) as error:  # a full disk is either, depending on when HDF5 sees it
-        raise BankError(f"{path} cannot be written: {error}") from error
+        raise BankError(f"{path} cannot be written: {in_words(error)}") from error
     finally:
         discard(temporary)
     sync_folder(path.parent)
@@ -331,7 +338,9 @@ def _as_bank_error(source: Path) -> Iterator[None]:
     except (
         OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, RuntimeError
     ) as error:  # fmt: skip
-        raise BankError(f"{source} is damaged, or no file that vqbank exported: {error}") from error
+        raise BankError(
+            f"{source} is damaged, or no file that vqbank exported: {in_words(error)}"
+        ) from error
 
 
 def _check_header(source: Path, found: Mapping[str, Any], expected: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.bank import FeatureStore
-from store.errors import BankError, InvalidFeatureError
+from store.errors import BankError, InvalidFeatureError, in_words
 from store.schema import Feature, FeatureSpec, Fingerprint, StoredDtype, to_stored
 from store.shard import crc32c
 
@@ -139,7 +139,7 @@ def npy_rows(path: Path) -> NDArray[Any]:
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (OSError, EOFError, ValueError) as error:
         raise InvalidFeatureError(
-            f"{path} cannot be read as a plain .npy array: {error}"
+            f"{path} cannot be read as a plain .npy array: {in_words(error)}"
         ) from error
     if array.dtype.name not in NPY_DTYPES:
         raise InvalidFeatureError(

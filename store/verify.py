@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from store.bank import FeatureStore, writing
-from store.errors import BankError, DamagedShardError
+from store.errors import BankError, DamagedShardError, in_words
 from store.schema import FeatureSpec
 from store.shard import (
     CHANGED,
@@ -69,7 +69,7 @@ def verify(store: FeatureStore, specs: Iterable[FeatureSpec] | None = None) -> I
                 what = "is missing: copy it from another bank that has this feature"
                 yield Problem(folder.name, "", "spec.json", None, what)
         except BankError as error:
-            yield Problem(folder.name, "", "spec.json", None, str(error))
+            yield Problem(folder.name, "", "spec.json", None, in_words(error))
         else:
             yield from _verify_feature(folder, spec)
             for name, what in damaged(folder / TAIL):
@@ -126,7 +126,7 @@ def _verify_feature(folder: Path, spec: FeatureSpec) -> Iterator[Problem]:
             continue  # pruned since it was listed
         except (DamagedShardError, OSError) as error:
             stem = path.stem if room == "commits" else ""
-            yield Problem(spec.key, stem, f"{room}/{path.name}", None, str(error))
+            yield Problem(spec.key, stem, f"{room}/{path.name}", None, in_words(error))
     superseded = (entry for shard in shards for entry in shard.record["supersedes"])
     hidden = named_rows([*marks, *superseded])
     shards.reverse()
@@ -152,7 +152,7 @@ def _verify_shard(shard: Shard, hidden: set[tuple[str, str | None]]) -> Iterator
     try:
         ids = list(shard.ids())
     except (DamagedShardError, OSError) as error:
-        for name, what in damaged.items() or [("index", str(error))]:
+        for name, what in damaged.items() or [("index", in_words(error))]:
             yield Problem(shard.spec.key, shard.id, f"{folder}/{name}", None, what)
         return
 
@@ -195,7 +195,7 @@ def unreadable(shard: Shard, place: int, name: str) -> str | None:
     try:
         shard.stored(place, name)
     except (BankError, OSError, ValueError, RuntimeError) as error:  # the last two from zarr, zstd
-        return str(error)
+        return in_words(error)
     return None
 
 

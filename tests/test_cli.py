@@ -1,11 +1,14 @@
 """The command line: what a person types, what it answers, how it exits."""
 
+import ast
 import csv
+import importlib.metadata
 import io
 import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from extractors import EXTRACTORS
 from extractors import video as decoding
 from pipelines.cli import main
 from regressors import HEADS
@@ -20,7 +24,7 @@ from regressors.gru import Gru
 from store.bank import FeatureStore
 from store.documents import yaml_value
 from store.errors import VqbankError
-from store.schema import Video
+from store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,7 +123,7 @@ def test_a_shipped_head_scores_new_videos_and_banks_what_it_extracts(project, tm
     first = vqbank("predict", tmp_path / "head", *videos, "--bank", tmp_path / "bank")
     again = vqbank(
         "predict", tmp_path / "head", *videos, "--bank", tmp_path / "bank",
-        "-o", tmp_path / "submission.csv",
+        "-o", tmp_path / "submission.csv", "--format", "ntire",
     )  # fmt: skip
 
     assert first.returncode == again.returncode == 0, first.stderr
@@ -339,3 +343,170 @@ def test_every_extractor_and_head_stands_in_the_readme():
     readme = (ROOT / "README.md").read_text()
     for name in (*EXTRACTORS, *HEADS):
         assert f"`{name}`" in readme
+
+
+# --- words that help
+
+
+def refused(*arguments, cwd, **environment):
+    """The one line of a command that cannot run."""
+    run = vqbank(*arguments, cwd=cwd, **environment)
+    assert run.returncode == 2, run
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "[Errno" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--head", "rigde"], "Did you mean 'ridge'?"),
+        (["evaluate", "--head", "ridge", "--splits", "foo"], "unknown splits 'foo'"),
+        (["evaluate", "mine.yaml"], "Did you mean 'mlp'?"),
+        (["train", "--head", "rigde"], "Did you mean 'ridge'?"),
+        (["train", "mine.yaml"], "Did you mean 'mlp'?"),
+    ],
+)
+def test_names_are_checked_before_features(project, tmp_path, arguments, message):
+    (tmp_path / "mine.yaml").write_text("heads: {mine: {head: mpl}}\n")
+    lacking = ("--videos", project / "set.csv", "--bank", project / "bank")
+
+    line = refused(*arguments, *lacking, "--features", "clip.embedding", cwd=tmp_path)
+
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "a.json"], "a.json cannot be read: No such file or directory"),
+        (["results", "none.json"], "none.json cannot be read: No such file or directory"),
+        (["results", "."], ". cannot be read: Is a directory"),
+        (["golden", "nowhere"], "nowhere"),
+        (["extract", "set.csv"], "set.csv is no recipe, which is a .yaml file; --videos takes"),
+        (["extract", "--extractor", "nss", "--videos", "a.mp4", "--bank", "b", "--device", "gpu"],
+         "--device gpu: a device is cpu, cuda (the first GPU), cuda:1 (the second)"),
+        (["predict", "head", "set.csv", "--device", "gpu"], "--device gpu: a device is cpu"),
+        (["predict", "nothere", "set.csv"], "nothere holds no head: no such folder; `vqbank train"),
+        (["predict", ".", "set.csv"], ". holds no head: it has no card.yaml"),
+        (["predict", "head", "nothere.mp4", "set.csv", "gone.mp4"],
+         "there is no such file or folder: nothere.mp4, gone.mp4"),
+        (["predict", "head", "labels.txt"], "labels.txt is a label file, whose videos are"),
+        (["predict", "head", "labels.txt", "set.csv", "--bank", "b"], "is scored alone"),
+        (["predict", "head", "set.csv", "-o", "no/a.csv"], "no/a.csv: there is no folder no"),
+        (["predict", "head", "set.csv", "-o", "head"], "--output head is a folder"),
+        (["predict", "head", "set.csv", "--format", "cvs"], "Did you mean 'csv'?"),
+        (["predict", "head", "set.csv", "--score", "MOS"], "'MOS' is a column of a label file"),
+        (["extractors", "slowfats"], "Did you mean 'slowfast'?"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_by_name(tmp_path, arguments, message):
+    (tmp_path / "set.csv").write_text("path\na.mp4\n")
+    (tmp_path / "labels.txt").write_text("a.mp4 1\nb.mp4 2\n")
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "card.yaml").touch()
+
+    assert message in refused(*arguments, cwd=tmp_path)
+
+
+def test_mistakes_that_need_no_network_are_refused_without_loading_any(tmp_path):
+    """Torch alone takes seconds."""
+    (tmp_path / "set.csv").write_text("path\na.mp4\n")
+    (tmp_path / "head").mkdir()
+    (tmp_path / "head" / "card.yaml").touch()
+    script = """
+import sys
+from pipelines.cli import main
+for arguments in (
+    ["extract", "set.csv"], ["extract", "nowhere"], ["extract", "--extractor", "nss"],
+    ["extract", "--extractor", "nss", "--videos", "set.csv"],
+    ["extract", "--extractor", "nss", "--videos", "no.csv", "--bank", "b"],
+    ["predict", "nothere", "set.csv"], ["predict", "head", "nothere.mp4"],
+    ["predict", "head", "set.csv", "--device", "gpu"],
+    ["evaluate"], ["evaluate", "set.csv"], ["train", "--head", "ridge"],
+    ["evaluate", "--videos", "set.csv", "--bank", "nowhere"],
+    ["ls", "nowhere"], ["show", "nowhere", "nss"], ["status", "nowhere"], ["recipe", "rq"],
+    ["--version"],
+):
+    sys.argv = ["vqbank", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        heavy = {"torch", "sklearn", "av", "torchvision"} & set(sys.modules)
+        print(ended.code, *arguments[:1], *heavy)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+
+    *refusals, version, ended = run.stdout.splitlines()
+    assert [line.split()[0] for line in refusals] == ["2"] * 16, run.stdout
+    assert all(len(line.split()) == 2 for line in refusals), run.stdout
+    assert version == f"vqbank {importlib.metadata.version('vqbank')}"
+    assert ended == "0 --version"
+
+
+def test_a_feature_or_a_video_that_is_not_there_has_a_likeness(project):
+    bank = project / "bank"
+    for name, message in [
+        ("0-0.mp4", "no video '0-0.mp4'. Did you mean the video 'set/clips/0-0.mp4'?"),
+        ("clips/0-1.mp4", "Did you mean the video 'set/clips/0-1.mp4'?"),
+        ("nss", "Did you mean 'nss.brisque'?"),
+    ]:
+        assert message in refused("show", bank, name, cwd=project)
+    assert "Did you mean 'nss.brisque'?" in refused("ls", bank, "nss", cwd=project)
+    line = refused("status", bank, "--video", "0-0.mp4", cwd=project)
+    assert "did you mean 'set/clips/0-0.mp4'? ids are dataset/relative-path" in line
+
+
+def test_what_was_imported_goes_by_its_short_name_in_every_command(tmp_path):
+    store = FeatureStore.create(tmp_path / "bank")
+    spec = FeatureSpec("imported.videval", (2,), "float32", {"provenance": "unknown"})
+    writer = store.writer(spec, provenance={})
+    feature = Feature(np.ones((1, 2), np.float32), np.zeros(1), np.zeros(1, np.int64))
+    writer.add("set/a.mp4", feature, fingerprint=Fingerprint(1, "0"), probe={})
+    writer.commit()
+
+    listed = vqbank("ls", store.path, "videval")
+    shown = vqbank("show", store.path, "videval")
+
+    assert listed.stdout == "set/a.mp4\n"
+    assert json.loads(shown.stdout)["key"] == spec.key
+
+
+def test_extractors_and_all_their_parameters_are_listed():
+    listed = vqbank("extractors").stdout
+
+    assert [line.partition(":")[0] for line in listed.splitlines()] == list(EXTRACTORS)
+    for name, kind in EXTRACTORS.items():
+        run = vqbank("extractors", name)
+        assert run.returncode == 0, run.stderr
+        rows = re.findall(r"^│ ([\w]+) +│ (.*?) +│ (.*?) +│$", run.stdout, re.MULTILINE)
+        assert [row[0] for row in rows] == sorted(field.name for field in fields(kind))
+        assert all(may_be for *_, may_be in rows), rows
+    slowfast = vqbank("extractors", "slowfast").stdout
+    assert re.search(r"│ slowfast\.fast +│ 256 +│ float16 +│ usually +│", slowfast)
+    assert re.search(r"│ slowfast\.slowfast +│ 2304 +│ float16 +│ if asked for +│", slowfast)
+    assert re.search(r"│ chunks +│ rq-vqa +│ rq-vqa, simplevqa, ", slowfast)
+
+
+def test_no_error_of_the_system_is_shown_with_its_number():
+    """`[Errno 2] No such file or directory: 'a.json'` stands nowhere but in Python's own words."""
+    of_the_system = {"OSError", "PermissionError", "FileNotFoundError"}
+    shown = []
+    for room in ("store", "extractors", "regressors", "pipelines"):
+        for path in (ROOT / room).rglob("*.py"):
+            for handler in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(handler, ast.ExceptHandler) or handler.type is None:
+                    continue
+                caught = {n.id for n in ast.walk(handler.type) if isinstance(n, ast.Name)}
+                shown += [
+                    f"{path.relative_to(ROOT)}:{node.lineno}"
+                    for node in ast.walk(handler)
+                    if caught & of_the_system
+                    and isinstance(node, ast.FormattedValue)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id == handler.name
+                ]
+    assert shown == []

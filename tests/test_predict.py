@@ -17,8 +17,9 @@ from pipelines.cli import app
 from pipelines.entries import with_keys
 from pipelines.evaluate import Trial
 from pipelines.extract import Extraction
-from pipelines.predict import Scorer, videos_to_score
+from pipelines.predict import Scorer
 from pipelines.recipe import Recipe
+from pipelines.sources import videos_to_score
 from pipelines.train import train
 from regressors import load_head
 from store.bank import FeatureStore

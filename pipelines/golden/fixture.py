@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.errors import GoldenError
+from store.errors import GoldenError, in_words
 
 # What np.load raises for what is no npz, found by trying.  An array of objects, which only pickle
 # could read, is a ValueError.
@@ -78,14 +78,14 @@ class Fixture:
         try:
             recipe = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise GoldenError(f"{path} cannot be read: {error}") from error
+            raise GoldenError(f"{path} cannot be read: {in_words(error)}") from error
         if not isinstance(recipe, dict):
             raise GoldenError(f"{path} is no recipe: it holds a {type(recipe).__name__}")
         try:
             with output.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 expected = dict(arrays)
         except _UNREADABLE as error:
-            raise GoldenError(f"{output} cannot be read: {error}") from error
+            raise GoldenError(f"{output} cannot be read: {in_words(error)}") from error
         return cls(name, letter, recipe, expected, output.parent)
 
     @property
