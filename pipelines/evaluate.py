@@ -12,6 +12,7 @@ from joblib import Parallel, cpu_count, delayed
 from numpy.typing import NDArray
 from sklearn.base import clone
 
+from pipelines.entries import with_keys
 from pipelines.labels import Labels, read_labels
 from pipelines.labels.match import Match, assumed_data_set, match, unclear_pair
 from pipelines.labels.videos import videos_of
@@ -96,8 +97,13 @@ class Trial:
     """The bank's data set that videos were taken to be of, where their file states another."""
 
     @classmethod
-    def of(cls, recipe: Recipe, *, title: str) -> "Trial":
+    def of(cls, recipe: Recipe, *, title: str, weights: Mapping[str, str] | None = None) -> "Trial":
         """Read what a recipe names.
+
+        Args:
+            recipe: features go by the bank's names, keys, or the names of the recipe's extractors.
+            title: for tables.
+            weights: of extractors, where the bank has a feature of several.
 
         Raises:
             RecipeError: if it names no videos, bank, features or heads, or videos and labels; or if
@@ -109,7 +115,8 @@ class Trial:
             raise RecipeError("videos and labels both name the videos; give one of them")
         source = recipe.labels or required(recipe, "videos", option="--videos or --labels")
         store = FeatureStore(required(recipe, "bank", option="--bank"))
-        features = required(recipe, "features", option="--features")
+        required(recipe, "features", option="--features")
+        features = with_keys(recipe, weights=weights).features
         labels = None
         specs = [store.resolve(name) for name in features.values()]
         if recipe.labels is None or is_manifest(source):

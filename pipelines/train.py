@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipelines.entries import with_keys
 from pipelines.evaluate import Trial
 from pipelines.fitting import watched
 from pipelines.recipe import Recipe, required
@@ -88,7 +89,8 @@ def take_published(weights: Path, folder: Path, *, recipe: Recipe) -> Head:
         raise RecipeError(f"one head is shipped, not {', '.join(recipe.heads)}; choose by --head")
     check_vacant(folder)
     store = FeatureStore(required(recipe, "bank", option="--bank"))
-    features = required(recipe, "features", option="--features")
+    required(recipe, "features", option="--features")
+    features = with_keys(recipe).features
     name, parameters = recipe.head(next(iter(recipe.heads)))
     kind = type(make_head(name, **parameters))
     if not issubclass(kind, SequenceHead):

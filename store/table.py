@@ -130,20 +130,24 @@ class FeatureTable:
     def from_arrays(
         cls, videos: Sequence[Video], series: Mapping[str, Sequence[NDArray[Any]]]
     ) -> "FeatureTable":
-        """A table in memory: series[role][row] is [t, *shape], one row per second."""
+        """A table in memory: series[role][row] is [t, *shape], one row per second.
+
+        Values of float64 are taken as float32, which is what a bank would hold.
+        """
         columns = {}
         for role, arrays in series.items():
+            flat = np.concatenate(arrays)
+            if flat.dtype == np.float64:
+                flat = flat.astype(np.float32)
             rows = _Arrays(
-                np.concatenate(arrays),
+                flat,
                 np.cumsum([0, *map(len, arrays)]),
                 [np.arange(len(array), dtype=np.float64) for array in arrays],
                 [np.arange(len(array), dtype=np.int64) for array in arrays],
                 [False] * len(arrays),
             )
-            dtype: Any = rows.flat.dtype.name.replace(
-                "float64", "float32"
-            )  # what a bank would hold
-            spec = FeatureSpec(f"memory.{role}", rows.flat.shape[1:], dtype, {"source": "arrays"})
+            dtype: Any = flat.dtype.name
+            spec = FeatureSpec(f"memory.{role}", flat.shape[1:], dtype, {"source": "arrays"})
             columns[role] = Column(spec, [(rows, place) for place in range(len(arrays))])
         return cls(videos, columns)
 

@@ -14,7 +14,6 @@ from extractors import make_extractor, make_extractors, specs_of
 from extractors import video as decoding
 from extractors.isolated import Decoder
 from pipelines.cli import app
-from pipelines.entries import with_keys
 from pipelines.evaluate import Trial
 from pipelines.extract import Extraction
 from pipelines.predict import Scorer
@@ -284,7 +283,7 @@ def test_a_head_on_several_entries_of_an_extractor_makes_them_all_again(recipe, 
     videos = list(videos_to_score([recipe.videos]))
     run = Extraction(videos, make_extractors(entries), store, decoder="pyav", device=CPU)
     assert not any(outcome.failures for outcome in run.run())
-    trial = Trial.of(with_keys(recipe), title="test")
+    trial = Trial.of(recipe, title="test")
     train(trial, tmp_path / "head", recipe=recipe)
 
     scorer = Scorer(tmp_path / "head", weights={})

@@ -173,3 +173,15 @@ def test_arrays_in_memory_make_the_same_table(tmp_path):
     values, _ = table.read("semantic", [4, 1])
 
     np.testing.assert_array_equal(values, np.concatenate([arrays[4], arrays[1]]))
+
+
+@pytest.mark.parametrize(("given", "held"), [("f8", "f4"), ("f4", "f4"), ("f2", "f2")])
+def test_a_table_of_arrays_has_the_type_that_it_says(given, held):
+    arrays = [(rows_of(row, (6,)) / 7).astype(given) for row in range(len(VIDEOS))]
+    table = FeatureTable.from_arrays(VIDEOS, {"semantic": arrays})
+
+    values, _ = table.read("semantic", [3, 0])
+    assert table.specs["semantic"].stored_dtype == np.dtype(held).name
+    assert table.series("semantic", 3).dtype == values.dtype == np.dtype(held)
+    assert table.nbytes("semantic") == sum(LENGTHS) * 6 * np.dtype(held).itemsize
+    np.testing.assert_array_equal(table.series("semantic", 3), arrays[3].astype(held))
