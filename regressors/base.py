@@ -20,8 +20,8 @@ from threadpoolctl import threadpool_limits
 from regressors.pooling import pooled, pooled_width
 from store.documents import file_text, json_value, yaml_text, yaml_value
 from store.errors import HeadError, refusal
+from store.files import write_atomically
 from store.schema import FeatureSpec
-from store.shard import write_atomically
 from store.table import FeatureTable
 
 CARD = "card.yaml"

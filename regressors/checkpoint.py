@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from regressors.member import Member, Method
 from store.errors import HeadError, in_words, refusal
-from store.shard import write_atomically
+from store.files import write_atomically
 
 CHECKPOINT_SHARE = 20
 """Between two checkpoints, at least so many times what writing one takes: a twentieth of the time,

@@ -1,32 +1,39 @@
 """A bank: a folder of committed shards.  What listing it shows is its state."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from store.catalogue import FILE as CATALOGUE_FILE
 from store.catalogue import Catalogue
 from store.errors import (
     AmbiguousFeatureError,
     BankError,
     ChangedVideoError,
+    DamagedShardError,
     MissingFeatureError,
     refusal,
     unknown_name,
 )
+from store.files import content, create_exclusively, inside, listed, sync_folder
+from store.records import FORMAT_VERSION, Version, parsed
 from store.schema import Feature, FeatureSpec, Fingerprint, Video, canonical_json
-from store.shard import (
-    FORMAT_VERSION,
-    Shard,
-    ShardWriter,
-    VideoRecord,
-    create_exclusively,
-    sync_folder,
-)
+from store.shard import Shard, ShardWriter, VideoRecord
 from store.table import Column, FeatureTable
 
 BANK_FILE = "bank.json"
+
+
+class _Header(TypedDict):
+    format: Literal["vqbank"]
+    version: Version
+
+
+_HEADER: TypeAdapter[Any] = TypeAdapter(_Header)
 
 
 class FeatureStore:
@@ -43,15 +50,12 @@ class FeatureStore:
         self._catalogues: dict[str, Catalogue] = {}
         self._by_content: dict[str, dict[Fingerprint, str]] = {}
         try:
-            header = json.loads((path / BANK_FILE).read_text())
+            text = content(path, path / BANK_FILE)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BankError(
                 f"{path} is no bank: it has no {BANK_FILE}; `vqbank extract` makes one"
             ) from error
-        except ValueError as error:
-            raise BankError(f"{path / BANK_FILE} is not JSON: {error}") from error
-        if not isinstance(header, dict) or header.get("format") != "vqbank":
-            raise BankError(f"{path / BANK_FILE} is not the header of a bank")
+        header = parsed(text, _HEADER, f"{path / BANK_FILE} is not the header of a bank")
         if header["version"] > FORMAT_VERSION:
             raise BankError(
                 f"{path} is a bank of format version {header['version']}, this vqbank reads up to "
@@ -105,7 +109,12 @@ class FeatureStore:
 
     def specs(self) -> list[FeatureSpec]:
         """Every feature that has a spec file, by key."""
-        return [self.read_spec(path) for path in sorted(self.path.glob("*@*/spec.json"))]
+        folders = [path for path in listed(self.path, self.path) if is_key(path.name)]
+        specs = []
+        for folder in folders:
+            with suppress(FileNotFoundError):  # not a feature yet
+                specs.append(self.read_spec(folder / "spec.json"))
+        return specs
 
     def named(self, name: str) -> list[FeatureSpec]:
         """The features of a name or key; what was imported also goes without `imported.`."""
@@ -154,7 +163,7 @@ class FeatureStore:
     def find(self, spec: FeatureSpec, video_ids: Sequence[str]) -> list[tuple[Shard, int] | None]:
         """The winning shard of each video and the video's place in it; None where there is none."""
         return [
-            None if found is None else (self._shard(spec, found[0]), found[1])
+            None if found is None else self._found(spec, *found)
             for found in self._catalogue(spec).find(video_ids)
         ]
 
@@ -176,12 +185,15 @@ class FeatureStore:
         """The identity at `path`, the spec.json of a feature's folder.
 
         Raises:
+            FileNotFoundError: if it is not there.
             BankError: if it is damaged, or the folder has another name than its key.
         """
+        text = content(self.path, path)
         try:
-            spec = FeatureSpec.from_json(path.read_text())
-        except (ValueError, KeyError, TypeError) as error:
-            raise BankError(f"{path} is not a feature's spec: {error}") from error
+            spec = FeatureSpec.from_json(text)
+        except (ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise DamagedShardError(f"{path} is not a feature's spec: {reason}") from error
         if spec.key != path.parent.name:
             raise BankError(
                 f"{path.parent} holds {spec.key}; a folder's name is its key, rename it back"
@@ -252,7 +264,7 @@ class FeatureStore:
         self, spec: FeatureSpec, *, provenance: Mapping[str, Any], durable: bool = True
     ) -> ShardWriter:
         """A writer of a new shard of `spec`; its folder and spec file are made if need be."""
-        folder = self.path / spec.key
+        folder = inside(self.path, self.path / spec.key)
         folder.mkdir(exist_ok=True)
         if not (folder / "spec.json").exists():
             create_exclusively(folder / "spec.json", spec.to_json().encode())
@@ -262,6 +274,15 @@ class FeatureStore:
         if spec.key not in self._catalogues:
             self._catalogues[spec.key] = Catalogue.of(self.path / spec.key, spec)
         return self._catalogues[spec.key]
+
+    def _found(self, spec: FeatureSpec, shard_id: str, place: int) -> tuple[Shard, int]:
+        shard = self._shard(spec, shard_id)
+        if not 0 <= place < len(shard):
+            kept = self.path / spec.key / CATALOGUE_FILE
+            raise DamagedShardError(
+                f"{kept} names a video that {shard.id} does not have; remove it"
+            )
+        return shard, place
 
     def _shard(self, spec: FeatureSpec, shard_id: str) -> Shard:
         key = (spec.key, shard_id)
@@ -275,6 +296,11 @@ class FeatureStore:
         if found is None:
             raise MissingFeatureError(f"{video_id} has no {spec.key} in {self.path}")
         return found
+
+
+def is_key(name: str) -> bool:
+    """Whether a name in a bank is that of a feature's folder."""
+    return "@" in name and not name.startswith(".")
 
 
 def _make_folder(path: Path) -> None:

@@ -8,22 +8,37 @@ import hashlib
 import io
 import json
 import secrets
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from store.errors import DamagedShardError
+from store.files import content
+from store.records import ShardId, bad_videos, named_rows, record_names
 from store.schema import FeatureSpec
-from store.shard import bad_videos, committed_shards, named_rows, record_names
+from store.shard import committed_shards
 
 FILE = "catalogue.npz"
 WORTH_KEEPING = 256
 """Videos below which making a catalogue is quicker than reading one."""
+
+
+class _Text(TypedDict):
+    records: list[str]
+    shards: list[ShardId]
+
+
+_TEXT: TypeAdapter[Any] = TypeAdapter(_Text)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,13 +129,21 @@ class Catalogue:
 
     @classmethod
     def _read(cls, path: Path, records: Sequence[str]) -> "Catalogue | None":
-        """The kept catalogue, if there is a whole one of exactly these records."""
+        """The kept catalogue, if there is a whole one of exactly these records.
+
+        Raises:
+            DamagedShardError: if it is a link.
+        """
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
-                text = json.loads(kept["text"].tobytes())
+            file = io.BytesIO(content(path.parents[1], path, limit=None))
+            with zipfile.ZipFile(file) as packed:
+                if any(one.compress_type != zipfile.ZIP_STORED for one in packed.infolist()):
+                    return None  # it could unpack to anything
+            with np.load(file, allow_pickle=False) as kept:
+                text = _TEXT.validate_json(kept["text"].tobytes(), strict=True)
                 if text["records"] != list(records):
                     return None
-                return cls(
+                read = cls(
                     shards=tuple(text["shards"]),
                     _hashes=kept["hashes"],
                     _shard=kept["shard"],
@@ -128,17 +151,42 @@ class Catalogue:
                     _id_start=kept["id_start"],
                     _ids=kept["ids"].tobytes(),
                 )
+                if not read._is_sound():
+                    return None
+                for _ in read.ids():
+                    pass  # each is UTF-8
+                return read
         except FileNotFoundError:
             return None
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError):
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, MemoryError,
+                NotImplementedError, RuntimeError, zlib.error, struct.error):  # fmt: skip
             return None  # cut or foreign: it is only a copy, made anew from the records
+
+    def _is_sound(self) -> bool:
+        """Whether its arrays are of the kinds and lengths that looking up relies on."""
+        count = len(self._hashes)
+        kinds = {
+            (self._hashes.dtype, self._hashes.shape): (np.dtype(np.uint64), (count,)),
+            (self._shard.dtype, self._shard.shape): (np.dtype(np.int32), (count,)),
+            (self._place.dtype, self._place.shape): (np.dtype(np.int32), (count,)),
+            (self._id_start.dtype, self._id_start.shape): (np.dtype(np.int64), (count + 1,)),
+        }
+        if any(found != wanted for found, wanted in kinds.items()):
+            return False
+        ends = (int(self._id_start[0]), int(self._id_start[-1]))
+        return (
+            ends == (0, len(self._ids))
+            and bool((np.diff(self._id_start) >= 0).all())
+            and bool((self._hashes[1:] >= self._hashes[:-1]).all())
+            and bool(((self._shard >= 0) & (self._shard < len(self.shards))).all())
+        )
 
     def _keep(self, path: Path, records: Sequence[str]) -> None:
         """Put it beside the commits; where that is not possible, the next reader makes it anew."""
         text = json.dumps({"records": list(records), "shards": list(self.shards)})
-        content = io.BytesIO()
+        packed = io.BytesIO()
         np.savez(
-            content,
+            packed,
             text=np.frombuffer(text.encode(), np.uint8),
             hashes=self._hashes,
             shard=self._shard,
@@ -148,7 +196,7 @@ class Catalogue:
         )
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
-            temporary.write_bytes(content.getvalue())
+            temporary.write_bytes(packed.getvalue())
             temporary.replace(path)
         except OSError:
             with suppress(OSError):  # a read-only file system

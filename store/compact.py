@@ -11,16 +11,9 @@ from typing import Any
 
 from store.bank import FeatureStore, writing
 from store.errors import BankError, DamagedShardError
+from store.records import bad_videos, records
 from store.schema import FeatureSpec, canonical_json, storage_dtype
-from store.shard import (
-    Shard,
-    ShardWriter,
-    array_names,
-    bad_videos,
-    committed_shards,
-    mark_bad,
-    records,
-)
+from store.shard import Shard, ShardWriter, array_names, committed_shards, mark_bad
 from store.verify import Problem, unreadable
 
 SHARD_BYTES = 2**30

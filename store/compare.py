@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.bank import FeatureStore
+from store.files import BLOCK_BYTES
 from store.schema import FeatureSpec, StoredDtype, from_stored
-from store.shard import BLOCK_BYTES, Shard, array_names
+from store.shard import Shard, array_names
 
 
 @dataclass(frozen=True, slots=True)

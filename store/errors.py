@@ -8,7 +8,7 @@ VqbankError
 ├── WeightsError           weights that are missing, of another model or unsafe
 ├── InvalidFeatureError    values that may not be banked (video and row)
 ├── BankError              a bank that is not one, of a newer format, or damaged
-│   └── DamagedShardError  a committed shard whose bytes are not what its commit record says
+│   └── DamagedShardError  what it holds is not what was committed, or cannot be read
 ├── MissingFeatureError    asked for a feature that the bank does not have
 ├── AmbiguousFeatureError  a name that several keys share
 ├── ChangedVideoError      another file under an id that is already banked
@@ -73,7 +73,7 @@ class BankError(VqbankError, RuntimeError):
 
 
 class DamagedShardError(BankError):
-    """A committed shard whose bytes are not what its commit record says."""
+    """What a bank holds is not what was committed, leads out of it, or cannot be read."""
 
 
 class MissingFeatureError(VqbankError, LookupError):

@@ -34,6 +34,7 @@ from store.errors import (
     in_words,
     naming,
 )
+from store.files import content, crc32c, create_exclusively, discard, inside, sync_folder
 from store.incoming import (
     NPY_DTYPES,
     Imported,
@@ -44,6 +45,7 @@ from store.incoming import (
     npy_feature,
     npy_rows,
 )
+from store.records import FORMAT_VERSION, read_mark, records
 from store.schema import (
     Feature,
     FeatureSpec,
@@ -52,18 +54,7 @@ from store.schema import (
     from_stored,
     storage_dtype,
 )
-from store.shard import (
-    FORMAT_VERSION,
-    Shard,
-    VideoRecord,
-    array_names,
-    committed_shards,
-    crc32c,
-    create_exclusively,
-    discard,
-    read_sealed,
-    sync_folder,
-)
+from store.shard import Shard, VideoRecord, array_names, committed_shards
 
 HDF5_FORMAT = "vqbank-hdf5"
 NPY_FORMAT = "vqbank-npy"
@@ -634,29 +625,29 @@ def _live_shards(store: FeatureStore, spec: FeatureSpec) -> list[Shard]:
 def _copy_feature(source: Path, target: Path, shards: Sequence[Shard]) -> None:
     """In the order that the format asks for: files, then commit records."""
     target.mkdir()
-    shutil.copyfile(source / "spec.json", target / "spec.json")
+    create_exclusively(target / "spec.json", content(source.parent, source / "spec.json"))
     ids = {shard.id for shard in shards}
     for shard in shards:
         for name in shard.record["files"]:
-            _copy(shard.folder / name, target / "shards" / shard.id / name)
+            path = inside(source.parent, shard.folder / name)
+            _copy(path, target / "shards" / shard.id / name)
     folders = [path for path in target.rglob("*") if path.is_dir()]
     for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
         sync_folder(folder)
-    marks = [path for path in (source / "bad").glob("*.json") if not path.name.startswith(".")]
-    for room, records in {
-        "bad": [path for path in marks if read_sealed(path)["shard"] in ids],
+    for room, chosen in {
+        "bad": [path for path in records(source, "bad") if read_mark(source, path)["shard"] in ids],
         "commits": [source / "commits" / f"{shard_id}.json" for shard_id in sorted(ids)],
     }.items():
         (target / room).mkdir()
         sync_folder(target)
-        for record in records:
-            create_exclusively(target / room / record.name, record.read_bytes())
+        for record in chosen:
+            create_exclusively(target / room / record.name, content(source.parent, record))
 
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copyfile(source, target)
+        shutil.copyfile(source, target, follow_symlinks=False)
     except FileNotFoundError as error:
         raise DamagedShardError(f"{source} is missing, though it was committed") from error
     with naming(target), target.open("rb") as file:

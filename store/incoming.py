@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from store.bank import FeatureStore
 from store.errors import BankError, InvalidFeatureError, in_words
+from store.files import crc32c
 from store.schema import Feature, FeatureSpec, Fingerprint, StoredDtype, to_stored
-from store.shard import crc32c
 
 SHARD_BYTES = 256 * 2**20
 """An import commits whenever it holds this much."""

@@ -3,19 +3,72 @@
 What is done is never read from here but from the commits.
 """
 
-import json
+import io
 import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
-from store.errors import BankError, naming
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from store.documents import json_value
+from store.errors import DamagedShardError, naming
+from store.files import inside, listed, opened
+from store.records import Count, Time, checked
 from store.schema import canonical_json
 
 ROOM = "ledger"
+LINE_BYTES = 2**20
+"""Of the longest line that is read; reasons and probes have some hundred bytes."""
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Entry(TypedDict):
+    """What every line has."""
+
+    time: Time
+    status: str
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _OfVideo(_Entry):
+    video: str
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Failed(_OfVideo):
+    key: str
+    reason: str
+    traceback: NotRequired[str | None]
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Started(_Entry):
+    videos: Count
+    host: NotRequired[str]
+    process: NotRequired[int]
+    keys: NotRequired[list[str]]
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Counted(_Entry):
+    done: Count
+    failed: Count
+    cached: Count
+
+
+_KINDS: Mapping[str, TypeAdapter[Any]] = {
+    "failed": TypeAdapter(_Failed),
+    "decoded": TypeAdapter(_OfVideo),
+    "started": TypeAdapter(_Started),
+    "running": TypeAdapter(_Counted),
+    "ended": TypeAdapter(_Counted),
+}
+_OTHER: TypeAdapter[Any] = TypeAdapter(_Entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +92,7 @@ class Ledger:
 
     def __init__(self, bank: Path) -> None:
         self.writer = secrets.token_hex(8)
+        self._bank = bank
         self._room = bank / ROOM
 
     def append(self, *, durable: bool = True, **entry: Any) -> None:
@@ -51,7 +105,7 @@ class Ledger:
         Raises:
             OSError: if it cannot be written.
         """
-        self._room.mkdir(exist_ok=True)
+        inside(self._bank, self._room).mkdir(exist_ok=True)
         line = canonical_json({"time": time.time(), **entry}) + "\n"
         path = self._room / f"{self.writer}.jsonl"
         try:
@@ -70,7 +124,7 @@ class Ledger:
         Raises:
             OSError: if it cannot be written.
         """
-        self._room.mkdir(exist_ok=True)
+        inside(self._bank, self._room).mkdir(exist_ok=True)
         name = f"{self.writer}-{secrets.token_hex(4)}.txt"
         path = self._room / name
         with naming(path):
@@ -87,16 +141,27 @@ def read_ledger(bank: Path) -> Iterator[dict[str, Any]]:
     Raises:
         BankError: if another line is damaged.
     """
-    for path in sorted((bank / ROOM).glob("*.jsonl")):
-        with path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n") or b"\0" in line:  # NFS shows zeros for a while
-                    break
-                try:
-                    entry = json.loads(line)
-                except ValueError as error:
-                    raise BankError(f"{path}: {line[:80]!r} is no line of a ledger") from error
+    for path in listed(bank, bank / ROOM):
+        if path.suffix == ".jsonl" and not path.name.startswith("."):
+            for entry in _read(bank, path):
                 yield {"writer": path.stem, **entry}
+
+
+def _read(bank: Path, path: Path) -> Iterator[dict[str, Any]]:
+    with opened(bank, path) as raw, naming(path), io.BufferedReader(raw) as file:
+        number = 0
+        while line := file.readline(LINE_BYTES):
+            number += 1
+            if b"\0" in line or (not line.endswith(b"\n") and len(line) < LINE_BYTES):
+                break  # torn; NFS shows zeros for a while
+            place = f"{path}:{number}"
+            what = f"{place}: {line[:80]!r} is no line of a ledger"
+            if not line.endswith(b"\n"):
+                raise DamagedShardError(f"{what}: it has more than {LINE_BYTES} bytes")
+            entry = json_value(line, place, DamagedShardError)
+            status = entry.get("status") if isinstance(entry, dict) else None
+            kind = _KINDS.get(status, _OTHER) if isinstance(status, str) else _OTHER
+            yield checked(entry, kind, what)
 
 
 def failures(entries: Iterator[Mapping[str, Any]]) -> dict[tuple[str, str], Failure]:

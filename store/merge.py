@@ -12,22 +12,25 @@ import numpy as np
 
 from store.bank import FeatureStore, writing
 from store.errors import BankError, ChangedVideoError, DamagedShardError, naming
-from store.prune import removable
-from store.schema import FeatureSpec
-from store.shard import (
+from store.files import (
     BLOCK_BYTES,
     MISSING,
-    Shard,
-    VideoRecord,
-    bad_videos,
-    committed_shards,
+    content,
     create_exclusively,
     damage,
     discard,
-    read_sealed,
-    records,
+    files_below,
+    inside,
+    is_there,
+    listed,
+    opened,
     sync_folder,
 )
+from store.ledger import ROOM
+from store.prune import removable
+from store.records import COMMIT, bad_videos, read_mark, read_sealed, records
+from store.schema import FeatureSpec
+from store.shard import Shard, VideoRecord, committed_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +124,11 @@ def _merge_feature(
 ) -> tuple[int, int, int]:
     """Shards copied, shards that were there, and bytes copied."""
     folder, origin = target.path / spec.key, source.path / spec.key
+    for path in (folder, *(folder / room for room in ("shards", "commits", "bad", "tail"))):
+        inside(target.path, path)
     folder.mkdir(exist_ok=True)
     sync_folder(target.path)
-    create_exclusively(folder / "spec.json", (origin / "spec.json").read_bytes())
+    create_exclusively(folder / "spec.json", content(source.path, origin / "spec.json"))
     shards = list(committed_shards(origin, spec))
     idle = {shard.id for shard in removable(source, spec, shards, math.inf)}
     wanted = [shard for shard in shards if shard.id not in idle]
@@ -135,7 +140,7 @@ def _merge_feature(
     for shard in wanted:
         if not commits[shard.id].exists():
             new.append(shard)
-        elif read_sealed(commits[shard.id]) != shard.record:
+        elif read_sealed(target.path, commits[shard.id], COMMIT) != shard.record:
             raise BankError(f"{commits[shard.id]} and {origin} have two shards of one id")
     marked = {shard for shard, _ in bad_videos(origin)}
     size = sum(_copy_shard(shard, folder, marked=shard.id in marked) for shard in new)
@@ -144,8 +149,8 @@ def _merge_feature(
     _copy_tail(origin, folder)
     sync_folder(folder)
     for shard_id in _superseding_first(new):
-        content = (origin / "commits" / f"{shard_id}.json").read_bytes()
-        create_exclusively(commits[shard_id], content)
+        record = content(source.path, origin / "commits" / f"{shard_id}.json")
+        create_exclusively(commits[shard_id], record)
     return len(new), len(wanted) - len(new), size
 
 
@@ -171,23 +176,24 @@ def _superseding_first(shards: Sequence[Shard]) -> Iterator[str]:
 def _copy_shard(shard: Shard, folder: Path, *, marked: bool) -> int:
     """Bytes that had to be copied."""
     copied = 0
+    source = shard.folder.parents[2]
     for name, entry in shard.record["files"].items():
         origin, path = shard.folder / name, folder / "shards" / shard.id / name
-        if path.exists() and damage(path, entry) is None:
+        if is_there(folder.parent, path) and damage(folder.parent, path, entry) is None:
             continue
-        what = damage(origin, entry)
+        what = damage(source, origin, entry)
         if what is not None and not marked:
             raise DamagedShardError(f"{origin} {what}; run `vqbank verify --mark` on its bank")
         if what != MISSING:
             path.parent.mkdir(parents=True, exist_ok=True)
-            copied += _copy_file(origin, path, folder)
+            copied += _copy_file(source, origin, path, folder)
     for inner, _, _ in os.walk(folder / "shards" / shard.id, topdown=False):
         sync_folder(Path(inner))
     return copied
 
 
-def _copy_file(origin: Path, path: Path, room: Path) -> int:
-    """Put a whole copy under its name; gives its length.
+def _copy_file(source: Path, origin: Path, path: Path, room: Path) -> int:
+    """Put a whole copy of a file of the bank `source` under its name; gives its length.
 
     Another merge may be copying the same file: the name always stands for a whole one.
     """
@@ -197,12 +203,12 @@ def _copy_file(origin: Path, path: Path, room: Path) -> int:
     try:
         with (
             naming(path),
-            origin.open("rb", buffering=0) as source,
+            opened(source, origin) as read,
             temporary.open("xb", buffering=0) as file,
         ):
             while True:
                 with naming(origin):
-                    count = source.readinto(block.data)
+                    count = read.readinto(block.data)
                 if not count:
                     break
                 rest = block[:count].data
@@ -219,24 +225,26 @@ def _copy_file(origin: Path, path: Path, room: Path) -> int:
 def _copy_marks(origin: Path, folder: Path, shards: set[str]) -> None:
     """Of the shards that are copied alone: a shard that the target had has files of its own."""
     for path in records(origin, "bad"):
-        if read_sealed(path)["shard"] in shards:
+        if read_mark(origin, path)["shard"] in shards:
             (folder / "bad").mkdir(exist_ok=True)
-            create_exclusively(folder / "bad" / path.name, path.read_bytes())
+            create_exclusively(folder / "bad" / path.name, content(origin.parent, path))
 
 
 def _copy_tail(origin: Path, folder: Path) -> None:
-    for path in sorted((origin / "tail").rglob("*")):
+    for path in files_below(origin.parent, origin / "tail"):
         copy = folder / path.relative_to(origin)
-        if path.is_file() and not copy.exists():
+        if not is_there(folder.parent, copy):
             copy.parent.mkdir(parents=True, exist_ok=True)
-            _copy_file(path, copy, folder)
+            _copy_file(origin.parent, path, copy, folder)
 
 
 def _merge_ledgers(target: Path, source: Path) -> None:
     """Ledgers only grow: of two of one name the longer one is the newer."""
-    ledger = source / "ledger"
-    for path in sorted([*ledger.glob("*.jsonl"), *ledger.glob("*.txt")]):
-        copy = target / "ledger" / path.name
+    for path in listed(source, source / ROOM):
+        if path.suffix not in (".jsonl", ".txt") or path.name.startswith("."):
+            continue
+        inside(source, path)
+        copy = inside(target, target / ROOM / path.name)
         copy.parent.mkdir(exist_ok=True)
         if not copy.exists() or copy.stat().st_size < path.stat().st_size:
-            _copy_file(path, copy, target)
+            _copy_file(source, path, copy, target)

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.bank import FeatureStore, writing
+from store.bank import FeatureStore, is_key, writing
 from store.errors import DamagedShardError
+from store.files import links_in, listed, sync_folder
+from store.ledger import ROOM as LEDGER
+from store.records import COMMIT, read_mark, read_sealed, records
 from store.schema import FeatureSpec
-from store.shard import Shard, committed_shards, read_sealed, records, sync_folder
+from store.shard import Shard, committed_shards
+
+LINK = "a symbolic link; what it points to stays"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,9 @@ def prune(
     A shard goes when none of its rows wins and removing it brings back no row that it superseded:
     its commit record first, then, as the orphan that it is now, its files.
 
+    Symbolic links go too, whatever they point to stays; what else a feature with links in it no
+    longer needs is told, and removed, when this is called again.
+
     Args:
         store: The bank.
         dry_run: Whether only to say what would be removed.
@@ -52,10 +60,18 @@ def prune(
     store.refresh()
     with writing(store.path):
         removals = [_file(path, "unfinished write") for path in _unfinished(store.path, before)]
-        for spec in store.specs():
-            folder = store.path / spec.key
+        removals += [Removal(path, 0, LINK) for path in links_in(store.path, store.path)]
+        removals += [Removal(path, 0, LINK) for path in _links(store.path / LEDGER)]
+        for folder in listed(store.path, store.path):
+            if folder.is_symlink() or not is_key(folder.name):
+                continue
+            links = [path for room in _rooms(folder) for path in _links(room)]
+            removals += [Removal(path, 0, LINK) for path in links]
+            if links or not (folder / "spec.json").exists():
+                continue  # what else may go can be told once the links have gone
+            spec = store.read_spec(folder / "spec.json")
             # Shards are listed before commits: what is committed in between is no orphan.
-            present = {path.name for path in (folder / "shards").glob("*")}
+            present = {path.name for path in listed(store.path, folder / "shards")}
             shards = list(committed_shards(folder, spec))
             for shard in removable(store, spec, shards, before):
                 commit = folder / "commits" / f"{shard.id}.json"
@@ -71,7 +87,7 @@ def prune(
             committed = {shard.id for shard in shards}
             for path in records(folder, "bad"):
                 with suppress(FileNotFoundError):  # somebody else prunes too
-                    gone = read_sealed(path)["shard"] not in committed | present
+                    gone = read_mark(folder, path)["shard"] not in committed | present
                     if gone and _last_change(path) <= before:
                         removals.append(_file(path, "marks rows of a shard that is gone"))
         if not dry_run:
@@ -127,10 +143,21 @@ def removable(
                 progress = True
 
 
+def _rooms(folder: Path) -> list[Path]:
+    """A feature's folder, and those in it whose entries have names of their own."""
+    return [folder, *(folder / room for room in ("shards", "commits", "bad", "tail"))]
+
+
+def _links(folder: Path) -> list[Path]:
+    """Symbolic links in a folder; none where the folder itself is one, which is told elsewhere."""
+    return [] if folder.is_symlink() else links_in(folder, folder)
+
+
 def _unfinished(folder: Path, before: float) -> list[Path]:
     """Files under a temporary name, and damaged records that were moved aside."""
     found = [path for pattern in (".*.tmp", ".*.damaged") for path in folder.glob(pattern)]
-    return sorted(path for path in found if path.is_file() and _last_change(path) <= before)
+    files = (path for path in found if path.is_file() and not path.is_symlink())
+    return sorted(path for path in files if _last_change(path) <= before)
 
 
 def _file(path: Path, why: str) -> Removal:
@@ -141,7 +168,7 @@ def _last_change(path: Path) -> float:
     """Of a file, or of the newest file in a folder; a copy that keeps old dates is new too."""
     states = _states(path)
     with suppress(FileNotFoundError):  # somebody else removes it too
-        states.append(path.stat())
+        states.append(path.lstat())
     return max((max(state.st_mtime, state.st_ctime) for state in states), default=0.0)
 
 
@@ -155,7 +182,7 @@ def _states(path: Path) -> list[os.stat_result]:
     states = []
     for file in inside if path.is_dir() else [path]:
         with suppress(FileNotFoundError):  # somebody else removes it too
-            states.append(file.stat())
+            states.append(file.lstat())
     return states
 
 
@@ -164,21 +191,22 @@ def _remove(removals: Sequence[Removal]) -> None:
     commits = [removal.commit for removal in removals if removal.commit is not None]
     for commit in commits:
         with suppress(FileNotFoundError):  # somebody else has removed it
-            if read_sealed(commit)["supersedes"]:
+            if read_sealed(commit.parents[2], commit, COMMIT)["supersedes"]:
                 sync_folder(commit.parent)  # what it superseded has surely gone before it
             commit.unlink()
     for folder in {commit.parent for commit in commits}:
         sync_folder(folder)  # files go only when their records surely have
     for removal in removals:
-        if not removal.path.is_dir():
+        if removal.path.is_symlink() or not removal.path.is_dir():
             removal.path.unlink(missing_ok=True)
         elif not (removal.path.parents[1] / "commits" / f"{removal.path.name}.json").exists():
             _remove_folder(removal.path)
 
 
 def _remove_folder(path: Path) -> None:
-    for folder, _, names in os.walk(path, topdown=False):
-        for name in names:
+    """Links in it, also those to folders, go as links."""
+    for folder, folders, names in os.walk(path, topdown=False):
+        for name in [*names, *(name for name in folders if Path(folder, name).is_symlink())]:
             Path(folder, name).unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             Path(folder).rmdir()

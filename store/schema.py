@@ -6,15 +6,18 @@ batch, d width, h w pixels.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from store.errors import InvalidFeatureError, unknown_name
 
@@ -24,6 +27,9 @@ Part = Literal["train", "validation", "test"]
 FINGERPRINT_BLOCKS = 8
 FINGERPRINT_BLOCK_BYTES = 16 * 1024
 KEY_DIGITS = 12
+AXES = 16
+ROW_BYTES = 2**28
+"""Of one row in one array: a clip of 32 frames of 1920 x 1080 as u8 has 190 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,16 @@ class FeatureSpec:
                 raise InvalidFeatureError(
                     f"{self.name}: {unknown_name('stored dtype', dtype, get_args(StoredDtype))}"
                 )
+        for shape, dtype in (
+            (self.shape, self.stored_dtype),
+            *((side.shape, side.dtype) for side in self.side),
+        ):
+            size = math.prod(shape) * storage_dtype(dtype).itemsize
+            if len(shape) > AXES or any(axis < 0 for axis in shape) or size > ROW_BYTES:
+                raise InvalidFeatureError(
+                    f"{self.name}: a row of shape {_few(shape)} in {dtype}; a row has at most "
+                    f"{AXES} axes and {ROW_BYTES} bytes"
+                )
         for side in self.side:  # side names become folders
             if not _PLAIN.fullmatch(side.name):
                 raise InvalidFeatureError(
@@ -172,15 +188,21 @@ class FeatureSpec:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> "FeatureSpec":
-        """The spec that `to_json` wrote."""
-        read = json.loads(text)
+    def from_json(cls, text: str | bytes) -> "FeatureSpec":
+        """The spec that `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is no such JSON; a `pydantic.ValidationError` names the field.
+            RecursionError: if it is nested too deeply.
+        """
+        read = _SPEC.validate_python(json.loads(text), strict=True)
+        side = [_SIDE.validate_python(tuple(entry), strict=True) for entry in read["side"]]
         return cls(
             name=read["name"],
             shape=tuple(read["shape"]),
             stored_dtype=read["stored_dtype"],
             identity=read["identity"],
-            side=tuple(SideSpec(n, tuple(s), d) for n, s, d in read["side"]),
+            side=tuple(SideSpec(n, tuple(s), d) for n, s, d in side),
             publisher=read["publisher"],
             licence=read["licence"],
             trained_on=tuple(read["trained_on"]),
@@ -191,6 +213,30 @@ class FeatureSpec:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FeatureSpec) and self.key == other.key
+
+
+Axis = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _Spec(TypedDict):
+    """What stands in `spec.json`."""
+
+    name: str
+    shape: list[Axis]
+    stored_dtype: str
+    identity: dict[str, Any]
+    side: list[Annotated[list[Any], Field(min_length=3, max_length=3)]]
+    publisher: str
+    licence: str
+    trained_on: list[str]
+
+
+_SPEC: TypeAdapter[Any] = TypeAdapter(_Spec)
+_SIDE: TypeAdapter[Any] = TypeAdapter(tuple[str, list[Axis], str])
+
+
+def _few(shape: tuple[int, ...]) -> str:
+    return str(shape) if len(shape) <= AXES else f"({shape[0]}, ... {len(shape)} axes)"
 
 
 def storage_dtype(stored: StoredDtype) -> np.dtype[Any]:

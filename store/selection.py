@@ -6,18 +6,33 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from store.bank import FeatureStore
 from store.documents import MOST_JSON_BYTES, file_bytes, json_value
 from store.errors import BankError, MissingFeatureError, naming, refusal
+from store.files import crc32c, discard
+from store.records import Count, Version, checked
 from store.schema import FeatureSpec, Video, canonical_json
-from store.shard import crc32c, discard
 
 FORMAT = "vqbank-selection"
 VERSION = 1
+
+
+class _LockFile(TypedDict):
+    format: Literal["vqbank-selection"]
+    version: Version
+    videos: Count
+    features: dict[str, str]
+    snapshot: str
+    rows: dict[str, str]
+
+
+_LOCK_FILE: TypeAdapter[Any] = TypeAdapter(_LockFile)
 SHOWN = 3
 """Differences that an error names."""
 
@@ -97,22 +112,19 @@ def read_selection(path: Path) -> Selection:
         BankError: if it is none, is damaged, or is of a newer format.
     """
     text = file_bytes(path, BankError, most_bytes=MOST_JSON_BYTES)
-    read: dict[str, Any] = json_value(text, path, BankError)
-    try:
-        if read["format"] != FORMAT:
-            raise BankError(f"{path} is not a selection, but {read['format']!r}")
-        if read["version"] > VERSION:
-            raise BankError(
-                f"{path} is a selection of format version {read['version']}, this vqbank reads up "
-                f"to {VERSION}; install a newer vqbank"
-            )
-        selection = Selection(dict(read["features"]), str(read["snapshot"]), dict(read["rows"]))
-        if len(selection) != read["videos"]:
-            raise BankError(
-                f"{path} says {read['videos']} videos and names {len(selection)}; write it again"
-            )
-    except (ValueError, KeyError, TypeError) as error:
-        raise BankError(f"{path} is not a selection: {error!r}") from error
+    read = json_value(text, path, BankError)
+    version = read.get("version") if isinstance(read, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise BankError(
+            f"{path} is a selection of format version {version}, this vqbank reads up to "
+            f"{VERSION}; install a newer vqbank"
+        )
+    read = checked(read, _LOCK_FILE, f"{path} is not a selection")
+    selection = Selection(read["features"], read["snapshot"], read["rows"])
+    if len(selection) != read["videos"]:
+        raise BankError(
+            f"{path} says {read['videos']} videos and names {len(selection)}; write it again"
+        )
     return selection
 
 

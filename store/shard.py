@@ -5,26 +5,36 @@ followed by a small table, so that they can be memory-mapped; the group still op
 reader.  `docs/store-format.md` describes every byte.
 """
 
-import errno
-import json
+import math
 import mmap
 import os
 import secrets
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
-from awscrt import checksums
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
-from store.errors import BankError, DamagedShardError, InvalidFeatureError, naming
+from store.errors import DamagedShardError, InvalidFeatureError, naming
+from store.files import content, crc32c, create_exclusively, inside, opened, sync_folder
+from store.records import (
+    COMMIT,
+    FORMAT_VERSION,
+    Count,
+    parsed,
+    read_all,
+    read_sealed,
+    seal,
+)
 from store.schema import (
     Feature,
     FeatureSpec,
@@ -36,9 +46,6 @@ from store.schema import (
     to_stored,
 )
 
-Record = TypeVar("Record")
-
-FORMAT_VERSION = 1
 FILE_BYTES = 128 * 2**20
 """A value file holds at most this much, unless one row is larger."""
 CHUNK_BYTES = (64 * 2**10, 2**20)
@@ -48,8 +55,56 @@ PIECE_BYTES = 640 * 2**10
 INDEX_COLUMNS = ("row_start", "row_count", "id_start", "id_bytes", "record_start", "record_bytes")
 ABSENT_CHUNK = 2**64 - 1
 ZSTD_LEVEL = 3
+ZSTD_RATIO = 2**15
+"""What zstd makes of zeros: 1 MiB takes 51 bytes; nothing shrinks more."""
+CODECS = (["bytes"], ["bytes", "zstd"])
+"""Of inner chunks, from the row to the disk."""
 COMPRESSED_DTYPES = ("uint8", "int16")
 """Pixels and residuals shrink; activations do not (1.0 to 1.3 times), and lose the memory map."""
+
+
+class _Fingerprint(TypedDict):
+    length: Count
+    sha256: Annotated[str, Field(max_length=128)]
+
+
+class _Facts(TypedDict):
+    fingerprint: _Fingerprint
+    probe: dict[str, Any]
+
+
+class _Chunks(TypedDict):
+    chunk_shape: Annotated[list[Annotated[int, Field(ge=1, le=2**53)]], Field(min_length=1)]
+
+
+class _Grid(TypedDict):
+    name: Literal["regular"]
+    configuration: _Chunks
+
+
+class _Codec(TypedDict):
+    name: str
+
+
+class _Inner(_Chunks):
+    codecs: list[_Codec]
+    index_location: Literal["end"]
+
+
+class _Sharding(TypedDict):
+    name: Literal["sharding_indexed"]
+    configuration: _Inner
+
+
+class _Metadata(TypedDict):
+    shape: list[Count]
+    data_type: str
+    chunk_grid: _Grid
+    codecs: Annotated[list[_Sharding], Field(min_length=1, max_length=1)]
+
+
+_FACTS: TypeAdapter[Any] = TypeAdapter(_Facts)
+_METADATA: TypeAdapter[Any] = TypeAdapter(_Metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,72 +137,6 @@ def rows_per_file(row_bytes: int) -> int:
     """Rows of a full value file: a multiple of `rows_per_chunk`."""
     chunk = rows_per_chunk(row_bytes)
     return max(1, FILE_BYTES // max(1, row_bytes) // chunk) * chunk
-
-
-def create_exclusively(path: Path, content: bytes, *, durable: bool = True) -> bool:
-    """Make a file that is either absent or whole; False if it was there already.
-
-    The content is written beside it and linked to the name, which fails if the name is taken.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with naming(path), temporary.open("xb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        # A file system without hard links: names of commits are unique, so renaming is as good.
-        if path.exists():
-            return False
-        temporary.rename(path)
-    finally:
-        discard(temporary)
-    if durable:
-        sync_folder(path.parent)
-    return True
-
-
-def discard(temporary: Path) -> None:
-    """Remove a file that nobody reads; where that is refused, `prune` removes it later."""
-    with suppress(OSError):  # what went wrong before it is what matters
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with naming(folder):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put a file in its place whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with naming(path), temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        discard(temporary)
-    sync_folder(path.parent)
-
-
-def crc32c(content: Any, start: int = 0) -> int:
-    """CRC-32C of bytes, or of an array's bytes, continued from `start`."""
-    if isinstance(content, np.ndarray) and not content.flags.c_contiguous:
-        content = np.ascontiguousarray(content)
-    return int(checksums.crc32c(content, start))
 
 
 class _ValueFile:
@@ -246,7 +235,7 @@ class ShardWriter:
         self._files: dict[str, dict[str, int]] = {}
         self._values: _ValueFile | None = None
         self._may_be_committed = False
-        self._folder.mkdir(parents=True)
+        inside(feature_folder.parent, self._folder).mkdir(parents=True)
 
     def add(
         self, video_id: str, feature: Feature, *, fingerprint: Fingerprint, probe: Mapping[str, Any]
@@ -340,7 +329,7 @@ class ShardWriter:
             "supersedes": [dict(entry) for entry in supersedes],
             "provenance": self._provenance,
         }
-        commits = self._feature_folder / "commits"
+        commits = inside(self._feature_folder.parent, self._feature_folder / "commits")
         commits.mkdir(exist_ok=True)
         if self._durable:  # whoever made these folders may have been killed before it synced them
             sync_folder(self._feature_folder)
@@ -464,12 +453,12 @@ class ShardWriter:
         }
         self._write_file(f"{name}/zarr.json", canonical_json(metadata).encode())
 
-    def _write_file(self, name: str, content: bytes) -> None:
+    def _write_file(self, name: str, stored: bytes) -> None:
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with naming(path):
-            path.write_bytes(content)
-        self._files[name] = {"bytes": len(content), "crc32c": crc32c(content)}
+            path.write_bytes(stored)
+        self._files[name] = {"bytes": len(stored), "crc32c": crc32c(stored)}
 
     def _sync(self) -> None:
         for name in self._files:
@@ -522,17 +511,20 @@ class Shard:
             BankError: if a newer vqbank wrote it.
         """
         self.spec = spec
-        self.record = read_sealed(commit)
-        if self.record["format"] != "vqbank-commit":
-            raise DamagedShardError(f"{commit} is no commit record but {self.record['format']!r}")
+        self._root = feature_folder.parent
+        self.record = read_sealed(self._root, commit, COMMIT)
         if self.record["key"] != spec.key or self.record["shard"] != commit.stem:
             raise DamagedShardError(
                 f"{commit}: record of shard {self.record['shard']} of {self.record['key']} "
                 f"stands in the folder of {spec.key}; remove it"
             )
-        for name in self.record["files"]:
-            if ".." in name.split("/") or name.startswith("/"):
-                raise DamagedShardError(f"{commit} names a file outside its shard: {name!r}")
+        files = self.record["files"].items()
+        stored = sum(entry["bytes"] for name, entry in files if name.startswith("values/c/"))
+        most = stored * (ZSTD_RATIO if spec.stored_dtype in COMPRESSED_DTYPES else 1)
+        if self.record["rows"] * spec.row_bytes > most:
+            raise DamagedShardError(
+                f"{commit}: {stored} bytes of values hold no {self.record['rows']} rows"
+            )
         self._commit = commit
         self.id: str = self.record["shard"]
         self.folder = feature_folder / "shards" / self.id
@@ -551,9 +543,25 @@ class Shard:
 
     @cached_property
     def index(self) -> NDArray[np.int64]:
-        """[videos, columns]: INDEX_COLUMNS, then one checksum for each of `array_names`."""
+        """[videos, columns]: INDEX_COLUMNS, then one checksum for each of `array_names`.
+
+        Raises:
+            DamagedShardError: if it names rows or text that the shard does not have.
+        """
         columns = len(INDEX_COLUMNS) + len(array_names(self.spec))
-        return self._read_small("index", np.dtype("<i8")).reshape(-1, columns)
+        index = self._read_small("index", np.dtype("<i8"), len(self) * columns)
+        index = index.reshape(-1, columns)
+        limits = (self.record["rows"], len(self._text), len(self._text))
+        for column, limit in zip((0, 2, 4), limits, strict=True):
+            start, count = index[:, column], index[:, column + 1]
+            least = 1 if column == 0 else 0  # rows
+            whole = (start >= 0) & (count >= least) & (start <= limit) & (count <= limit - start)
+            if not whole.all():
+                raise DamagedShardError(
+                    f"{self.folder}: its index says {INDEX_COLUMNS[column + 1]} "
+                    f"{count[~whole][0]} from {start[~whole][0]} on, of {limit}"
+                )
+        return index
 
     @cached_property
     def _text(self) -> bytes:
@@ -562,12 +570,30 @@ class Shard:
     def ids(self) -> Iterator[str]:
         """Ids of the videos, in the order of their rows."""
         text = self._text
-        for start, length in self.index[:, 2:4].tolist():
-            yield text[start : start + length].decode()
+        try:
+            for start, length in self.index[:, 2:4].tolist():
+                yield text[start : start + length].decode()
+        except UnicodeDecodeError as error:
+            raise DamagedShardError(f"{self.folder}: an id in its index is no UTF-8") from error
 
     def video(self, place: int) -> VideoRecord:
         """What is known of the video at `place`."""
-        return _video_record(self.index[place].tolist(), self._text)
+        row = self.index[place].tolist()
+        row_start, row_count, id_start, id_bytes, record_start, record_bytes, *checksums = row
+        what = f"{self.folder}: the record of video {place} in its index"
+        facts = parsed(self._text[record_start : record_start + record_bytes], _FACTS, what)
+        try:
+            video_id = self._text[id_start : id_start + id_bytes].decode()
+        except UnicodeDecodeError as error:
+            raise DamagedShardError(f"{self.folder}: an id in its index is no UTF-8") from error
+        return VideoRecord(
+            id=video_id,
+            row_start=row_start,
+            row_count=row_count,
+            crc32c=tuple(checksums),
+            fingerprint=Fingerprint(**facts["fingerprint"]),
+            probe=facts["probe"],
+        )
 
     def span(self, place: int) -> tuple[int, int]:
         """First row and number of rows of the video at `place`."""
@@ -655,16 +681,13 @@ class Shard:
         start = first * self.spec.row_bytes
         flat = out.reshape(-1).view(np.uint8)
         if self._is_local:
-            with path.open("rb", buffering=0) as file:
+            with opened(self._root, path) as file, naming(path):
                 file.seek(start)
                 got = file.readinto(flat.data)
+            if got != flat.nbytes:
+                raise DamagedShardError(f"{path} ended early")
         else:
-            remote: Any = path
-            content = remote.fs.cat_file(remote.path, start=start, end=start + flat.nbytes)
-            got = len(content)
-            flat[:got] = np.frombuffer(content, np.uint8)
-        if got != flat.nbytes:
-            raise DamagedShardError(f"{path} ended early")
+            flat[:] = np.frombuffer(self._range(path, start, flat.nbytes), np.uint8)
 
     def unmap(self) -> None:
         """Let go of the value files; they are mapped again when they are read again.
@@ -730,12 +753,7 @@ class Shard:
 
     def _value_rows(self, start: int, stop: int) -> NDArray[Any]:
         if self.layout.codecs != ["bytes"]:
-            try:
-                return np.asarray(self._zarr[start:stop])
-            except (ValueError, RuntimeError) as error:  # what zarr and zstd say of damaged bytes
-                raise DamagedShardError(
-                    f"{self.folder}: rows {start} to {stop} cannot be unpacked: {error}"
-                ) from error
+            return self._unpacked(start, stop)
         limit = self.layout.file_rows
         number, first = divmod(start, limit)
         if self._is_local and stop <= (number + 1) * limit:
@@ -757,16 +775,68 @@ class Shard:
     def _piece_rows(self) -> int:
         return max(1, PIECE_BYTES // self.spec.row_bytes)
 
-    @cached_property
-    def _zarr(self) -> Any:
-        """The values through zarr-python, for what cannot be mapped."""
-        import zarr  # half a second that banks of activations need not pay
+    def _unpacked(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows of the inner chunks that hold them.
 
-        for name in self.record["files"]:
-            self._file(name)
-        folder: Any = self.folder / "values"
-        options = None if self._is_local else dict(folder.storage_options)
-        return zarr.open_array(str(folder), mode="r", storage_options=options)
+        zarr-python would do it too; but it follows links, and allocates what a chunk says of its
+        own length, and banks come from strangers.
+        """
+        from numcodecs import zstd
+
+        step = self.layout.chunk_rows
+        first, last = start // step, -(-stop // step)
+        places = [self._packed_place(number) for number in range(first, last)]
+        rows = np.zeros(((last - first) * step, *self.spec.shape), self.spec.storage_dtype)
+        for number, (path, offset, length) in enumerate(places):
+            packed = self._range(path, offset, length)
+            chunk = rows[number * step : (number + 1) * step].reshape(-1).view(np.uint8)
+            try:
+                zstd.decompress(packed, chunk)
+            except (ValueError, RuntimeError) as error:  # what zstd says of damaged bytes
+                raise DamagedShardError(
+                    f"{self.folder}: rows {start} to {stop} cannot be unpacked: {error}"
+                ) from error
+        return rows[start - first * step : stop - first * step]
+
+    def _packed_place(self, number: int) -> tuple[Path, int, int]:
+        """Where a compressed inner chunk lies: its file, its offset and its length there."""
+        file, place = divmod(number, self.layout.file_rows // self.layout.chunk_rows)
+        table = self._packed_table(file)
+        offset, length = table[place].tolist()
+        before = int(table[:place].sum(axis=0)[1])
+        path = self.value_file(file)
+        if offset != before or length > self._value_bytes(file) - offset:
+            raise DamagedShardError(f"{path}: its chunk {place} is not where it should be")
+        return path, offset, length
+
+    def _packed_table(self, file: int) -> NDArray[np.uint64]:
+        """[chunks, 2]: offset and length of each inner chunk of a value file."""
+        if file not in self._tables:
+            count = self.layout.file_rows // self.layout.chunk_rows
+            start = self._value_bytes(file) - 16 * count - 4
+            path = self.value_file(file)
+            if start < 0:
+                raise DamagedShardError(f"{path} is too short for a table of {count} chunks")
+            table = self._range(path, start, 16 * count)
+            self._tables[file] = np.frombuffer(table, "<u8").reshape(count, 2)
+        return self._tables[file]
+
+    @cached_property
+    def _tables(self) -> dict[int, NDArray[np.uint64]]:
+        return {}
+
+    def _range(self, path: Path, start: int, length: int) -> bytes:
+        """Some bytes of a file, whose length was compared with what was committed."""
+        if self._is_local:
+            with opened(self._root, path) as file, naming(path):
+                file.seek(start)
+                found: bytes = file.read(length)
+        else:
+            remote: Any = path
+            found = remote.fs.cat_file(remote.path, start=start, end=start + length)
+        if len(found) != length:
+            raise DamagedShardError(f"{path} ended early")
+        return found
 
     @cached_property
     def _columns(self) -> dict[str, NDArray[Any]]:
@@ -777,32 +847,56 @@ class Shard:
             dtypes = {"pts_seconds": np.dtype("<f8"), "frame_index": np.dtype("<i8")}
             sides = {f"side/{side.name}": side for side in self.spec.side}
             if name in dtypes:
-                self._columns[name] = self._read_small(name, dtypes[name])
+                self._columns[name] = self._read_small(name, dtypes[name], self.record["rows"])
             else:
                 side = sides[name]
-                rows = self._read_small(name, storage_dtype(side.dtype))
-                self._columns[name] = rows.reshape(-1, *side.shape)
+                numbers = self.record["rows"] * math.prod(side.shape)
+                rows = self._read_small(name, storage_dtype(side.dtype), numbers)
+                self._columns[name] = rows.reshape(self.record["rows"], *side.shape)
         return self._columns[name]
 
-    def _read_small(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    def _read_small(
+        self, name: str, dtype: np.dtype[Any], count: int | None = None
+    ) -> NDArray[Any]:
+        """All of an array of one chunk; of `count` numbers, if that is known."""
         prefix = f"{name}/c/"
         file = next((f for f in self.record["files"] if f.startswith(prefix)), None)
         if file is None:
             raise DamagedShardError(f"{self.folder}: its commit record names no array {name}")
-        content = self._file(file).read_bytes()
-        if crc32c(content) != self.record["files"][file]["crc32c"]:
+        entry = self.record["files"][file]
+        if count is not None and entry["bytes"] != count * dtype.itemsize:
+            raise DamagedShardError(
+                f"{self.folder / file} has {entry['bytes']} bytes, where {count} numbers of "
+                f"{dtype.itemsize} bytes belong"
+            )
+        stored = content(self._root, self._file(file), limit=None)
+        if crc32c(stored) != entry["crc32c"]:
             raise DamagedShardError(f"{self.folder / file} has changed since it was committed")
-        return np.frombuffer(content, dtype)
+        return np.frombuffer(stored, dtype)
 
     @cached_property
     def layout(self) -> "_Layout":
-        """How the rows lie in the value files."""
-        metadata = json.loads(self._file("values/zarr.json").read_text())
-        inner = metadata["codecs"][0]["configuration"]["codecs"]
-        return _Layout(
-            file_rows=int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0]),
-            codecs=[codec["name"] for codec in inner],
-        )
+        """How the rows lie in the value files.
+
+        Raises:
+            DamagedShardError: if it is not a layout of the rows that the record names.
+        """
+        path = self._file("values/zarr.json")
+        what = f"{path} is not the metadata of values"
+        metadata = parsed(content(self._root, path), _METADATA, what)
+        file_rows, *row = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        inner = metadata["codecs"][0]["configuration"]
+        chunk_rows, *inner_row = inner["chunk_shape"]
+        codecs = [codec["name"] for codec in inner["codecs"]]
+        stated = (metadata["shape"], metadata["data_type"], row, inner_row)
+        of_row = list(self.spec.shape)
+        whole = ([self.record["rows"], *of_row], self.spec.storage_dtype.name, of_row, of_row)
+        if stated != whole or file_rows % chunk_rows or codecs not in CODECS:
+            raise DamagedShardError(
+                f"{what}: {stated[1]} {stated[0]}, in files of {[file_rows, *row]} and chunks of "
+                f"{[chunk_rows, *inner_row]} as {', '.join(codecs)}, of {whole[1]} {whole[0]}"
+            )
+        return _Layout(file_rows, chunk_rows, codecs)
 
     @cached_property
     def _maps(self) -> dict[int, NDArray[Any]]:
@@ -818,10 +912,14 @@ class Shard:
             rows = min(self.layout.file_rows, self.record["rows"] - number * self.layout.file_rows)
             # A private map: nothing written to it could reach the file.  Heads lend its memory to
             # torch, which has no read-only tensors.
-            with self.value_file(number).open("rb") as file:
+            spec = self.spec
+            path = self.value_file(number)
+            length = self._value_bytes(number)
+            if rows < 1 or length < rows * spec.row_bytes:
+                raise DamagedShardError(f"{path} has {length} bytes: too few for {rows} rows")
+            with naming(path), opened(self._root, path) as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self._mappings[number] = mapped
-            spec = self.spec
             flat = np.frombuffer(mapped, spec.storage_dtype, rows * int(np.prod(spec.shape)))
             flat.flags.writeable = False
             self._maps[number] = flat.reshape(rows, *spec.shape)
@@ -829,17 +927,24 @@ class Shard:
 
     def value_file(self, number: int) -> Path:
         """The path of value file `number`."""
-        name = "/".join(["values", "c", str(number), *("0" for _ in self.spec.shape)])
-        return self._file(name)
+        return self._file(self._value_name(number))
+
+    def _value_bytes(self, number: int) -> int:
+        return int(self.record["files"].get(self._value_name(number), {}).get("bytes", 0))
+
+    def _value_name(self, number: int) -> str:
+        return "/".join(["values", "c", str(number), *("0" for _ in self.spec.shape)])
 
     def _file(self, name: str) -> Path:
         """The path of a committed file whose length is still what was committed."""
-        path = self.folder / name
+        path = inside(self._root, self.folder / name)
         expected = self.record["files"].get(name, {}).get("bytes")
         try:
             length = path.stat().st_size
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise DamagedShardError(f"{path} is missing, though it was committed") from error
+        except OSError as error:
+            raise DamagedShardError(f"{path} cannot be read ({error.strerror})") from error
         if length != expected:
             raise DamagedShardError(f"{path} has {length} bytes, {expected} were committed")
         return path
@@ -850,56 +955,9 @@ class _Layout:
     """How `values` is cut."""
 
     file_rows: int
+    chunk_rows: int
     codecs: list[str]
     """Of inner chunks; ["bytes"] alone can be mapped."""
-
-
-def _video_record(row: list[int], text: bytes) -> VideoRecord:
-    row_start, row_count, id_start, id_bytes, record_start, record_bytes, *checksums = row
-    facts = json.loads(text[record_start : record_start + record_bytes])
-    return VideoRecord(
-        id=text[id_start : id_start + id_bytes].decode(),
-        row_start=row_start,
-        row_count=row_count,
-        crc32c=tuple(checksums),
-        fingerprint=Fingerprint(**facts["fingerprint"]),
-        probe=facts["probe"],
-    )
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """The record in a file that `seal` made.
-
-    Raises:
-        DamagedShardError: if it is not whole.
-        BankError: if a newer vqbank wrote it.
-    """
-    try:
-        wrapped = json.loads(path.read_bytes())
-        record: dict[str, Any] = wrapped["record"]
-        intact = crc32c(canonical_json(record).encode()) == wrapped["crc32c"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedShardError(f"{path} is not a record of a bank: {error}") from error
-    if not intact:
-        raise DamagedShardError(f"{path} has changed since it was written")
-    if record["version"] > FORMAT_VERSION:
-        raise BankError(
-            f"{path} is of format version {record['version']}, this vqbank reads up to "
-            f"{FORMAT_VERSION}; install a newer vqbank"
-        )
-    return record
-
-
-def seal(record: Mapping[str, Any]) -> bytes:
-    """A record with its checksum: what commit records and marks of bad rows are."""
-    text = canonical_json(dict(record))
-    return canonical_json({"crc32c": crc32c(text.encode()), "record": dict(record)}).encode()
-
-
-def record_names(feature_folder: Path) -> list[str]:
-    """Names of all commit records and marks of bad rows: they stand for the feature's state."""
-    rooms = ("bad", "commits")
-    return [f"{room}/{path.name}" for room in rooms for path in records(feature_folder, room)]
 
 
 def committed_shards(feature_folder: Path, spec: FeatureSpec) -> list[Shard]:
@@ -911,31 +969,7 @@ def committed_shards(feature_folder: Path, spec: FeatureSpec) -> list[Shard]:
     Raises:
         DamagedShardError: if a record is not whole.
     """
-    return _read_all(feature_folder, "commits", lambda path: Shard(feature_folder, path, spec))
-
-
-def named_rows(entries: Iterable[Mapping[str, Any]]) -> set[tuple[str, str | None]]:
-    """(shard id, video id) of what such entries name; the video is None for a whole shard."""
-    return {
-        (entry["shard"], video)
-        for entry in entries
-        for video in ([None] if entry["videos"] == "all" else entry["videos"])
-    }
-
-
-def bad_videos(feature_folder: Path) -> set[tuple[str, str | None]]:
-    """As from `named_rows`: what a check found damaged, and counts as missing."""
-    return named_rows(_read_all(feature_folder, "bad", read_sealed))
-
-
-def _read_all(folder: Path, room: str, read: Callable[[Path], Record]) -> list[Record]:
-    while True:
-        listed = records(folder, room)
-        try:
-            return [read(path) for path in listed]
-        except FileNotFoundError:
-            if records(folder, room) == listed:
-                raise
+    return read_all(feature_folder, "commits", lambda path: Shard(feature_folder, path, spec))
 
 
 def mark_bad(feature_folder: Path, shard_id: str, videos: Sequence[str] | None) -> None:
@@ -946,7 +980,7 @@ def mark_bad(feature_folder: Path, shard_id: str, videos: Sequence[str] | None) 
         shard_id: Whose rows.
         videos: Of which videos; None for all.
     """
-    room = feature_folder / "bad"
+    room = inside(feature_folder.parent, feature_folder / "bad")
     room.mkdir(exist_ok=True)
     sync_folder(feature_folder)
     record = {
@@ -957,33 +991,3 @@ def mark_bad(feature_folder: Path, shard_id: str, videos: Sequence[str] | None) 
         "time": time.time(),
     }
     create_exclusively(room / f"{secrets.token_hex(8)}.json", seal(record))
-
-
-BLOCK_BYTES = 4 * 2**20
-"""Files are checked and copied, and rows compared, in blocks of this size."""
-CHANGED = "has changed since it was committed"
-MISSING = "is missing, though it was committed"
-
-
-def records(folder: Path, room: str) -> list[Path]:
-    """Commit records, or marks of bad rows."""
-    found = (folder / room).glob("*.json")
-    return sorted(path for path in found if not path.name.startswith("."))
-
-
-def damage(path: Path, entry: Mapping[str, int]) -> str | None:
-    """What is wrong with a committed file, if anything is."""
-    block = np.empty(BLOCK_BYTES, np.uint8)
-    checksum = 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            length = os.fstat(file.fileno()).st_size
-            if length != entry["bytes"]:
-                return f"has {length} bytes, {entry['bytes']} were committed"
-            while count := file.readinto(block.data):
-                checksum = crc32c(block[:count], checksum)
-    except FileNotFoundError:
-        return MISSING
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return None if checksum == entry["crc32c"] else CHANGED

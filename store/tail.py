@@ -23,16 +23,19 @@ from safetensors.numpy import load_file, save_file
 
 from store.bank import FeatureStore, writing
 from store.errors import BankError, DamagedShardError, MissingFeatureError, naming
-from store.schema import FeatureSpec, canonical_json
-from store.shard import (
+from store.files import (
     CHANGED,
     MISSING,
     create_exclusively,
     discard,
-    read_sealed,
-    seal,
+    inside,
+    is_there,
+    listed,
+    opened,
     sync_folder,
 )
+from store.records import TAIL_INDEX, TOKENS, read_sealed, seal
+from store.schema import FeatureSpec, canonical_json
 
 FOLDER = "tail"
 _VERSION = 1
@@ -61,8 +64,8 @@ class Tail:
 
 def has_tail(store: FeatureStore, spec: FeatureSpec, prompts: Iterable[str] = ()) -> bool:
     """Whether the tail of this feature is there, and the tokens of all these prompts."""
-    folder = store.path / spec.key / FOLDER
-    return (folder / _INDEX).exists() and set(prompts) <= _tokens(folder).keys()
+    folder = inside(store.path, store.path / spec.key / FOLDER)
+    return is_there(folder.parent, folder / _INDEX) and set(prompts) <= _tokens(folder).keys()
 
 
 def write_tail(store: FeatureStore, spec: FeatureSpec, tail: Tail) -> None:
@@ -74,7 +77,7 @@ def write_tail(store: FeatureStore, spec: FeatureSpec, tail: Tail) -> None:
     Raises:
         BankError: if the bank cannot be written.
     """
-    folder = store.path / spec.key / FOLDER
+    folder = inside(store.path, store.path / spec.key / FOLDER)
     with writing(store.path):
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
@@ -116,7 +119,7 @@ def tail_folder(store: FeatureStore, name: str) -> Path:
         AmbiguousFeatureError: if several keys share the name.
         MissingFeatureError: if the bank has no such feature, or it has no tail.
     """
-    folder = store.path / store.resolve(name).key / FOLDER
+    folder = inside(store.path, store.path / store.resolve(name).key / FOLDER)
     _index(folder)
     return folder
 
@@ -138,7 +141,7 @@ def read_tower(folder: Path, name: str) -> Tower:
     entry = towers[name]
     path = folder / f"{entry['sha256']}.safetensors"
     with _reading(path):
-        with path.open("rb") as file:
+        with opened(folder.parent, path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != entry["sha256"]:
             raise DamagedShardError(
@@ -162,6 +165,8 @@ def read_tokens(folder: Path, prompts: Sequence[str]) -> NDArray[np.int64]:
             f"{folder} has no tokens of {missing[0]!r}; name it among the extractor's prompts and "
             "extract again, which computes no feature"
         )
+    if len({len(known[prompt]) for prompt in prompts}) > 1:
+        raise DamagedShardError(f"{folder} has tokens of different length; extract again")
     return np.array([known[prompt] for prompt in prompts], np.int64)
 
 
@@ -181,7 +186,7 @@ def tail_bytes(folder: Path) -> int:
     Raises:
         DamagedShardError: if its index is not what was written.
     """
-    if not (folder / _INDEX).exists():
+    if not is_there(folder.parent, folder / _INDEX):
         return 0
     return sum(int(entry["bytes"]) for entry in _index(folder)["towers"].values())
 
@@ -197,10 +202,10 @@ def damaged(folder: Path) -> Iterator[tuple[str, str]]:
     Raises:
         BankError: if a newer vqbank wrote a file, or one cannot be read.
     """
-    for path in [folder / _INDEX, *sorted(folder.glob(_TOKENS))]:
-        if path.exists():
+    for path in [folder / _INDEX, *_token_files(folder)]:
+        if path.exists() or path.is_symlink():
             try:
-                _read(path)
+                _read(path, TAIL_INDEX if path.name == _INDEX else TOKENS)
             except DamagedShardError as error:
                 yield path.name, str(error).removeprefix(f"{path} ")
     with suppress(MissingFeatureError, DamagedShardError):  # the latter is told already
@@ -220,6 +225,7 @@ def set_aside(folder: Path, name: str) -> None:
         BankError: if the bank cannot be written.
     """
     names = [name] if Path(name).match(_TOKENS) else [_INDEX, name]
+    inside(folder.parents[1], folder)
     with writing(folder):
         for moved in dict.fromkeys(names):
             with suppress(FileNotFoundError):  # it was missing, or somebody else has moved it
@@ -230,7 +236,7 @@ def set_aside(folder: Path, name: str) -> None:
 def _tower_damage(path: Path, entry: Mapping[str, Any]) -> str | None:
     if not path.exists():
         return MISSING
-    with _reading(path), path.open("rb") as file:
+    with _reading(path), opened(path.parents[1], path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != entry["bytes"]:
             return f"has {size} bytes, {entry['bytes']} were committed"
@@ -241,24 +247,28 @@ def _tower_damage(path: Path, entry: Mapping[str, Any]) -> str | None:
 
 def _index(folder: Path) -> dict[str, Any]:
     path = folder / _INDEX
-    if not path.exists():
+    if not is_there(folder.parent, path):
         raise MissingFeatureError(
             f"{folder} holds no tail; `vqbank extract` writes it for extractors that bank the "
             "states at a cut"
         )
-    return _read(path)
+    return _read(path, TAIL_INDEX)
 
 
 def _tokens(folder: Path) -> dict[str, list[int]]:
     known: dict[str, list[int]] = {}
-    for path in sorted(folder.glob(_TOKENS)):
-        known.update(_read(path)["tokens"])
+    for path in _token_files(folder):
+        known.update(_read(path, TOKENS)["tokens"])
     return known
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _token_files(folder: Path) -> list[Path]:
+    return [path for path in listed(folder.parent, folder) if path.match(_TOKENS)]
+
+
+def _read(path: Path, kind: Any) -> dict[str, Any]:
     with _reading(path):
-        return read_sealed(path)
+        return read_sealed(path.parents[1], path, kind)
 
 
 @contextmanager
@@ -267,3 +277,5 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BankError(f"{path} cannot be read: {error.strerror}") from error
+    except SafetensorError as error:
+        raise DamagedShardError(f"{path} is no file of tensors: {error}") from error

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.bank import BANK_FILE, FeatureStore, writing
-from store.errors import InvalidFeatureError, MissingFeatureError
+from store.errors import DamagedShardError, InvalidFeatureError, MissingFeatureError
+from store.files import inside
 from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec
 
 FOLDER = "text"
@@ -83,7 +84,8 @@ def write_text(
         raise InvalidFeatureError(f"{spec.key}: these are not the prompts that its spec names")
     missing = _missing(store, spec)
     with writing(store.path):
-        writer = FeatureStore.create(store.path / FOLDER).writer(spec, provenance=provenance)
+        room = FeatureStore.create(inside(store.path, store.path / FOLDER))
+        writer = room.writer(spec, provenance=provenance)
         try:
             for prompt, row in zip(text.prompts, text.values, strict=True):
                 if prompt in missing:
@@ -113,28 +115,42 @@ def read_text(store: FeatureStore, name: str) -> TextBank:
             "compare frames with prompts"
         )
     spec = room.resolve(name)
-    prompts = tuple(spec.identity["prompts"])
+    prompts = tuple(_prompts(spec))
     rows = [room.read(spec, prompt) for prompt in prompts]
     return TextBank(
         prompts,
         np.concatenate([row.values for row in rows]),
-        float(rows[0].side[_SCALE][0]),
+        _scale(spec, rows),
     )
 
 
 def _room(store: FeatureStore) -> FeatureStore | None:
-    folder = store.path / FOLDER
+    folder = inside(store.path, store.path / FOLDER)
     return FeatureStore(folder) if (folder / BANK_FILE).exists() else None
 
 
 def _missing(store: FeatureStore, spec: FeatureSpec) -> set[str]:
     """Prompts of a text bank that have no committed row."""
     room = _room(store)
-    prompts = spec.identity["prompts"]
+    prompts = _prompts(spec)
     if room is None:
         return set(prompts)
     found = room.find(spec, prompts)
     return {prompt for prompt, place in zip(prompts, found, strict=True) if place is None}
+
+
+def _prompts(spec: FeatureSpec) -> list[str]:
+    prompts = spec.identity.get("prompts")
+    known = isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts)
+    if not prompts or not known:
+        raise DamagedShardError(f"{spec.key} names no prompts, so it is no text bank")
+    return list(prompts)
+
+
+def _scale(spec: FeatureSpec, rows: Sequence[Feature]) -> float:
+    if any(side.name == _SCALE and side.shape == () for side in spec.side):
+        return float(rows[0].side[_SCALE][0])
+    raise DamagedShardError(f"{spec.key} has no {_SCALE}, so it is no text bank")
 
 
 def _feature(row: NDArray[np.float32], scale: float) -> Feature:

@@ -8,23 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from store.bank import FeatureStore, writing
+from store.bank import FeatureStore, is_key, writing
 from store.errors import BankError, DamagedShardError, in_words
+from store.files import CHANGED, MISSING, damage, links_in, listed, sync_folder
+from store.records import named_rows, read_mark, records
 from store.schema import FeatureSpec
-from store.shard import (
-    CHANGED,
-    MISSING,
-    Shard,
-    array_names,
-    damage,
-    mark_bad,
-    named_rows,
-    read_sealed,
-    records,
-    sync_folder,
-)
+from store.shard import Shard, array_names, mark_bad
 from store.tail import FOLDER as TAIL
 from store.tail import damaged, set_aside
+
+LINK = "is a symbolic link, which no command follows; `vqbank prune --yes` removes it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +51,14 @@ def verify(store: FeatureStore, specs: Iterable[FeatureSpec] | None = None) -> I
         BankError: if a newer vqbank wrote a record.
     """
     if specs is None:
-        folders = [path for path in sorted(store.path.glob("*@*")) if path.is_dir()]
+        listing = listed(store.path, store.path)
+        folders = [path for path in listing if is_key(path.name) and path.is_dir()]
     else:
         folders = [store.path / spec.key for spec in specs]
     for folder in folders:
+        if folder.is_symlink():
+            yield Problem(folder.name, "", "", None, LINK)
+            continue
         try:
             spec = store.read_spec(folder / "spec.json")
         except FileNotFoundError:
@@ -71,9 +68,13 @@ def verify(store: FeatureStore, specs: Iterable[FeatureSpec] | None = None) -> I
         except BankError as error:
             yield Problem(folder.name, "", "spec.json", None, in_words(error))
         else:
-            yield from _verify_feature(folder, spec)
-            for name, what in damaged(folder / TAIL):
-                yield Problem(spec.key, "", f"{TAIL}/{name}", None, what)
+            links = links_in(store.path, folder)
+            for path in links:
+                yield Problem(spec.key, "", path.name, None, LINK)
+            if not links:
+                yield from _verify_feature(folder, spec)
+                for name, what in damaged(folder / TAIL):
+                    yield Problem(spec.key, "", f"{TAIL}/{name}", None, what)
 
 
 def mark(store: FeatureStore, problems: Iterable[Problem]) -> None:
@@ -119,7 +120,7 @@ def _verify_feature(folder: Path, spec: FeatureSpec) -> Iterator[Problem]:
         room = path.parent.name
         try:
             if room == "bad":
-                marks.append(read_sealed(path))
+                marks.append(read_mark(folder, path))
             else:
                 shards.append(Shard(folder, path, spec))
         except FileNotFoundError:
@@ -142,12 +143,16 @@ def _verify_feature(folder: Path, spec: FeatureSpec) -> Iterator[Problem]:
 
 def _verify_shard(shard: Shard, hidden: set[tuple[str, str | None]]) -> Iterator[Problem]:
     folder = f"shards/{shard.id}"
+    if shard.folder.is_symlink():
+        yield Problem(shard.spec.key, shard.id, folder, None, LINK)
+        return
     if not shard.folder.is_dir():
         yield Problem(shard.spec.key, shard.id, folder, None, MISSING)
         return
 
     files = shard.record["files"]
-    checked = ((name, damage(shard.folder / name, entry)) for name, entry in files.items())
+    root = shard.folder.parents[2]
+    checked = ((name, damage(root, shard.folder / name, entry)) for name, entry in files.items())
     damaged = {name: what for name, what in checked if what is not None}
     try:
         ids = list(shard.ids())
@@ -165,6 +170,10 @@ def _verify_shard(shard: Shard, hidden: set[tuple[str, str | None]]) -> Iterator
             yield Problem(shard.spec.key, shard.id, f"{folder}/{name}", videos, what)
         named |= places
     for place in sorted(live - named):
+        unknown = _unknown(shard, place)
+        if unknown is not None:
+            yield Problem(shard.spec.key, shard.id, f"{folder}/index_text", (ids[place],), unknown)
+            continue
         for name in array_names(shard.spec):
             error_text = unreadable(shard, place, name) or _not_finite(shard, place, name)
             if error_text is not None:
@@ -175,26 +184,40 @@ def _verify_shard(shard: Shard, hidden: set[tuple[str, str | None]]) -> Iterator
 def _affected(shard: Shard, name: str, damaged: Mapping[str, str]) -> set[int]:
     """Places of the videos that a damaged file may have spoilt."""
     every = set(range(len(shard)))
-    if not name.startswith("values/c/") or "values/zarr.json" in damaged:
+    number = name.removeprefix("values/c/").split("/")[0]
+    if not name.startswith("values/c/") or not number.isdecimal() or "values/zarr.json" in damaged:
         return every
-    limit = shard.layout.file_rows
-    first = int(name.split("/")[2]) * limit
+    try:
+        limit = shard.layout.file_rows
+    except BankError:
+        return every
+    first = int(number) * limit
+    if first >= shard.record["rows"]:
+        return set()
     spans = shard.index[:, :2]
     inside = (spans[:, 0] < first + limit) & (spans.sum(axis=1) > first)
     within = set(np.flatnonzero(inside).tolist())
     if damaged[name] != CHANGED:
-        # Rows that are compressed are only read where every file is there.
-        return within if shard.layout.codecs == ["bytes"] else every
+        return within
     failing = {place for place in within if unreadable(shard, place, "values") is not None}
     # Damage outside all rows, in what only other Zarr readers look at, is nobody's in particular.
     return failing or within
+
+
+def _unknown(shard: Shard, place: int) -> str | None:
+    """Why the record of a video cannot be read, if it cannot."""
+    try:
+        shard.video(place)
+    except DamagedShardError as error:
+        return str(error)
+    return None
 
 
 def unreadable(shard: Shard, place: int, name: str) -> str | None:
     """Why an array of a video cannot be read, if it cannot."""
     try:
         shard.stored(place, name)
-    except (BankError, OSError, ValueError, RuntimeError) as error:  # the last two from zarr, zstd
+    except (BankError, OSError) as error:
         return in_words(error)
     return None
 
