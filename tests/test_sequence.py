@@ -11,14 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 
-from regressors import HEADS, batches, load_head, make_head, training
+from regressors import HEADS, batches, load_head, make_head
 from regressors.alignment import Alignment
 from regressors.base import read_card
 from regressors.batches import Batch, Series, Window
+from regressors.member import Fold, Method, Plan
 from regressors.metrics import srcc
 from regressors.score_pooling import hysteresis
 from regressors.sequence import SequenceHead
 from regressors.standardisation import scalings_of
+from regressors.training import train
 from store.errors import HeadError
 from store.schema import FeatureSpec, Video
 from store.table import FeatureTable
@@ -338,19 +340,13 @@ def test_weights_move_by_the_learning_rate_its_schedule_and_the_weight_decay(
         budget_bytes=2**20,
         device=torch.device("cpu"),
     )
-    plan = training.Plan(
+    plan = Plan(
         epochs=7, patience=7, batch_size=30, learning_rate=0.05, weight_decay=weight_decay,
         decay_epochs=decay_epochs, decay=decay, standardise=False, threads=1,
     )  # fmt: skip
-    job = training.Job(np.arange(30), np.arange(30, 40), torch.tensor(targets).float(), seed=0)
-    training.train(
-        series,
-        [job],
-        network=lambda _: Weighted(),
-        loss=torch.nn.functional.mse_loss,
-        plan=plan,
-        checkpoint=tmp_path / "end",
-    )
+    fold = Fold(np.arange(30), np.arange(30, 40), torch.tensor(targets).float(), seed=0)
+    method = Method(lambda _: Weighted(), torch.nn.functional.mse_loss, plan, {})
+    train(series, [fold], method, checkpoint=tmp_path / "end")
 
     expected = adamw_by_hand(
         rows[:30].astype(float), targets[:30], rates=0.05 * np.array(factors),
