@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from extractors.base import ClipFn, Extractor, Output, WeightedExtractor
 from extractors.sampling import ClipPerSecond, KeyFrames, Sampling
-from extractors.views import ResizeCrop, normalise
+from extractors.views import CROPPING, ResizeCrop, normalise
 from extractors.weights import (
     HUB,
     RANDOM,
@@ -163,6 +163,15 @@ class Backbone(WeightedExtractor):
     def origin(self) -> Mapping[str, Any]:
         """Of the published file; a local one is not taken for it."""
         return weights_origin(self._choice, *self.files, extractor=self.name)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """torchvision for the view.
+
+        The libraries import the file of a model when they make it, and so with its width.
+        """
+        assert self._library.width
+        return CROPPING
 
     def build(self, device: torch.device) -> ClipFn:
         """The network.

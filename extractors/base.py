@@ -90,6 +90,15 @@ class Extractor(ABC):
         """Load the weights and return the function; the only method that touches weights."""
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """What the view and the network import when they are first used.
+
+        Threads that import at once see half a module: whoever calls them from a thread has the
+        main thread import these first, as `pipelines.extract.import_for` does.
+        """
+        return ()
+
+    @property
     def wanted(self) -> tuple[Output, ...]:
         """The outputs that are banked.
 

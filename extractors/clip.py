@@ -13,7 +13,7 @@ from torch import Tensor
 from extractors.base import ClipFn, Output, WeightedExtractor
 from extractors.sampling import EveryNth, KeyFrames
 from extractors.tail import open_clip_image, open_clip_text
-from extractors.views import CLIP_MEAN, CLIP_STD, ShortSideCrop, Squash, normalise
+from extractors.views import CLIP_MEAN, CLIP_STD, CROPPING, ShortSideCrop, Squash, normalise
 from extractors.weights import HUB, WeightFile
 from store.errors import RecipeError, UnknownNameError, unknown_name
 from store.schema import FeatureSpec
@@ -342,6 +342,11 @@ class Clip(WeightedExtractor):
             {"image": image, "text": text},
             dict(zip(self.prompts, numbers.tolist(), strict=True)),
         )
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """open_clip, and torchvision for the view."""
+        return ("open_clip", *CROPPING)
 
     def build(self, device: torch.device) -> ClipFn:
         """The image tower.

@@ -213,6 +213,11 @@ class FastVqa(WeightedExtractor):
         }
         return {output.name: rows[output.name][:, None] for output in self.wanted}
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The network."""
+        return ("extractors.networks.video_swin",)
+
     def build(self, device: torch.device) -> ClipFn:
         """Backbone and head.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from extractors.base import ClipFn, Extractor, Output
 from extractors.sampling import SegmentCentres
-from extractors.views import ShortSideCrop
+from extractors.views import CROPPING, ShortSideCrop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,11 @@ class Frames(Extractor):
         parameters = super().parameters()
         del parameters["side_pixels"], parameters["count"]
         return parameters
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """torchvision for the view."""
+        return CROPPING
 
     def build(self, device: torch.device) -> ClipFn:
         """The function; there are no weights."""

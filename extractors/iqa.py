@@ -195,6 +195,15 @@ class Iqa(WeightedExtractor):
             return {}
         return weights_origin(self._choice, self.file, extractor=self.name)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """pyiqa's file of the metric."""
+        return (
+            "pyiqa.default_model_configs",
+            f"pyiqa.archs.{self._built.module}",
+            "scipy.io.matlab",
+        )
+
     def build(self, device: torch.device) -> ClipFn:
         """pyiqa's module.
 

@@ -247,6 +247,11 @@ class Liqe(WeightedExtractor):
         """
         return _text(self, self.parameters()["weights"], device)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """open_clip."""
+        return ("open_clip",)
+
     def build(self, device: torch.device) -> ClipFn:
         """The image tower, with the text of the prompts where logits are wanted.
 

@@ -47,6 +47,11 @@ class Nss(Extractor):
         """As for every extractor, with pyiqa's version."""
         return {**super().parameters(), "pyiqa": version("pyiqa")}
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """pyiqa's filters."""
+        return ("pyiqa.archs.func_util", "pyiqa.matlab_utils", "pyiqa.utils.color_util")
+
     def build(self, device: torch.device) -> ClipFn:
         """The function; there are no weights.
 

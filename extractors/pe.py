@@ -298,6 +298,11 @@ class Pe(WeightedExtractor):
         network.load_state_dict(state, assign=True)
         return network
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """timm and open_clip."""
+        return ("timm", "open_clip.transformer")
+
     def build(self, device: torch.device) -> ClipFn:
         """The image tower, as far as it is wanted.
 

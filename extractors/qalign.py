@@ -179,6 +179,11 @@ class QAlign(WeightedExtractor):
         """Nothing: the weights are in the computing precision."""
         return nullcontext()
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """bitsandbytes where the network is quantised."""
+        return ("bitsandbytes.nn",) if self.quantised else ()
+
     def build(self, device: torch.device) -> ClipFn:
         """Both halves through ViT, abstractor and language model.
 

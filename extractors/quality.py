@@ -116,6 +116,11 @@ class Quality(WeightedExtractor):
         offsets = self._patches.offsets(timeline).astype(np.int32)
         return {"offsets": np.broadcast_to(offsets, (*clips.rows.shape, *offsets.shape))}
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """torchvision."""
+        return ("torchvision.models.resnet",)
+
     def build(self, device: torch.device) -> ClipFn:
         """The network with its head.
 

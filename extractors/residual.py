@@ -247,6 +247,11 @@ class Residual(WeightedExtractor):
             network.load_state_dict(state)
         return network.eval().requires_grad_(False)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The network that restores frames."""
+        return ("extractors.networks.real_basic_vsr",)
+
     def build(self, device: torch.device) -> ClipFn:
         """The network, and the patch embedding where tokens are asked for.
 

@@ -67,6 +67,11 @@ class Semantic(WeightedExtractor):
         del parameters["mode"], parameters["frames"]
         return parameters
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """torchvision."""
+        return ("torchvision.models.resnet",)
+
     def build(self, device: torch.device) -> ClipFn:
         """The network without its classifier.
 

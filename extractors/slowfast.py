@@ -126,6 +126,11 @@ class SlowFast(WeightedExtractor):
         del parameters["chunks"]
         return parameters
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """pytorchvideo."""
+        return ("pytorchvideo.models.hub",)
+
     def build(self, device: torch.device) -> ClipFn:
         """The fast pathway, or both where the slow one is asked for.
 

@@ -136,6 +136,11 @@ class Swin(WeightedExtractor):
             return before
         return Output("feature", (_WIDTH,)), *before
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """timm."""
+        return ("timm.models.swin_transformer",)
+
     def build(self, device: torch.device) -> ClipFn:
         """Swin and, where `feature` is wanted, the attention blocks.
 

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+import PIL.Image
+import PIL.ImageFile  # else Image.fromarray would import it, in whatever thread
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from extractors.sampling import Timeline, generator
@@ -21,6 +22,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CROPPING = ("torchvision.transforms.v2", "torchvision.transforms.v2.functional")
+"""Modules of those views that cut out the centre, for `Extractor.modules`."""
 
 
 class View(Protocol):
@@ -112,12 +115,12 @@ def resize_like_pillow(
     """
     if frames.device.type == "cpu":
         pictures = frames.permute(0, 2, 3, 1).contiguous().numpy()
-        filter_name = Image.Resampling[interpolation.upper()]
+        filter_name = PIL.Image.Resampling[interpolation.upper()]
         rows = frames.shape[-2]
         # Width first, as Pillow has always done; since Pillow 13 it begins with the other axis
         # where a picture is tall, and differs by a level.
         resized = [
-            Image.fromarray(one)
+            PIL.Image.fromarray(one)
             .resize((width, rows), filter_name)
             .resize((width, height), filter_name)
             for one in pictures

@@ -140,6 +140,11 @@ class ViFiClip(WeightedExtractor):
     def _table_path(self) -> Any:
         return find_weights(self.token_table, _TABLE_FILE, extractor=f"{self.name}'s token_table")
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """open_clip."""
+        return ("open_clip",)
+
     def build(self, device: torch.device) -> ClipFn:
         """The image tower.
 

@@ -117,7 +117,6 @@ def estimate(extraction: Extraction, sample: int = SAMPLE_VIDEOS, *, workers: in
 
     Raises:
         DecodeError: if no video of the sample can be decoded.
-        ChangedVideoError: if another file is banked under the id of a video of the sample.
     """
     wanted = _wanted(extraction)
     specs = [spec for of_extractor in wanted.values() for spec in of_extractor]

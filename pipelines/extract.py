@@ -7,7 +7,8 @@ extractor; rows go to one writer per feature; a shard counts once it is committe
 
 Who works: child processes decode, threads of this process run views and networks, one thread
 writes, and the loop of `Extraction` hands things on.  Nothing piles up: a chunk is asked for only
-while what waits for networks fits HELD_BYTES.
+while what waits for networks fits HELD_BYTES.  Threads compute, they do not import: what they need
+is imported before the first of them starts.
 """
 
 import os
@@ -15,11 +16,13 @@ import platform
 import queue
 import socket
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import version
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -35,10 +38,11 @@ from extractors.base import Extractor
 from extractors.isolated import PATIENCE_SECONDS, Chunk, Decoder, End
 from extractors.sampling import MotionSampling, Timeline
 from extractors.video import DECODERS, Probe
-from pipelines.jobs import Batch, Course, Job, Retained, Room
+from pipelines.jobs import Batch, Course, Job, Retained, Room, is_out_of_memory, one_line
 from store.bank import FeatureStore, writing
 from store.errors import (
     BankError,
+    ChangedVideoError,
     DamagedShardError,
     DecodeError,
     DecoderDiedError,
@@ -47,7 +51,7 @@ from store.errors import (
     UnknownNameError,
     unknown_name,
 )
-from store.ledger import Ledger
+from store.ledger import Failure, Ledger, changed_files
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
 from store.shard import ShardWriter
 from store.tail import Tail, has_tail, write_tail
@@ -71,6 +75,8 @@ WORKING_BYTES = 512 * 2**20
 """For the computation of large frames on a CPU, of all threads together."""
 UNWRITTEN_BYTES = 512 * 2**20
 """Rows of finished videos that may wait for the disk."""
+WRITING_MODULES = ("numcodecs.zstd",)
+"""What the thread that writes needs, whatever it writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,8 @@ class _Lane:
     decoder: Decoder
     video: Video | None = None
     todo: Mapping[Extractor, Mapping[str, FeatureSpec]] = field(default_factory=dict)
+    content: Fingerprint | None = None
+    """Of its file before it was opened; None where it cannot be read."""
     course: Course | None = None
     jobs: Sequence[Job | Retained] = ()
     """That take frames in this pass."""
@@ -188,7 +196,11 @@ class Extraction:
             "host": platform.node(),
             "device": str(device),
         }
+        self._imported = False
+        self._changed_before: Mapping[tuple[str, str], Failure] = {}
         self._again: deque[Course] = deque()
+        self._alone: deque[tuple[Batch, list[tuple[Job, int, torch.Tensor]]]] = deque()
+        """Batches that found no memory, and are tried once more while nothing else is computed."""
         self._more = True
         self._outcomes: deque[Outcome] = deque()
         self._counts = {"done": 0, "failed": 0, "cached": 0}
@@ -218,31 +230,35 @@ class Extraction:
         """Of clips that wait for a network or are in one; read for display."""
         return self._held_bytes + sum(batch.waiting_bytes for batch in self.batches.values())
 
-    def todo(self, video: Video) -> dict[Extractor, Mapping[str, FeatureSpec]]:
+    def todo(
+        self, video: Video, content: Fingerprint | None
+    ) -> dict[Extractor, Mapping[str, FeatureSpec]]:
         """The extractors of which this video lacks an output, and which these are.
 
         The motion series is among them where something else needs it.
+
+        Args:
+            video: One of the run's.
+            content: Of its file, which what is banked is compared with; None where it is not there.
 
         Raises:
             ChangedVideoError: if another file is banked under the video's id.
         """
         todo: dict[Extractor, Mapping[str, FeatureSpec]] = {}
-        at_hand = None
+        banked: list[FeatureSpec] = []
         for extractor, specs in self._specs.items():
             lacking = {o: s for o, s in specs.items() if self.store.missing(s, [video])}
             if lacking:
                 todo[extractor] = lacking
-            for output in specs.keys() - lacking.keys():
-                at_hand = at_hand or _fingerprint_at_hand(video.path)
-                if at_hand is not None:
-                    self.store.check_file(specs[output], video, at_hand)
+            banked.extend(specs[output] for output in specs.keys() - lacking.keys())
         if any(isinstance(extractor.sampling, MotionSampling) for extractor in todo):
             if self.store.missing(self._motion_spec, [video]):
                 todo.setdefault(self._motion, {"series": self._motion_spec})
             else:
-                at_hand = at_hand or _fingerprint_at_hand(video.path)
-                if at_hand is not None:
-                    self.store.check_file(self._motion_spec, video, at_hand)
+                banked.append(self._motion_spec)
+        if content is not None:
+            for spec in banked:
+                self.store.check_file(spec, video, content)
         return todo
 
     def run(self) -> Generator[Outcome, None, None]:
@@ -251,8 +267,8 @@ class Extraction:
         What was computed is committed when the loop ends, also when it is left early.
 
         Raises:
-            ChangedVideoError: if another file is banked under a video's id.
             BankError: if the bank cannot be written.
+            WeightsError: if a network cannot be built.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(THREADS)
@@ -270,24 +286,27 @@ class Extraction:
                     keys=[spec.key for spec in self.specs],
                     videos=len(self.videos),
                 )
+            with suppress(BankError):  # a damaged ledger, as `status` tells, stops no work
+                self._changed_before = changed_files(self.store.path)
             yield from self._run()
             self._leave()
             with writing(self.store.path):
                 self._ledger.append(status="ended", **self._progress())
             self.store.refresh()
-        except BankError:
-            with suppress(BankError):  # what else is finished may still find room
-                self._leave()
-            raise
-        except BaseException:  # left early: keep what is finished
-            self._leave()
-            with suppress(BankError), writing(self.store.path):
-                self._ledger.append(status="ended", **self._progress())
+        except BaseException as error:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            try:  # keep what is finished; where the disk was full it may still find room
+                with suppress(BankError) if isinstance(error, BankError) else nullcontext():
+                    self._leave()
+            finally:
+                with suppress(BankError), writing(self.store.path):
+                    self._ledger.append(**_ending(error), **self._progress())
             raise
         finally:
             for lane in self.lanes:
                 lane.decoder.close()
-            self._pool.shutdown(cancel_futures=True)
+            # Whoever leaves early does not wait for batches that nobody wants any more.
+            self._pool.shutdown(wait=False, cancel_futures=True)
             self._disk.shutdown(cancel_futures=True)
             for writer in self._writers.values():
                 writer.abandon()
@@ -314,7 +333,7 @@ class Extraction:
             busy = [lane for lane in self.lanes if lane.video is not None]
             while self._outcomes:
                 yield self._outcomes.popleft()
-            idle = not busy and not self._tasks and not self._writes
+            idle = not busy and not self._tasks and not self._writes and not self._alone
             if idle and self._more:
                 continue
             if idle and not self._flush():
@@ -342,9 +361,20 @@ class Extraction:
             return
         begun = time.monotonic()
         for video in videos:
-            todo = self.todo(video)
+            content = _fingerprint(video.path)
+            try:
+                todo = self.todo(video, content)
+            except ChangedVideoError as error:
+                course = _unopened(video, len(self._specs))
+                for specs in self._specs.values():
+                    self._fail(course, specs, str(error), changed=True)
+                self._settle(course, len(self._specs))
+                continue
+            if content is not None:
+                self._tell_restored(video)
             if todo:
-                lane.video, lane.todo, lane.course = video, todo, None
+                self._import()
+                lane.video, lane.todo, lane.content, lane.course = video, todo, content, None
                 lane.decoder.open(video.path)
                 return
             self._end(Outcome(video, {}, cached=True))
@@ -352,10 +382,20 @@ class Extraction:
                 return
         self._more = False
 
+    def _import(self) -> None:
+        """All that threads of this run may need, before the first of them starts."""
+        if not self._imported:
+            import_for(self.extractors)
+            self._imported = True
+
     def _advance(self, busy: Sequence[_Lane]) -> None:
         """Wait until something has happened, and see to it."""
         full = self.held_bytes > self.held_limit or self._unwritten_bytes > UNWRITTEN_BYTES
-        if full and not self._tasks and not self._writes:
+        if self._alone:
+            full = True  # until it has been tried
+            if not self._tasks:
+                self._compute(*self._alone[0], alone=True)
+        elif full and not self._tasks and not self._writes:
             self._flush()  # many half-filled batches
         asking = [] if full else [lane for lane in busy if lane.chunk is None]
         seconds = min([1.0, *(lane.decoder.seconds_left for lane in asking)])
@@ -374,7 +414,7 @@ class Extraction:
             future, then = self._done.get()
             then(future)
         self._commit_what_is_due()
-        for batch in self.batches.values():
+        for batch in self.batches.values() if not self._alone else ():
             while waiting := batch.pop(older_than=FLUSH_SECONDS):
                 self._compute(batch, waiting)
 
@@ -393,12 +433,21 @@ class Extraction:
                 self._look(lane, answer)
         except DecodeError as error:
             self._end_of_decoding(lane, error=error)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                error.add_note(f"at {lane.video.id}")
+                raise
+            lane.decoder.close()  # it may be in the middle of the video
+            if lane.course is not None and not lane.jobs:
+                lane.course = None  # of which not all jobs were made
+            reason = f"{lane.video.path}: there is no memory to look at it: {one_line(error)}"
+            self._end_of_decoding(lane, error=DecodeError(reason))
 
     def _begin(self, lane: _Lane, video: Video, probe: Probe) -> None:
         """The video is open: which frames of it are wanted?
 
         Raises:
-            DecodeError: if the file has gone.
+            DecodeError: if the file was not there before.
         """
         again = lane.course is not None
         if lane.course is None:
@@ -410,7 +459,9 @@ class Extraction:
                 height=probe.height,
                 width=probe.width,
             )
-            lane.course = Course(video, _fingerprint(video.path), probe.record(), timeline)
+            if lane.content is None:
+                raise DecodeError(f"{video.path} could not be read, and then could: try again")
+            lane.course = Course(video, lane.content, probe.record(), timeline)
             self._enlist(lane.course, lane.todo)
         course = lane.course
         if not course.jobs:
@@ -482,8 +533,11 @@ class Extraction:
     def _clips(self, job: Job, future: "Future[list[tuple[int, torch.Tensor]] | None]") -> None:
         try:
             clips = future.result() or []
-        except InvalidFeatureError as error:
-            self._refuse(job, f"{job.course.video.id}: {error}")
+        except Exception as error:
+            if not self._is_refusal(error):
+                error.add_note(f"in the view of {job.extractor.name}, at {job.course.video.id}")
+                raise
+            self._refuse(job, f"{job.course.video.id}: {one_line(error)}")
             return
         for clip, tensor in clips:
             self._add(job, clip, tensor)
@@ -491,13 +545,21 @@ class Extraction:
     def _kept(self, lane: _Lane, retained: Retained, future: "Future[Any]") -> None:
         try:
             future.result()
-        except InvalidFeatureError as error:
+        except Exception as error:
             course = lane.course
             assert course is not None
+            if not self._is_refusal(error):
+                error.add_note(f"in the view of {retained.extractor.name}, at {course.video.id}")
+                raise
             if retained in course.retained:
                 course.retained.remove(retained)
-                self._fail(course, retained.specs, f"{course.video.id}: {error}")
+                self._fail(course, retained.specs, f"{course.video.id}: {one_line(error)}")
                 self._settle(course, 1)
+
+    @staticmethod
+    def _is_refusal(error: Exception) -> bool:
+        """Whether it costs one video and not the run."""
+        return isinstance(error, InvalidFeatureError) or is_out_of_memory(error)
 
     def _add(self, job: Job, clip: int, tensor: torch.Tensor) -> None:
         job.clips_to_fill -= 1
@@ -505,24 +567,40 @@ class Extraction:
         if full:
             self._compute(self.batches[job.extractor], full)
 
-    def _compute(self, batch: Batch, waiting: Sequence[tuple[Job, int, torch.Tensor]]) -> None:
+    def _compute(
+        self, batch: Batch, waiting: list[tuple[Job, int, torch.Tensor]], *, alone: bool = False
+    ) -> None:
         held = sum(tensor.nbytes for _, _, tensor in waiting)
         size = batch.size
         self._held_bytes += held
 
         def computed(future: "Future[list[Mapping[str, NDArray[Any]]]]") -> None:
             self._held_bytes -= held
+            jobs = list(dict.fromkeys(job for job, _, _ in waiting))
+            if alone:
+                self._alone.popleft()
             try:
                 rows = future.result()
-            except InvalidFeatureError as error:  # all clips of a batch have the same shape
-                for job in dict.fromkeys(job for job, _, _ in waiting):
-                    self._refuse(job, f"{job.course.video.id}: {error}")
-                return
-            except torch.OutOfMemoryError as error:
-                if len(waiting) == 1:
-                    ((job, _, _),) = waiting
-                    reason = f"{job.course.video.id}: one clip does not fit into memory: {error}"
-                    self._refuse(job, " ".join(reason.split()))
+            except Exception as error:
+                if not self._is_refusal(error):
+                    videos = ", ".join(job.course.video.id for job in jobs)
+                    error.add_note(f"in {batch.extractor.name}, at {videos}")
+                    raise
+                if isinstance(error, InvalidFeatureError):  # all clips have the same shape
+                    for job in jobs:
+                        self._refuse(job, f"{job.course.video.id}: {error}")
+                    return
+                # On a CPU a batch keeps its shape, so that no bit changes: it can only be tried
+                # while nothing else needs memory, and then no clip of this shape fits.
+                fixed = self.device.type == "cpu"
+                if fixed and not alone:
+                    self._alone.append((batch, waiting))
+                    return
+                if fixed or len(waiting) == 1:
+                    what = f"a batch of {size} clips" if fixed else "one clip"
+                    for job in jobs:
+                        reason = f"{what} of {batch.extractor.name} does not fit into memory"
+                        self._refuse(job, f"{job.course.video.id}: {reason}: {one_line(error)}")
                     return
                 batch.size = min(batch.size, max(1, size // 2))  # the other thread may have halved
                 half = len(waiting) // 2
@@ -542,6 +620,7 @@ class Extraction:
         for extractor, specs in self._specs.items():
             text = extractor.text_spec()
             if text is not None and not has_text(self.store, text):
+                self._import()
 
                 def text_made(future: Future[TextBank], spec: FeatureSpec = text) -> None:
                     write_text(self.store, spec, future.result(), provenance=self._provenance)
@@ -549,6 +628,7 @@ class Extraction:
                 self._submit(extractor.text, self.device, then=text_made)
             cut = specs.get(extractor.cut_output)
             if cut is not None and not has_tail(self.store, cut, extractor.tail_prompts):
+                self._import()
 
                 def tail_made(future: Future[Tail], spec: FeatureSpec = cut) -> None:
                     write_tail(self.store, spec, future.result())
@@ -582,8 +662,7 @@ class Extraction:
         lane.video, lane.course, lane.jobs, lane.chunk = None, None, (), None
         died = isinstance(error, DecoderDiedError)
         if course is None:
-            unknown = Timeline(np.zeros(0), 0, 0.0, video_id=video.id, height=0, width=0)
-            course = Course(video, Fingerprint(0, ""), {}, unknown, open=len(lane.todo))
+            course = _unopened(video, len(lane.todo))
             for specs in lane.todo.values():
                 self._fail(course, specs, str(error), lane.decoder.traceback if died else "")
             self._settle(course, len(lane.todo))
@@ -645,10 +724,25 @@ class Extraction:
 
     def _bank(self, job: Job) -> dict[str, str]:
         """Write all outputs of a job; returns the reason by the output that was refused."""
+        course = job.course
+        if _fingerprint(course.video.path) != course.fingerprint:
+            reason = (
+                f"{course.video.path} was replaced, changed or taken away while it was being read; "
+                "nothing of it is banked, run the same command again once it stays as it is"
+            )
+            return dict.fromkeys(job.specs, reason)
         refused = {}
         for output, spec in job.specs.items():
             try:
-                self._write(job.course, spec, job.feature(output))
+                feature = job.feature(output)
+            except Exception as error:
+                if not self._is_refusal(error):
+                    error.add_note(f"in {spec.name}, at {course.video.id}")
+                    raise
+                refused[output] = one_line(error)
+                continue
+            try:
+                self._write(course, spec, feature)
             except InvalidFeatureError as error:
                 refused[output] = str(error)
         return refused
@@ -684,9 +778,12 @@ class Extraction:
         specs: Mapping[str, FeatureSpec],
         reason: str,
         traceback: str = "",
+        *,
+        changed: bool = False,
     ) -> None:
         with writing(self.store.path):
             kept = self._ledger.keep_traceback(traceback) if traceback else None
+            about = {"changed": True} if changed else {}
             for spec in specs.values():
                 course.failures[spec.key] = reason
                 self._ledger.append(
@@ -695,7 +792,22 @@ class Extraction:
                     status="failed",
                     reason=reason,
                     traceback=kept,
+                    **about,
                 )
+
+    def _tell_restored(self, video: Video) -> None:
+        """That the banked file lies there again, if another one was found before."""
+        for spec in self.specs:
+            failure = self._changed_before.get((video.id, spec.key))
+            if failure is not None:
+                with writing(self.store.path):
+                    self._ledger.append(
+                        status="restored",
+                        video=video.id,
+                        key=spec.key,
+                        changed=False,
+                        until=failure.time,
+                    )
 
     def _settle(self, course: Course, count: int) -> None:
         """So many extractors of a video have come to their end."""
@@ -780,15 +892,39 @@ def _is_due(writer: ShardWriter) -> bool:
     return writer.payload_bytes >= FLUSH_BYTES or age >= FLUSH_SECONDS
 
 
-def _fingerprint(path: Path) -> Fingerprint:
-    try:
-        return Fingerprint.of(path)
-    except OSError as error:
-        raise DecodeError(f"{path} cannot be read: {error.strerror}") from error
+def import_for(extractors: Iterable[Extractor]) -> None:
+    """Import what threads will need to run these; to be called while none of them runs.
+
+    Two threads that import a library for the first time see each other's half-made modules.
+
+    Raises:
+        ImportError: if one is not installed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what libraries say of each other
+        for extractor in extractors:
+            for name in extractor.modules:
+                import_module(name)
+        for name in WRITING_MODULES:
+            import_module(name)
 
 
-def _fingerprint_at_hand(path: Path) -> Fingerprint | None:
-    """Of a banked video's file; None where it is not there, or cannot be read."""
+def _ending(error: BaseException) -> dict[str, Any]:
+    """What the ledger says of a run that did not come to its end."""
+    if isinstance(error, (GeneratorExit, KeyboardInterrupt)):
+        return {"status": "stopped"}
+    notes = getattr(error, "__notes__", [])
+    return {"status": "crashed", "reason": "; ".join([one_line(error), *notes])}
+
+
+def _unopened(video: Video, count: int) -> Course:
+    """Of a video of which nothing is known, and so many extractors have to be told."""
+    unknown = Timeline(np.zeros(0), 0, 0.0, video_id=video.id, height=0, width=0)
+    return Course(video, Fingerprint(0, ""), {}, unknown, open=count)
+
+
+def _fingerprint(path: Path) -> Fingerprint | None:
+    """Of a video's file; None where it is not there, or cannot be read."""
     try:
         return Fingerprint.of(path)
     except (OSError, ValueError):  # ValueError: a path with a NUL

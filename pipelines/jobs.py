@@ -1,6 +1,7 @@
 """One extractor on one video, and the clips of many videos that wait for one network."""
 
 import ctypes
+import errno
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from torch import Tensor
 from extractors.base import ClipFn, Extractor
 from extractors.sampling import Clips, MotionSampling, Timeline
 from extractors.views import ClipView, View
-from store.errors import InvalidFeatureError
+from store.errors import InvalidFeatureError, VqbankError, WeightsError
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 LARGE_BYTES = 64 * 2**20
@@ -28,8 +29,28 @@ RETAINED_BYTES = 256 * 2**20
 """A video's frames, after the view, that wait in memory until its motion series is known; where
 there are more, the video is decoded a second time."""
 
+# How libraries say it that raise a RuntimeError: torch on a CPU, C++, CUDA and what is built on it.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 # glibc's; others keep less.
 _give_back = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, of the computer's memory or of a device's."""
+    if isinstance(error, VqbankError):  # it may quote one
+        return False
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
+        return True
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 @dataclass(eq=False)
@@ -215,6 +236,12 @@ class Retained:
             yield from job.take(frame_index, frames, viewed=True)
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, with its kind where that is not one of ours."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, VqbankError) else f"{type(error).__name__}: {text}"
+
+
 def _is_a_part(seen: Tensor, frames: Tensor) -> bool:
     storage = seen.untyped_storage()
     return storage.nbytes() > seen.nbytes or (
@@ -326,7 +353,7 @@ class Batch:
 
         Raises:
             InvalidFeatureError: if clips of this shape cannot be computed.
-            WeightsError: if the network cannot be built.
+            WeightsError: if the network cannot be built, or does not fit into memory.
         """
         clip = waiting[0][2]
         clip_fn = self._built(clip)
@@ -361,7 +388,15 @@ class Batch:
     def _built(self, clip: Tensor) -> ClipFn:
         with self._building:
             if self._clip_fn is None:
-                self._clip_fn = self.extractor.build(self._device)
+                try:
+                    self._clip_fn = self.extractor.build(self._device)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise WeightsError(  # no video is at fault: it would be said of every one
+                        f"the network of {self.extractor.name} does not fit into the memory of "
+                        f"{self._device}: {one_line(error)}"
+                    ) from error
                 if self._size_is_open:
                     with torch.inference_mode(), self.extractor.precision(self._device):
                         largest = max(1, min(256, self._largest_bytes // clip.nbytes))
@@ -387,7 +422,9 @@ def batch_that_pays(clip_fn: ClipFn, clip: Tensor, size: int, *, largest: int) -
     while size <= largest:
         try:
             rate = _clips_per_second(clip_fn, clip.expand(size, *clip.shape))
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             if best:
                 return best
             if size == 1:

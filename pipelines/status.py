@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.manifest import read_videos
+from pipelines.terminal import say
 from store.bank import FeatureStore
 from store.errors import MissingFeatureError, similar_ids
 from store.ledger import ROOM, Failure, failures, read_ledger
@@ -27,6 +28,8 @@ SILENT_SECONDS = 150.0
 """A run that works writes a line every half minute."""
 RECENT_SECONDS = 24 * 3600.0
 """Older runs are counted and not listed, but for the last one."""
+ENDINGS = ("ended", "stopped", "crashed")
+"""What the last line of a run says, unless it is at work or was killed."""
 HEALTH = {
     "header_frames": "frames by header are not the frames of the file",
     "shortfall": "fewer frames decoded than announced, the last one stands for them",
@@ -52,7 +55,11 @@ class Run:
     """In Unix seconds, like all times here."""
     last: float
     """When it last wrote."""
-    ended: bool
+    ending: str
+    """`ended`, `stopped` by a signal, or `crashed`; empty until it has told, which a run that was
+    killed never does."""
+    reason: str
+    """Of a crash."""
     counts: Mapping[str, int] | None
     """Videos `done`, `failed` and `cached`; None until it has told them."""
     counted: float
@@ -60,7 +67,10 @@ class Run:
 
     @classmethod
     def of(cls, entries: Sequence[Mapping[str, Any]], last: float) -> "Run":
-        """From its entries that say `started`, `running` or `ended`, of which one is there."""
+        """From its entries that tell of a run, of which one is there.
+
+        They say `started`, `running`, `ended`, `stopped` or `crashed`.
+        """
         started = [entry for entry in entries if entry["status"] == "started"]
         told = [entry for entry in entries if entry["status"] != "started"]
         first = (started or entries)[0]
@@ -70,7 +80,8 @@ class Run:
             videos=sum(entry["videos"] for entry in started),
             begun=first["time"],
             last=last,
-            ended=entries[-1]["status"] == "ended",
+            ending=entries[-1]["status"] if entries[-1]["status"] in ENDINGS else "",
+            reason=entries[-1].get("reason", ""),
             counts={name: told[-1][name] for name in ("done", "failed", "cached")}
             if told
             else None,
@@ -78,10 +89,12 @@ class Run:
         )
 
     def state(self, now: float) -> str:
-        """`running`, `ended`, or for how long nothing has been heard of it."""
-        if self.ended:
-            return "ended"
+        """`running`, how it ended, or for how long nothing has been heard of it."""
+        if self.ending:
+            return self.ending
         silent = now - self.last
+        if silent < -SILENT_SECONDS:  # clocks differ, or this one was set back
+            return f"unknown: wrote {_duration(-silent)} ahead of this clock"
         return "running" if silent < SILENT_SECONDS else f"silent for {_duration(silent)}"
 
     @property
@@ -116,7 +129,7 @@ class History:
         for entry in read_ledger(bank):
             writer, status = entry["writer"], entry["status"]
             last[writer] = entry["time"]
-            if status == "failed":
+            if status in ("failed", "restored"):
                 failed.append(entry)
                 keys.add(entry["key"])
             elif status == "decoded":
@@ -135,12 +148,18 @@ class History:
         )
 
     def open_failures(self, banked: Mapping[str, Collection[str]]) -> list[Failure]:
-        """What failed and was not made since, by video and key.
+        """What failed and was not made since, or is another file than was banked.
+
+        By video and key.
 
         Args:
             banked: Video ids by key.
         """
-        found = (f for f in self.failures.values() if f.video not in banked.get(f.key, ()))
+        found = (
+            failure
+            for failure in self.failures.values()
+            if failure.changed or failure.video not in banked.get(failure.key, ())
+        )
         return sorted(found, key=lambda failure: (failure.video, failure.key))
 
 
@@ -215,11 +234,7 @@ def _show_features(
 
 def _show_runs(runs: Sequence[Run]) -> None:
     now = time.time()
-    listed = [
-        run
-        for run in runs
-        if run is runs[-1] or now - run.last < RECENT_SECONDS or run.state(now) == "running"
-    ]
+    listed = [run for run in runs if run is runs[-1] or now - run.last < RECENT_SECONDS]
     headings = ("host", "process", "state", "last wrote", "videos", "banked before", "extracted",
                 "failed", "videos/s")  # fmt: skip
     table = _table(*headings, numbers=headings[4:])
@@ -237,6 +252,9 @@ def _show_runs(runs: Sequence[Run]) -> None:
         )
     if listed:
         _console().print(table)
+    for run in listed:
+        if run.reason:
+            say(f"crashed: process {run.process} on {run.host}: {run.reason}")
     if len(listed) < len(runs):
         typer.echo(f"and {len(runs) - len(listed)} older runs")
 

@@ -24,6 +24,8 @@ from store.schema import canonical_json
 ROOM = "ledger"
 LINE_BYTES = 2**20
 """Of the longest line that is read; reasons and probes have some hundred bytes."""
+CHANGED = '"changed":'
+"""Stands in every line about a file that is not the banked one, and in no other but by chance."""
 
 
 @with_config(ConfigDict(extra="allow", strict=True))
@@ -44,6 +46,13 @@ class _Failed(_OfVideo):
     key: str
     reason: str
     traceback: NotRequired[str | None]
+    changed: NotRequired[bool]
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Restored(_OfVideo):
+    key: str
+    until: Time
 
 
 @with_config(ConfigDict(extra="allow", strict=True))
@@ -61,12 +70,20 @@ class _Counted(_Entry):
     cached: Count
 
 
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Crashed(_Counted):
+    reason: str
+
+
 _KINDS: Mapping[str, TypeAdapter[Any]] = {
     "failed": TypeAdapter(_Failed),
     "decoded": TypeAdapter(_OfVideo),
     "started": TypeAdapter(_Started),
     "running": TypeAdapter(_Counted),
     "ended": TypeAdapter(_Counted),
+    "stopped": TypeAdapter(_Counted),
+    "crashed": TypeAdapter(_Crashed),
+    "restored": TypeAdapter(_Restored),
 }
 _OTHER: TypeAdapter[Any] = TypeAdapter(_Entry)
 
@@ -85,6 +102,8 @@ class Failure:
     """Of the last time, in Unix seconds."""
     traceback: str | None
     """A file in the ledger's room with all that is known, if there is more than the reason."""
+    changed: bool = False
+    """Whether another file lies where the banked one was: it failed though it is banked."""
 
 
 class Ledger:
@@ -132,8 +151,12 @@ class Ledger:
         return name
 
 
-def read_ledger(bank: Path) -> Iterator[dict[str, Any]]:
+def read_ledger(bank: Path, *, holding: str = "") -> Iterator[dict[str, Any]]:
     """Every entry of every writer, each with its writer; oldest first within a writer.
+
+    Args:
+        bank: Its folder.
+        holding: Only lines with this text; the others are not even parsed.
 
     The torn last line of a writer that was killed is passed over, and so is one that a writer is
     just writing.
@@ -143,11 +166,11 @@ def read_ledger(bank: Path) -> Iterator[dict[str, Any]]:
     """
     for path in listed(bank, bank / ROOM):
         if path.suffix == ".jsonl" and not path.name.startswith("."):
-            for entry in _read(bank, path):
+            for entry in _read(bank, path, holding.encode()):
                 yield {"writer": path.stem, **entry}
 
 
-def _read(bank: Path, path: Path) -> Iterator[dict[str, Any]]:
+def _read(bank: Path, path: Path, holding: bytes) -> Iterator[dict[str, Any]]:
     with opened(bank, path) as raw, naming(path), io.BufferedReader(raw) as file:
         number = 0
         while line := file.readline(LINE_BYTES):
@@ -158,6 +181,8 @@ def _read(bank: Path, path: Path) -> Iterator[dict[str, Any]]:
             what = f"{place}: {line[:80]!r} is no line of a ledger"
             if not line.endswith(b"\n"):
                 raise DamagedShardError(f"{what}: it has more than {LINE_BYTES} bytes")
+            if holding not in line:
+                continue
             entry = json_value(line, place, DamagedShardError)
             status = entry.get("status") if isinstance(entry, dict) else None
             kind = _KINDS.get(status, _OTHER) if isinstance(status, str) else _OTHER
@@ -171,7 +196,11 @@ def failures(entries: Iterator[Mapping[str, Any]]) -> dict[tuple[str, str], Fail
         entries: from `read_ledger`.
     """
     found: dict[tuple[str, str], Failure] = {}
+    restored: dict[tuple[str, str], float] = {}
     for entry in entries:
+        if entry.get("status") == "restored":
+            at = (entry["video"], entry["key"])
+            restored[at] = max(entry["until"], restored.get(at, entry["until"]))
         if entry.get("status") != "failed":
             continue
         at = (entry["video"], entry["key"])
@@ -183,5 +212,16 @@ def failures(entries: Iterator[Mapping[str, Any]]) -> dict[tuple[str, str], Fail
             times=1 + (before.times if before is not None else 0),
             time=max(entry["time"], before.time if before is not None else 0.0),
             traceback=entry.get("traceback") if latest or before is None else before.traceback,
+            changed=entry.get("changed", False) if latest or before is None else before.changed,
         )
-    return found
+    return {
+        at: failure
+        for at, failure in found.items()
+        if not failure.changed or at not in restored or failure.time > restored[at]
+    }
+
+
+def changed_files(bank: Path) -> dict[tuple[str, str], Failure]:
+    """By (video id, key): where another file was found and the banked one not yet again."""
+    found = failures(read_ledger(bank, holding=CHANGED))
+    return {at: failure for at, failure in found.items() if failure.changed}

@@ -259,6 +259,10 @@ class ShardWriter:
             }
         except InvalidFeatureError as error:
             raise InvalidFeatureError(f"{video_id}: {spec.name}: {error}") from error
+        except MemoryError as error:
+            raise InvalidFeatureError(
+                f"{video_id}: {spec.name}: there is no memory to store its rows: {error}"
+            ) from error
 
         self._write_rows(values)
         for name, column in columns.items():

@@ -1,8 +1,10 @@
 """Extraction: one decode per video, nothing twice, nothing lost, nothing silent."""
 
+import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,10 +19,13 @@ import torch
 from extractors import make_extractor
 from extractors import video as decoding
 from extractors.isolated import Decoder
+from extractors.nss import Nss
+from pipelines import extract
 from pipelines.extract import Extraction
-from pipelines.jobs import Room
+from pipelines.jobs import Batch, Job, Room
+from pipelines.status import History, failed_videos, show_status
 from store.bank import FeatureStore
-from store.errors import ChangedVideoError, ManifestError
+from store.errors import ManifestError, WeightsError
 from store.schema import Video
 
 CPU = torch.device("cpu")
@@ -229,15 +234,216 @@ def test_a_video_damaged_late_keeps_the_features_that_were_complete(tmp_path):
     assert store.video_ids(store.resolve("nss.brisque")) == ["late"]
 
 
-def test_another_file_under_a_banked_id_stops_the_run(tmp_path, videos):
+def test_another_file_under_a_banked_id_fails_alone_until_the_old_one_is_back(tmp_path, videos):
+    """Also where the run asks for a feature more, which must not be made of the other file."""
     path = tmp_path / "a.mp4"
     shutil.copy(videos[0].path, path)
-    video = Video("set/a.mp4", path)
-    bank(tmp_path / "bank", [video], "nss")
+    changed = Video("set/a.mp4", path)
+    store, _, _ = bank(tmp_path / "bank", [changed], "nss")
+    before = contents(store)
     shutil.copy(videos[1].path, path)
 
-    with pytest.raises(ChangedVideoError, match=r"set/a.mp4: .*a.mp4 \(\d+ bytes"):
-        bank(tmp_path / "bank", [video], "nss")
+    store, run, (outcome, *others) = bank(
+        tmp_path / "bank", [changed, *videos[:2]], "nss", "motion"
+    )
+
+    assert outcome.video == changed
+    assert outcome.failures.keys() == {spec.key for spec in run.specs}
+    (reason,) = set(outcome.failures.values())
+    assert re.search(r"set/a.mp4: .*a.mp4 \(\d+ bytes.*give it another id", reason)
+    assert not any(other.failures for other in others)
+    assert {(k, v): c for (k, v), c in contents(store).items() if v == changed.id} == before
+    assert failed_videos(store, run.specs) == {changed.id}
+
+    shutil.copy(videos[0].path, path)
+    store, run, (outcome,) = bank(tmp_path / "bank", [changed], "nss", "motion")
+
+    assert not outcome.failures
+    assert not failed_videos(store, run.specs)
+    shutil.copy(videos[1].path, path)
+    bank(tmp_path / "bank", [changed], "nss", "motion")
+    assert failed_videos(store, run.specs) == {changed.id}
+
+
+@pytest.mark.parametrize("moment", ["probed", "decoded"])
+def test_a_video_that_is_replaced_while_it_is_read_fails_alone(
+    tmp_path, videos, monkeypatch, moment
+):
+    """With the same number of frames, so that nothing else could tell."""
+    path = tmp_path / "a.mp4"
+    shutil.copy(videos[0].path, path)
+    owner, name = {"probed": (Extraction, "_begin"), "decoded": (Extraction, "_bank_finished")}[
+        moment
+    ]
+    original = getattr(owner, name)
+
+    def after_replacing(self, *arguments):
+        shutil.copy(videos[4].path, path)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(owner, name, after_replacing)
+    replaced = Video("a", path)
+    store, _, outcomes = bank(tmp_path / "bank", [replaced, videos[1]], "nss", "motion")
+
+    reasons = {outcome.video.id: set(outcome.failures.values()) for outcome in outcomes}
+    (reason,) = reasons.pop("a")
+    assert "a.mp4 was replaced, changed or taken away while it was being read" in reason
+    assert reasons == {videos[1].id: set()}
+    assert {video for _, video in contents(store)} == {videos[1].id}
+    monkeypatch.undo()
+    assert not bank(tmp_path / "bank", [replaced], "nss", "motion")[2][0].failures
+
+
+NO_MEMORY = {
+    "torch": lambda: torch.empty(1 << 50),
+    "numpy": lambda: np.empty(1 << 50),
+    "c++": lambda: fail(RuntimeError("std::bad_alloc")),
+    "cuda": lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")),
+    "system": lambda: fail(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))),
+}
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        *(("torch", place) for place in ("chunk", "view", "rows")),
+        *((k, "network") for k in NO_MEMORY),
+    ],
+)
+def test_memory_that_is_not_there_costs_one_video(tmp_path, videos, monkeypatch, kind, place):
+    large = Video("large", clip(tmp_path / "large.mp4", 3, size=(96, 64)))
+    owner, name = {
+        "chunk": (Extraction, "_look"),
+        "view": (Job, "take"),
+        "network": (Batch, "_rows"),
+        "rows": (Job, "feature"),
+    }[place]
+    original = getattr(owner, name)
+
+    def starved(self, *arguments, **options):
+        if any(id_of(argument) == "large" for argument in (self, *arguments)):
+            NO_MEMORY[kind]()
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, name, starved)
+    store, run, outcomes = bank(tmp_path / "bank", [large, *videos[:2]], "nss")
+
+    failures = {outcome.video.id: set(outcome.failures.values()) for outcome in outcomes}
+    (reason,) = failures.pop("large")
+    assert "large" in reason or place == "rows"
+    assert "memory" in reason or "alloc" in reason
+    assert failures == {video.id: set() for video in videos[:2]}
+    assert store.video_ids(store.resolve("nss.brisque")) == [v.id for v in videos[:2]]
+    assert all(batch.size == e.batch_clips for e, batch in run.batches.items())
+
+
+def id_of(thing):
+    """Of the video that an argument is about."""
+    match thing:
+        case Job():
+            return thing.course.video.id
+        case [(Job() as job, *_), *_]:
+            return job.course.video.id
+        case _:
+            video = getattr(thing, "video", None)
+            return getattr(video, "id", None)
+
+
+def test_a_batch_that_finds_no_memory_is_tried_again_alone(tmp_path, videos, monkeypatch):
+    """In the same shape on a CPU, so that the bank is the same."""
+    whole, _, _ = bank(tmp_path / "whole", videos, "nss", "motion")
+    rows, at_work, tried, beside = Batch._rows, [], [], []
+
+    def starved(self, clip_fn, waiting):
+        at_work.append(self)
+        try:
+            if not any(waiting is one for one in tried):
+                tried.append(waiting)
+                torch.empty(1 << 50)
+            beside.append(len(at_work))
+            return rows(self, clip_fn, waiting)
+        finally:
+            at_work.remove(self)
+
+    monkeypatch.setattr(Batch, "_rows", starved)
+    store, _, outcomes = bank(tmp_path / "bank", videos, "nss", "motion")
+
+    assert not any(outcome.failures for outcome in outcomes)
+    assert beside == [1] * len(tried)
+    assert contents(store) == contents(whole)
+
+
+def test_a_network_that_does_not_fit_stops_the_run_and_blames_no_video(
+    tmp_path, videos, monkeypatch
+):
+    monkeypatch.setattr(Nss, "build", lambda self, device: torch.empty(1 << 50))
+    store = FeatureStore.create(tmp_path / "bank")
+
+    with pytest.raises(
+        WeightsError, match="the network of nss does not fit into the memory of cpu"
+    ):
+        list(extraction(videos, store, "nss").run())
+    assert not failed_videos(store, extraction(videos, store, "nss").specs)
+
+
+def test_a_run_that_crashes_says_so_and_where(tmp_path, videos, monkeypatch, capsys):
+    def bug(self, clip_fn, waiting):
+        raise IndexError("a bug")
+
+    monkeypatch.setattr(Batch, "_rows", bug)
+    store = FeatureStore.create(tmp_path / "bank")
+    with pytest.raises(IndexError, match="a bug"):
+        list(extraction(videos[:1], store, "nss").run())
+
+    show_status(store.path)
+    shown = capsys.readouterr().out
+    assert " crashed " in shown
+    assert f"crashed: process {os.getpid()} on" in shown
+    assert "IndexError: a bug; in nss, at set/0.mp4" in shown
+
+
+def test_a_run_that_is_left_says_that_it_was_stopped(tmp_path, videos):
+    store = FeatureStore.create(tmp_path / "bank")
+    left = extraction(videos, store, "nss").run()
+    next(left)
+    left.close()
+
+    assert History.of(store.path).runs[-1].state(time.time()) == "stopped"
+
+
+def test_a_pause_of_parent_and_child_counts_as_no_silence(tmp_path, videos, monkeypatch):
+    """As by Ctrl-Z: the clock goes on, and a child that was stopped too has nothing to say yet."""
+    original, clock, pauses = extract.wait, time.monotonic, [0.0]
+
+    def wait(things, timeout):
+        if sum(pauses) == 0 and any(lane.decoder.seconds_left < 120 for lane in run.lanes):
+            pauses.append(1000.0)
+            return []
+        return original(things, timeout=timeout)
+
+    monkeypatch.setattr(extract, "wait", wait)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + sum(pauses))
+    run = extraction(videos[:1], FeatureStore.create(tmp_path / "bank"), "motion")
+
+    assert [outcome.failures for outcome in run.run()] == [{}]
+    assert sum(pauses) == 1000
+
+
+def test_a_clock_that_is_set_back_changes_no_bank(tmp_path, videos, monkeypatch):
+    whole, _, _ = bank(tmp_path / "whole", videos[:3], "nss", "motion")
+    now = itertools.count(2e9, -3600)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: next(now))
+        bank(tmp_path / "bank", videos[:2], "nss", "motion")
+        store, run, _ = bank(tmp_path / "bank", videos[:3], "nss", "motion")
+
+    assert run.decoded_videos == 1
+    assert contents(store) == contents(whole)
+    assert History.of(store.path).runs[-1].state(time.time()) == "ended"
 
 
 def test_a_banked_video_needs_no_file(tmp_path, videos):
