@@ -2,53 +2,40 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
-from extractors.backbone import Backbone
-from extractors.base import Extractor, WeightedExtractor
-from extractors.clip import Clip
-from extractors.fastvqa import FastVqa
-from extractors.frames import Frames
-from extractors.iqa import Iqa
-from extractors.liqe import Liqe
-from extractors.motion import Motion
-from extractors.nss import Nss
-from extractors.pe import Pe
-from extractors.qalign import QAlign
-from extractors.quality import Quality
-from extractors.residual import Residual
-from extractors.sampling import MotionSampling
-from extractors.semantic import Semantic
-from extractors.slowfast import SlowFast
-from extractors.swin import Swin
-from extractors.vificlip import ViFiClip
-from extractors.weights import RANDOM, TINY
 from store.errors import RecipeError, UnknownNameError, unknown_name
-from store.schema import FeatureSpec
+from store.registry import Registry
 
-EXTRACTORS: dict[str, type[Extractor]] = {
-    "backbone": Backbone,
-    "clip": Clip,
-    "fastvqa": FastVqa,
-    "frames": Frames,
-    "iqa": Iqa,
-    "liqe": Liqe,
-    "motion": Motion,
-    "nss": Nss,
-    "pe": Pe,
-    "qalign": QAlign,
-    "quality": Quality,
-    "residual": Residual,
-    "semantic": Semantic,
-    "slowfast": SlowFast,
-    "swin": Swin,
-    "vificlip": ViFiClip,
-}
+if TYPE_CHECKING:
+    from extractors.base import Extractor
+    from store.schema import FeatureSpec
+
+EXTRACTORS: "Registry[Extractor]" = Registry(
+    "extractor",
+    "vqbank.extractors",
+    {
+        "backbone": "extractors.backbone:Backbone",
+        "clip": "extractors.clip:Clip",
+        "fastvqa": "extractors.fastvqa:FastVqa",
+        "frames": "extractors.frames:Frames",
+        "iqa": "extractors.iqa:Iqa",
+        "liqe": "extractors.liqe:Liqe",
+        "motion": "extractors.motion:Motion",
+        "nss": "extractors.nss:Nss",
+        "pe": "extractors.pe:Pe",
+        "qalign": "extractors.qalign:QAlign",
+        "quality": "extractors.quality:Quality",
+        "residual": "extractors.residual:Residual",
+        "semantic": "extractors.semantic:Semantic",
+        "slowfast": "extractors.slowfast:SlowFast",
+        "swin": "extractors.swin:Swin",
+        "vificlip": "extractors.vificlip:ViFiClip",
+    },
+)
 
 
-def make_extractor(name: str, **parameters: Any) -> Extractor:
+def make_extractor(name: str, **parameters: Any) -> "Extractor":
     """The extractor called `name`.
 
     Args:
@@ -59,8 +46,8 @@ def make_extractor(name: str, **parameters: Any) -> Extractor:
         UnknownNameError: if no extractor has this name, or the extractor no such parameter.
         RecipeError: if a parameter has a value of the wrong type, or out of its range.
     """
-    if name not in EXTRACTORS:
-        raise UnknownNameError(unknown_name("extractor", name, EXTRACTORS))
+    from pydantic import TypeAdapter, ValidationError
+
     kind = EXTRACTORS[name]
     types = get_type_hints(kind, include_extras=True)
     known = [field.name for field in fields(kind)]
@@ -81,7 +68,7 @@ def make_extractor(name: str, **parameters: Any) -> Extractor:
 
 def make_extractors(
     entries: Mapping[str, Mapping[str, Any]], *, weights: Mapping[str, str] | None = None
-) -> list[Extractor]:
+) -> "list[Extractor]":
     """Those that a recipe names, in its order.
 
     Args:
@@ -95,6 +82,8 @@ def make_extractors(
         UnknownNameError: as `make_extractor`; also if `weights` names no entry.
         RecipeError: as `make_extractor`; also if two entries compute the same.
     """
+    from extractors.base import WeightedExtractor
+
     weights = weights or {}
     kinds = {entry: str(given.get("extractor", entry)) for entry, given in entries.items()}
     for name in weights:
@@ -103,7 +92,7 @@ def make_extractors(
     made: dict[Extractor, str] = {}
     for entry, kind in kinds.items():
         parameters = {name: value for name, value in entries[entry].items() if name != "extractor"}
-        has_weights = issubclass(EXTRACTORS.get(kind, Extractor), WeightedExtractor)
+        has_weights = kind in EXTRACTORS and issubclass(EXTRACTORS[kind], WeightedExtractor)
         if has_weights and (chosen := weights_for(entry, kind, weights)) is not None:
             parameters["weights"] = chosen
         extractor = make_extractor(kind, **parameters)
@@ -124,34 +113,42 @@ def weights_for(entry: str, kind: str, weights: Mapping[str, str]) -> str | None
         kind: its extractor, which has weights.
         weights: as `--weights` gives them.
     """
+    from extractors.weights import RANDOM, TINY
+
     if entry in weights or kind in weights:
         return weights.get(entry, weights.get(kind))
     every = weights.get("all")
     return RANDOM if every == TINY and not _has_tiny(kind) else every
 
 
-def without_tiny(extractors: Iterable[Extractor]) -> list[str]:
+def without_tiny(extractors: "Iterable[Extractor]") -> list[str]:
     """Names of those that have weights and no tiny form, for which `all=random-tiny` is "random".
 
     Args:
         extractors: of a run.
     """
+    from extractors.base import WeightedExtractor
+
     weighted = (one.name for one in extractors if isinstance(one, WeightedExtractor))
     return sorted({name for name in weighted if not _has_tiny(name)})
 
 
 def _has_tiny(name: str) -> bool:
-    kind = EXTRACTORS.get(name, Extractor)
-    return issubclass(kind, WeightedExtractor) and kind.has_tiny
+    from extractors.base import WeightedExtractor
+
+    kind = EXTRACTORS.get(name)
+    return kind is not None and issubclass(kind, WeightedExtractor) and kind.has_tiny
 
 
-def specs_of(extractor: Extractor, *, decoder: str) -> dict[str, FeatureSpec]:
+def specs_of(extractor: "Extractor", *, decoder: str) -> "dict[str, FeatureSpec]":
     """The identity of each of its outputs, with that of the motion series where it reads one.
 
     Raises:
         WeightsError: if the weights are not at hand.
     """
+    from extractors.sampling import MotionSampling
+
     if not isinstance(extractor.sampling, MotionSampling):
         return extractor.specs(decoder=decoder)
-    motion = Motion().specs(decoder=decoder)["series"].key
+    motion = make_extractor("motion").specs(decoder=decoder)["series"].key
     return extractor.specs(decoder=decoder, motion=motion)

@@ -522,14 +522,11 @@ def heads(
     from rich.table import Table
 
     from regressors import HEADS
-    from store.errors import UnknownNameError, unknown_name
 
     if name is None:
-        for each, kind in HEADS.items():
-            typer.echo(f"{each}: {str(inspect.getdoc(kind)).splitlines()[0]}")
+        for each in HEADS:
+            say(f"{each}: {HEADS.text(each)}")
         return
-    if name not in HEADS:
-        raise UnknownNameError(unknown_name("head", name, HEADS))
     kind = HEADS[name]
     typer.echo(f"{inspect.getdoc(kind)}\n")
     table = Table("parameter", "default", "preset: paper", "may be")
@@ -554,14 +551,11 @@ def extractors(
 
     from extractors import EXTRACTORS
     from pipelines.console import console
-    from store.errors import UnknownNameError, unknown_name
 
     if name is None:
-        for each, kind in EXTRACTORS.items():
-            say(f"{each}: {str(inspect.getdoc(kind)).splitlines()[0]}")
+        for each in EXTRACTORS:
+            say(f"{each}: {EXTRACTORS.text(each)}")
         return
-    if name not in EXTRACTORS:
-        raise UnknownNameError(unknown_name("extractor", name, EXTRACTORS))
     kind = EXTRACTORS[name]
     say_lines(f"{inspect.getdoc(kind)}\n")
     types = get_type_hints(kind, include_extras=True)

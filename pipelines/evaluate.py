@@ -30,8 +30,8 @@ from pipelines.splits import (
     splits_file,
     splits_without,
 )
-from regressors import Head, make_head
-from regressors.base import PooledHead
+from regressors import make_head
+from regressors.base import Head, PooledHead
 from regressors.member import Watch
 from regressors.metrics import QualityMetrics, quality_metrics
 from regressors.pooling import PooledTable, pooled

@@ -14,8 +14,8 @@ from pipelines.entries import with_keys
 from pipelines.evaluate import Trial
 from pipelines.fitting import watched
 from pipelines.recipe import Recipe, required
-from regressors import Head, make_head
-from regressors.base import check_vacant
+from regressors import make_head
+from regressors.base import Head, check_vacant
 from regressors.sequence import SequenceHead
 from store.bank import FeatureStore
 from store.errors import HeadError, RecipeError

@@ -2,34 +2,31 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from regressors.base import Head, read_card
-from regressors.blend import Blend
-from regressors.boosting import Boosting
-from regressors.cagi import Cagi
-from regressors.gaussian import Gaussian
-from regressors.gru import Gru
-from regressors.mlp import Mlp
-from regressors.ridge import Ridge
-from regressors.svr import Svr
 from store.errors import UnknownNameError, unknown_name
+from store.registry import Registry
 
-__all__ = ["HEADS", "Head", "load_head", "make_head"]
+if TYPE_CHECKING:
+    from regressors.base import Head
 
-HEADS: dict[str, type[Head]] = {
-    "ridge": Ridge,
-    "svr": Svr,
-    "gaussian": Gaussian,
-    "boosting": Boosting,
-    "blend": Blend,
-    "mlp": Mlp,
-    "gru": Gru,
-    "cagi": Cagi,
-}
+HEADS: "Registry[Head]" = Registry(
+    "head",
+    "vqbank.heads",
+    {
+        "ridge": "regressors.ridge:Ridge",
+        "svr": "regressors.svr:Svr",
+        "gaussian": "regressors.gaussian:Gaussian",
+        "boosting": "regressors.boosting:Boosting",
+        "blend": "regressors.blend:Blend",
+        "mlp": "regressors.mlp:Mlp",
+        "gru": "regressors.gru:Gru",
+        "cagi": "regressors.cagi:Cagi",
+    },
+)
 
 
-def make_head(name: str, *, preset: str = "laptop", **parameters: Any) -> Head:
+def make_head(name: str, *, preset: str = "laptop", **parameters: Any) -> "Head":
     """An unfitted head by its name in HEADS.
 
     Args:
@@ -41,7 +38,7 @@ def make_head(name: str, *, preset: str = "laptop", **parameters: Any) -> Head:
         UnknownNameError: if no head has this name, or the head no such preset or parameter.
         HeadError: if a parameter has a value of the wrong type, or out of its range.
     """
-    kind = _kind(name)
+    kind = HEADS[name]
     presets: dict[str, Mapping[str, Any]] = {"laptop": {}}
     if kind.paper:
         presets["paper"] = kind.paper
@@ -56,17 +53,13 @@ def make_head(name: str, *, preset: str = "laptop", **parameters: Any) -> Head:
     return head
 
 
-def load_head(folder: Path) -> Head:
+def load_head(folder: Path) -> "Head":
     """The head that `Head.save` wrote into `folder`.
 
     Raises:
         HeadError: if the folder holds no head, or a damaged one.
         UnknownNameError: if no head has the name in `card.yaml`.
     """
-    return _kind(read_card(folder)["name"]).load(folder)
+    from regressors.base import read_card
 
-
-def _kind(name: str) -> type[Head]:
-    if name not in HEADS:
-        raise UnknownNameError(unknown_name("head", name, HEADS))
-    return HEADS[name]
+    return HEADS[read_card(folder)["name"]].load(folder)

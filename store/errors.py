@@ -48,8 +48,10 @@ class RecipeError(VqbankError, ValueError):
     """A recipe that names something unknown or impossible."""
 
 
-class UnknownNameError(VqbankError, LookupError):
+class UnknownNameError(VqbankError, KeyError):
     """A name that no table has; says which names there are."""
+
+    __str__ = VqbankError.__str__  # KeyError's puts a sentence in quotation marks
 
 
 class DecodeError(VqbankError, RuntimeError):

@@ -16,8 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVR
 
-from regressors import HEADS, Head, load_head, make_head
-from regressors.base import read_card
+from regressors import HEADS, load_head, make_head
+from regressors.base import Head, read_card
 from regressors.holdout import hold_out_scenes
 from regressors.pooling import pooled, pooled_width
 from store.documents import yaml_text, yaml_value
