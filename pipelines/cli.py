@@ -125,8 +125,15 @@ def extract(
     ] = 1,
     scheduler: Annotated[
         str | None,
-        typer.Option("--scheduler", metavar="ADDRESS", help="Dask scheduler, tcp://host:8786."),
+        typer.Option("--scheduler", metavar="ADDRESS", help="Dask scheduler, tls://host:8786."),
     ] = None,
+    tls_ca_file: Annotated[
+        Path | None, typer.Option("--tls-ca-file", help="PEM: who signed the scheduler's.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", help="PEM: our certificate for --scheduler.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="PEM: the key to it.")] = None,
     cluster: Annotated[
         Path | None,
         typer.Option("--cluster", metavar="FILE", help="YAML: workers by SLURM, PBS, ..."),
@@ -168,6 +175,9 @@ def extract(
         source = part_of(source, part)
     if sum([workers > 1, scheduler is not None, cluster is not None]) > 1:
         raise RecipeError("--workers, --scheduler and --cluster exclude each other")
+    tls = (tls_ca_file, tls_cert, tls_key)
+    if scheduler is None and any(file is not None for file in tls):
+        raise RecipeError("--tls-ca-file, --tls-cert and --tls-key belong to --scheduler")
     from extractors import make_extractors, specs_of  # seconds
     from pipelines.entries import check_use
     from pipelines.extract import Extraction
@@ -206,7 +216,9 @@ def extract(
         failed_before = failed_videos(extraction.store, extraction.specs)
         extraction.take([video for video in source if video.id in failed_before])
     try:
-        failed = _extract(extraction, workers=workers, scheduler=scheduler, cluster=cluster)
+        failed = _extract(
+            extraction, workers=workers, scheduler=scheduler, tls=tls, cluster=cluster
+        )
     except KeyboardInterrupt:
         typer.echo(
             "stopped: what was finished is banked; the same command goes on from there", err=True
@@ -217,13 +229,18 @@ def extract(
 
 
 def _extract(
-    extraction: "Extraction", *, workers: int, scheduler: str | None, cluster: Path | None
+    extraction: "Extraction",
+    *,
+    workers: int,
+    scheduler: str | None,
+    tls: tuple[Path | None, Path | None, Path | None],
+    cluster: Path | None,
 ) -> set[str]:
     """Here, or by Dask; gives the ids of failed videos."""
+    import logging
     import signal
 
     from pipelines.display import show_extraction
-    from store.errors import RecipeError, in_words
 
     def stop(*_: object) -> None:  # a batch system says so before it kills
         raise KeyboardInterrupt
@@ -231,26 +248,40 @@ def _extract(
     signal.signal(signal.SIGTERM, stop)
     if workers == 1 and scheduler is None and cluster is None:
         return show_extraction(extraction)
-    from distributed import Client
     from joblib import cpu_count
 
-    from pipelines.cluster import Order, batch_system, distribute, local_workers
+    from pipelines.cluster import Order, distribute
+    from pipelines.terminal import say
+    from pipelines.workers import batch_system, local_workers, scheduler_at
+
+    def tell(line: str) -> None:
+        say(line, err=True)
 
     if scheduler is not None:
-        try:
-            connected: Any = Client(scheduler, timeout=10)
-        except (OSError, ValueError) as error:
-            raise RecipeError(
-                f"--scheduler {scheduler}: none answers there ({in_words(error)})"
-            ) from error
+        ca_file, certificate, key = tls
+        connected = scheduler_at(scheduler, ca_file=ca_file, certificate=certificate, key=key)
+        if ca_file is None and not scheduler.startswith("tls://"):
+            tell(
+                f"warning: {scheduler} is asked without certificates: whoever reaches it can run "
+                "code in its workers and read what is sent; see --tls-ca-file, --tls-cert and "
+                "--tls-key"
+            )
     elif cluster is not None:
-        connected = batch_system(cluster)
+        connected = batch_system(cluster, shared=extraction.store.path.absolute().parent)
     else:
         connected = local_workers(workers)
-    with connected as client:
+    with connected as working:
         threads = max(1, cpu_count() // workers) if workers > 1 else None
         order = Order.of(extraction, threads=threads)
-        return show_extraction(extraction, distribute(client, order, extraction.videos))
+        outcomes = distribute(working, order, extraction.videos, tell=tell)
+        try:
+            return show_extraction(extraction, outcomes)
+        except KeyboardInterrupt:
+            for again in (signal.SIGINT, signal.SIGTERM):  # to leave takes seconds
+                signal.signal(again, signal.SIG_IGN)
+            for telling in ("asyncio", "distributed"):  # of everything that is broken off
+                logging.getLogger(telling).setLevel(logging.CRITICAL)
+            raise
 
 
 def _batch_clips(given: list[str] | None, extractors: set[str]) -> dict[str, int]:

@@ -5,39 +5,42 @@ to the bank, which all of them see under the same path.  Scheduling, lost worker
 join later are Dask's.
 """
 
-import inspect
-import logging
 import platform
-import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import queue
+import secrets
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from tornado.ioloop import PeriodicCallback
+from distributed import Future, KilledWorker, Worker, WorkerPlugin, get_worker
 
 from extractors.base import Extractor, WeightedExtractor
-from pipelines.extract import Extraction, Outcome
+from pipelines.extract import Extraction, Outcome, import_for
+from pipelines.workers import AT_WORK, LEAVING, LocalWorker, Workers
 from store.bank import FeatureStore, writing
-from store.documents import file_text, yaml_value
-from store.errors import BankError, RecipeError, unknown_name
-from store.ledger import Ledger
+from store.errors import BankError, WorkersError
+from store.ledger import Ledger, begun_with
 from store.schema import Video
 
 PORTION_VIDEOS = (4, 64)
 """Videos that a worker commits together: at least, unless there are fewer, and at most."""
 PORTIONS_PER_WORKER = 8
 """Where there are enough videos, so that the last ones end together."""
+DEATHS = 3
+"""Of workers that had begun with one video alone, after which it is a failure of this video."""
+UNBEGUN = 20
+"""Workers that may die in a row before they have begun with anything, before the run ends."""
 
-RENEWAL_SECONDS = 5
-"""After which it is looked whether all workers of this machine are there."""
-
-_ONE_AT_A_TIME = threading.Lock()
+LOOKING_SECONDS = 1.0
+"""After which it is looked whether anybody is there to work."""
+TELLING_SECONDS = 60.0
+"""Between two lines that say that nobody is."""
 
 
 @dataclass(frozen=True)
@@ -70,126 +73,137 @@ class Order:
         )
 
 
-class ClusterFile(BaseModel):
-    """A batch system that starts workers: the file behind `--cluster`."""
+@dataclass(frozen=True)
+class _Task:
+    """Some videos that were given to a worker together."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    system: Literal["slurm", "pbs", "sge", "lsf", "htcondor", "oar", "moab"] = "slurm"
-    jobs: int = Field(ge=1)
-    """How many are kept running."""
-    options: Mapping[str, Any] = {}
-    """Of dask_jobqueue's class for this system, such as queue, cores, memory, walltime."""
-
-
-@contextmanager
-def local_workers(count: int) -> Iterator[Client]:
-    """Worker processes on this machine; one that dies is started again, or replaced."""
-    with (
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            memory_limit=0,  # a worker that is paused for its memory would hang the run
-            silence_logs=logging.ERROR,  # it warns of workers that take seconds to stop
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        # A worker that dies while it is started is not started again, and the run would wait for
-        # ever.  Dask forgets it in time, and puts another in its place if asked for as many again.
-        renewal = PeriodicCallback(lambda: cluster.scale(count), RENEWAL_SECONDS * 1000)
-        cluster.loop.add_callback(renewal.start)
-        try:
-            yield client
-        finally:
-            cluster.loop.add_callback(renewal.stop)
-
-
-@contextmanager
-def batch_system(path: Path) -> Iterator[Client]:
-    """Workers that a batch system starts, as a YAML file says.
-
-    Raises:
-        RecipeError: if the file is not of this form, or the batch system does not know an option.
-    """
-    with jobs_of(path) as cluster, Client(cluster) as client:
-        cluster.scale(jobs=read_cluster_file(path).jobs)
-        yield client
-
-
-def jobs_of(path: Path) -> Any:
-    """dask_jobqueue's cluster for a file, without any job yet.
-
-    Raises:
-        RecipeError: as `batch_system`.
-    """
-    import dask_jobqueue
-
-    file = read_cluster_file(path)
-    names = {"htcondor": "HTCondorCluster", "moab": "MoabCluster"}
-    kind = getattr(dask_jobqueue, names.get(file.system, f"{file.system.upper()}Cluster"))
-    # What is refused half-way through making a cluster leaves one that cannot be closed.
-    takes = (dask_jobqueue.core.JobQueueCluster, dask_jobqueue.core.Job, kind.job_cls)
-    known = {name for each in takes for name in inspect.signature(each.__init__).parameters}
-    for option in file.options:
-        if option not in known:
-            raise RecipeError(f"{path}: {unknown_name(f'option of {file.system}', option, known)}")
-    try:
-        return kind(**file.options)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{path}: {file.system} cannot use these options: {error}") from error
-
-
-def read_cluster_file(path: Path) -> ClusterFile:
-    """The content of a `--cluster` file.
-
-    Raises:
-        RecipeError: if it is not of this form.
-    """
-    try:
-        content = yaml_value(file_text(path, RecipeError, what="YAML"), path, RecipeError)
-        return ClusterFile.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise RecipeError(f"{path}: {where}: {first['msg'].lower()}") from error
+    attempt: str
+    """By which the ledger knows it."""
+    videos: tuple[Video, ...]
 
 
 def distribute(
-    client: Client, order: Order, videos: Sequence[Video]
+    workers: Workers,
+    order: Order,
+    videos: Sequence[Video],
+    *,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Generator[Outcome, None, None]:
     """Run an order over videos; yields every video once, a portion at a time, in any order.
 
-    A portion whose workers died again and again is given out video by video; one that still kills
-    its worker is a failure of this video.
+    What a worker that died had not begun with is given out again.  What it had begun with, as its
+    marks in the ledger say, is given out again video by video; one that DEATHS workers died with
+    when they had no other is a failure of this video.
+
+    Args:
+        workers: Who works.
+        order: What is done.
+        videos: With which.
+        tell: Takes a line, now and then, while there is nobody to work.
 
     Raises:
+        WorkersError: if there is no worker for too long, or workers die before they begin.
         VqbankError: as `Extraction.run` in a worker; what was committed is safe.
     """
     videos = [replace(video, path=video.path.absolute()) for video in videos]
-    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     size = min(
-        max(len(videos) // (PORTIONS_PER_WORKER * workers), PORTION_VIDEOS[0]), PORTION_VIDEOS[1]
+        max(len(videos) // (PORTIONS_PER_WORKER * workers.expected), PORTION_VIDEOS[0]),
+        PORTION_VIDEOS[1],
     )
-    portions = [tuple(videos[start : start + size]) for start in range(0, len(videos), size)]
-    given = {
-        client.submit(run_portion, order, portion, pure=False): portion for portion in portions
-    }
-    waiting = as_completed(list(given))
-    for future in waiting:
-        portion = given.pop(future)
-        if future.status == "error" and isinstance(future.exception(), KilledWorker):
-            if len(portion) > 1:
-                for video in portion:
-                    again = client.submit(run_portion, order, (video,), pure=False)
-                    given[again] = (video,)
-                    waiting.add(again)
+    preparation = _Preparation(order)
+    workers.client.register_plugin(preparation, name=preparation.name)
+    done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+    given: dict[Future, _Task] = {}
+
+    def give(*some: Video) -> None:
+        task = _Task(secrets.token_hex(8), some)
+        future = workers.client.submit(run_portion, order, some, task.attempt, pure=False)
+        given[future] = task
+        future.add_done_callback(done.put)
+
+    for start in range(0, len(videos), size):
+        give(*videos[start : start + size])
+    alone: dict[str, set[str]] = {}  # attempts by video that had no other and whose worker died
+    in_vain = 0
+    try:
+        while given:
+            future = _next(done, workers, tell)
+            task = given.pop(future)
+            if future.status == "cancelled" or future.status == "lost":
+                raise WorkersError("the scheduler has gone; the same command goes on from there")
+            if not (future.status == "error" and isinstance(future.exception(), KilledWorker)):
+                yield from future.result()
+                future.release()
+                in_vain = 0
+                continue
+            begun = set(begun_with(order.bank, {task.attempt}))
+            in_vain = 0 if begun else in_vain + 1
+            if in_vain > UNBEGUN:
+                raise WorkersError(
+                    f"{in_vain} workers in a row died before they began with a video; what was "
+                    "finished is banked"
+                )
+            if len(task.videos) > 1:
+                if rest := [video for video in task.videos if video.id not in begun]:
+                    give(*rest)
+                for video in task.videos:
+                    if video.id in begun:
+                        give(video)
+                continue
+            (video,) = task.videos
+            attempts = alone.setdefault(video.id, set())
+            attempts.add(task.attempt)
+            deaths = begun_with(order.bank, attempts)[video.id]
+            if deaths < DEATHS:
+                give(video)
             else:
-                yield _killer(order, portion[0])
-            continue
-        yield from future.result()
-        future.release()
+                yield _killer(order, video, deaths)
+    finally:
+        with suppress(OSError, CancelledError):  # the scheduler may have gone
+            workers.client.unregister_worker_plugin(preparation.name)
+
+
+def _next(
+    done: "queue.SimpleQueue[Future]", workers: Workers, tell: Callable[[str], None]
+) -> Future:
+    """The next task that has ended.
+
+    Raises:
+        WorkersError: if there was no worker for too long.
+    """
+    alone_since = told = time.monotonic()
+    while True:
+        with suppress(queue.Empty):
+            return done.get(timeout=LOOKING_SECONDS)
+        if workers.failures:
+            raise workers.failures[0]
+        now = time.monotonic()
+        if workers.here:
+            alone_since = told = now
+        elif now - alone_since > workers.wait_seconds:
+            raise WorkersError(
+                f"no worker for {timedelta(seconds=round(now - alone_since))}; what was finished "
+                "is banked, the same command goes on from there"
+            )
+        elif now - told > TELLING_SECONDS:
+            told = now
+            gone, limit = (
+                timedelta(seconds=round(one)) for one in (now - alone_since, workers.wait_seconds)
+            )
+            tell(f"no worker for {gone}; given up after {limit}")
+
+
+class _Preparation(WorkerPlugin):  # type: ignore[misc]
+    """Lets a worker import what its tasks need before it takes any: threads do not import."""
+
+    def __init__(self, order: Order) -> None:
+        self.name = f"vqbank-{secrets.token_hex(8)}"
+        self._order = order
+
+    def setup(self, worker: Worker) -> None:
+        """Called in the main thread of each worker, before it begins, or joins."""
+        del worker
+        import_for(self._order.extractors)
 
 
 def _with_absolute_paths(extractor: Extractor) -> Extractor:
@@ -198,8 +212,8 @@ def _with_absolute_paths(extractor: Extractor) -> Extractor:
     return replace(extractor, weights=str(Path(extractor.weights).absolute()))
 
 
-def _killer(order: Order, video: Video) -> Outcome:
-    reason = f"{video.path}: its worker died each time (out of memory?)"
+def _killer(order: Order, video: Video, deaths: int) -> Outcome:
+    reason = f"{video.path}: its worker died each time, {deaths} times (out of memory?)"
     ledger = Ledger(order.bank)
     failures = {}
     for key in order.keys:
@@ -209,23 +223,33 @@ def _killer(order: Order, video: Video) -> Outcome:
     return Outcome(video, failures, cached=False)
 
 
-def run_portion(order: Order, videos: Sequence[Video]) -> list[Outcome]:
+def run_portion(order: Order, videos: Sequence[Video], attempt: str) -> list[Outcome]:
     """What a worker does: extract some videos and commit them.
+
+    Args:
+        order: What is done.
+        videos: With which.
+        attempt: Goes into the mark that the ledger gets before each video is begun.
 
     Raises:
         VqbankError: as `Extraction.run`.
     """
-    with _ONE_AT_A_TIME:  # a worker may have several threads
-        worker = get_worker().name
-        if order.device == "cuda" and isinstance(worker, int):  # one of `local_workers`
-            order = replace(order, device=f"cuda:{worker % torch.cuda.device_count()}")
+    with AT_WORK:  # a worker may have several threads
+        worker = get_worker()
+        if order.device == "cuda" and isinstance(worker, LocalWorker):
+            order = replace(order, device=f"cuda:{worker.place % torch.cuda.device_count()}")
+        outcomes = []
         try:
             extraction = _extraction(order)
-            extraction.take(videos)
-            return list(extraction.run())
+            extraction.take(videos, attempt=attempt)
+            for outcome in extraction.run():
+                outcomes.append(outcome)  # noqa: PERF402 (what has come is kept at a stop)
+        except KeyboardInterrupt:  # this worker is told to stop, and nobody asks for the rest
+            _extraction.cache_clear()
         except BaseException:  # one that broke off is not used again
             _extraction.cache_clear()
             raise
+        return outcomes
 
 
 @lru_cache(maxsize=1)
@@ -244,6 +268,7 @@ def _extraction(order: Order) -> Extraction:
         batch_clips=dict(order.batch_clips),
         patience_seconds=order.patience_seconds,
         threads=order.threads or get_worker().state.nthreads,
+        leaving=LEAVING,
     )
     if _keys(extraction) != order.keys:
         raise BankError(

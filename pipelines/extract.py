@@ -15,6 +15,7 @@ import os
 import platform
 import queue
 import socket
+import threading
 import time
 import warnings
 from collections import deque
@@ -124,6 +125,7 @@ class Extraction:
         batch_clips: Mapping[str, int] | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         threads: int | None = None,
+        leaving: threading.Event | None = None,
     ) -> None:
         """Resolve what is asked for; no video is opened and no model is loaded yet.
 
@@ -136,6 +138,7 @@ class Extraction:
             batch_clips: Clips in a batch by extractor's name, where it is not to be found out.
             patience_seconds: How long a decoder may show no sign of life.
             threads: Cores to use on a CPU; all if None.
+            leaving: Once set, by another thread, a run ends as by Ctrl-C.
 
         Raises:
             ManifestError: if two files stand under one id.
@@ -162,6 +165,8 @@ class Extraction:
         self.device = device
         self.batch_clips = dict(batch_clips or {})
         self.patience_seconds = patience_seconds
+        self._leaving = leaving or threading.Event()
+        self._attempt: str | None = None
         self._specs = {extractor: specs_of(extractor, decoder=decoder) for extractor in extractors}
         motion = make_extractor("motion")
         self._motion = next((e for e in extractors if e == motion), motion)
@@ -212,12 +217,18 @@ class Extraction:
         self._done: queue.SimpleQueue[tuple[Future[Any], Callable[[Future[Any]], None]]]
         self._done = queue.SimpleQueue()
 
-    def take(self, videos: Sequence[Video]) -> None:
+    def take(self, videos: Sequence[Video], *, attempt: str | None = None) -> None:
         """Run over these next; networks that are loaded stay so.
+
+        Args:
+            videos: A video that stands there twice is done once.
+            attempt: Of whoever gave them out, and wants to know from the ledger with which ones
+                was begun if this process dies.
 
         Raises:
             ManifestError: if two files stand under one id.
         """
+        self._attempt = attempt
         self.videos = _distinct(videos)
 
     @property
@@ -269,6 +280,7 @@ class Extraction:
         Raises:
             BankError: if the bank cannot be written.
             WeightsError: if a network cannot be built.
+            KeyboardInterrupt: if it was told to leave.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(THREADS)
@@ -327,6 +339,8 @@ class Extraction:
         self._ended = 0
         self._write_companions()
         while True:
+            if self._leaving.is_set():
+                raise KeyboardInterrupt
             for lane in self.lanes:
                 if lane.video is None:
                     self._start(lane, videos)
@@ -374,6 +388,11 @@ class Extraction:
                 self._tell_restored(video)
             if todo:
                 self._import()
+                if self._attempt is not None:
+                    with writing(self.store.path):
+                        self._ledger.append(
+                            status="begun", durable=False, video=video.id, attempt=self._attempt
+                        )
                 lane.video, lane.todo, lane.content, lane.course = video, todo, content, None
                 lane.decoder.open(video.path)
                 return

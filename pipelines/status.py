@@ -136,7 +136,7 @@ class History:
                 known = decoded.get(entry["video"])
                 if known is None or entry["time"] >= known["time"]:
                     decoded[entry["video"]] = entry
-            else:
+            elif status != "begun":  # which is for who gave the video out
                 keys.update(entry.get("keys", ()))
                 runs.setdefault(writer, []).append(entry)
         made = (Run.of(entries, last[writer]) for writer, entries in runs.items())

@@ -12,6 +12,7 @@ VqbankError
 ├── MissingFeatureError    asked for a feature that the bank does not have
 ├── AmbiguousFeatureError  a name that several keys share
 ├── ChangedVideoError      another file under an id that is already banked
+├── WorkersError           workers that die before they begin, or never come
 └── HeadError              a head that cannot be fitted, loaded or applied
 
 Every class takes one message, so that it survives pickling between processes.
@@ -88,6 +89,10 @@ class AmbiguousFeatureError(VqbankError, LookupError):
 
 class ChangedVideoError(VqbankError, RuntimeError):
     """Another file under an id that is already banked; names both."""
+
+
+class WorkersError(VqbankError, RuntimeError):
+    """Processes that should work die before they begin, or never come."""
 
 
 class HeadError(VqbankError, ValueError):

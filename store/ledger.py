@@ -7,7 +7,8 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired
@@ -75,8 +76,14 @@ class _Crashed(_Counted):
     reason: str
 
 
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Begun(_OfVideo):
+    attempt: str
+
+
 _KINDS: Mapping[str, TypeAdapter[Any]] = {
     "failed": TypeAdapter(_Failed),
+    "begun": TypeAdapter(_Begun),
     "decoded": TypeAdapter(_OfVideo),
     "started": TypeAdapter(_Started),
     "running": TypeAdapter(_Counted),
@@ -187,6 +194,20 @@ def _read(bank: Path, path: Path, holding: bytes) -> Iterator[dict[str, Any]]:
             status = entry.get("status") if isinstance(entry, dict) else None
             kind = _KINDS.get(status, _OTHER) if isinstance(status, str) else _OTHER
             yield checked(entry, kind, what)
+
+
+def begun_with(bank: Path, attempts: Set[str]) -> Counter[str]:
+    """How many writers had begun with a video, by its id, in any of these attempts.
+
+    Raises:
+        BankError: as `read_ledger`.
+    """
+    begun = {
+        (entry["video"], entry["writer"], entry["attempt"])
+        for entry in read_ledger(bank, holding='"begun"')
+        if entry["status"] == "begun" and entry["attempt"] in attempts
+    }
+    return Counter(video for video, _, _ in begun)
 
 
 def failures(entries: Iterator[Mapping[str, Any]]) -> dict[tuple[str, str], Failure]:
