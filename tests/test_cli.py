@@ -143,6 +143,63 @@ def test_a_shipped_head_scores_new_videos_and_banks_what_it_extracts(project, tm
     assert set(card["keys"]) == {"quality", "motion"}
 
 
+def test_what_could_be_scored_is_written_and_what_could_not_is_named(project, tmp_path):
+    run = vqbank("train", project / "run.yaml", "--head", "ridge", "-o", tmp_path / "head")
+    assert run.returncode == 0, run.stderr
+    (tmp_path / "page.mp4").write_text("<html></html>")
+    clips = [project / "clips/0-0.mp4", tmp_path / "page.mp4", project / "clips/0-3.mp4"]
+    scored = ("predict", tmp_path / "head", *clips, "--bank", tmp_path / "bank", "-o")
+
+    table = vqbank(*scored, tmp_path / "scores.csv")
+    submission = vqbank(*scored, tmp_path / "submission.csv", "--format", "ntire")
+
+    assert table.returncode == submission.returncode == 1
+    with (tmp_path / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(clips[0]), str(clips[2])]
+    printed = [line.split("\t") for line in table.stdout.splitlines()]
+    assert [row["id"] for row in rows] == [id for _, id, _ in printed]
+    assert [f"{float(row['score']):.4f}" for row in rows] == [score for score, *_ in printed]
+    assert f"no score: {clips[1]} (files/" in table.stderr
+    assert table.stderr.splitlines()[-1] == "2 of 3 videos have a score"
+    assert not (tmp_path / "submission.csv").exists()
+    assert submission.stderr.endswith("submission.csv was not written\n")
+
+
+def test_scores_of_people_in_a_manifest_or_a_label_file_are_held_against_the_heads(
+    project, tmp_path
+):
+    run = vqbank("train", project / "run.yaml", "--head", "ridge", "-o", tmp_path / "head")
+    assert run.returncode == 0, run.stderr
+    with (project / "set.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = {row["path"].rpartition("/")[2]: row["mos"] for row in rows}
+    lines = [f"{name},{mos},{-float(mos)}" for name, mos in names.items()]
+    (tmp_path / "labels.csv").write_text("\n".join(["name,MOS,other", *lines]) + "\n")
+    of_bank = ("--bank", project / "bank")
+
+    manifest = vqbank("predict", tmp_path / "head", project / "set.csv", *of_bank)
+    labels = vqbank("predict", tmp_path / "head", tmp_path / "labels.csv", *of_bank)
+    other = vqbank(
+        "predict", tmp_path / "head", tmp_path / "labels.csv", *of_bank, "--score", "other"
+    )
+
+    assert manifest.returncode == labels.returncode == other.returncode == 0, labels.stderr
+    told = r"against 24 scores of people: SRCC (-?[\d.]+), KRCC .*, PLCC .*, RMSE [\d.]+"
+    found = [re.search(told, run.stderr) for run in (manifest, labels, other)]
+    assert all(found), labels.stderr
+    srcc = [float(match[1]) for match in found]
+    assert srcc[0] == srcc[1] > 0.8
+    assert srcc[2] == -srcc[0]
+    scores = [
+        [line.split("\t")[0] for line in run.stdout.splitlines()] for run in (manifest, labels)
+    ]
+    assert scores[0] == scores[1]
+    (tmp_path / "strange.csv").write_text("name,MOS\nx.mp4,1\ny.mp4,2\n")
+    line = refused("predict", tmp_path / "head", tmp_path / "strange.csv", *of_bank, cwd=tmp_path)
+    assert "2 of the 2 videos of" in line
+
+
 def test_published_weights_of_a_head_score_without_labels(project, tmp_path):
     generator = torch.Generator().manual_seed(0)
     shapes = {
