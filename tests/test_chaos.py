@@ -405,7 +405,7 @@ def test_a_bank_is_the_same_whatever_happened_to_its_run(program, whole, tmp_pat
 @pytest.mark.soak
 def test_whatever_happens_to_a_run_loses_nothing(program, whole, tmp_path, tried):
     chaos = Chaos(program, whole, tmp_path, seed=5)
-    left = shuffled(chaos.rng, ACCIDENTS, 7)
+    left = shuffled(chaos.rng, ACCIDENTS, 2)
     while left:
         chaos.until_complete(ACCIDENTS, left)
     chaos.report(tried, "")

@@ -1,19 +1,24 @@
 """Every video ends as done or as failed with a reason that names it, whatever its file is like."""
 
+import os
 import shutil
 import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor
+from extractors import make_extractor, specs_of
 from extractors import video as decoding
 from extractors.isolated import Decoder
 from pipelines.extract import Extraction
 from pipelines.jobs import batch_that_pays
+from pipelines.manifest import read_videos
 from store.bank import FeatureStore
-from store.schema import Video
+from store.ledger import failures, read_ledger
+from store.schema import Fingerprint, Video
 
 FFMPEG = shutil.which("ffmpeg")
 
@@ -125,3 +130,115 @@ def test_the_batch_grows_while_it_pays_and_fits(memory, gains_until, found, monk
 
     monkeypatch.setattr("pipelines.jobs.time.perf_counter", lambda: now[0])
     assert batch_that_pays(compute, torch.zeros(3, dtype=torch.uint8), 4, largest=256) == found
+
+
+ROWS = 40_000
+"""As many as the largest public set has videos, about."""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A manifest, one file of a hundred damaged, and a bank that has what can be had.
+
+    All whole files are one file under many names, so what is banked of one is banked of each.
+    """
+    folder = tmp_path_factory.mktemp("large")
+    decoding.encode(folder / "whole", pictures(3, (32, 32)), rate=10, crf=30)
+    (folder / "cut").write_bytes((folder / "whole").read_bytes()[:200])
+    (folder / "set").mkdir()
+    names = [f"{n:05}.mp4" for n in range(ROWS)]
+    for n, name in enumerate(names):
+        os.link(folder / ("cut" if n % 100 == 7 else "whole"), folder / "set" / name)
+    (folder / "set.csv").write_text(
+        "id,path\n" + "".join(f"set/{name},set/{name}\n" for name in names)
+    )
+    store = FeatureStore.create(folder / "bank")
+    probe, made_of = decoding.probe(folder / "whole"), Fingerprint.of(folder / "whole")
+    spec = make_spec()
+    (outcome,) = Extraction(
+        [Video("set/00000.mp4", folder / "whole")],
+        [make_extractor("motion")],
+        store,
+        decoder="pyav",
+        device=torch.device("cpu"),
+    ).run()
+    assert not outcome.failures
+    store.refresh()
+    feature = store.read(spec, "set/00000.mp4")
+    whole = [name for n, name in enumerate(names) if n % 100 != 7][1:]
+    for start in range(0, len(whole), 400):
+        writer = store.writer(spec, provenance={}, durable=False)
+        for name in whole[start : start + 400]:
+            writer.add(f"set/{name}", feature, fingerprint=made_of, probe=probe.record())
+        writer.commit()
+    return folder
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from pipelines.cli import main
+try:
+    main()
+finally:
+    status = Path("/proc/self/status").read_text()
+    print(status.partition("VmHWM:")[2].split()[0], file=sys.stderr)
+"""
+
+
+def measured(*arguments):
+    """Exit code, standard output, seconds, MB at most, of a command in a process of its own."""
+    begun = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    most = int(ran.stderr.splitlines()[-1]) / 1024
+    return ran.returncode, ran.stdout, time.monotonic() - begun, most
+
+
+@pytest.mark.soak
+def test_forty_thousand_videos_one_in_a_hundred_damaged_cost_seconds(large, tried, tmp_path):
+    """To begin with nothing banked, to ask how far it is, and to go on with all of it done."""
+    extract = ["extract", "--extractor", "motion", "--decoder", "pyav", "--bank"]
+    few = tmp_path / "few.csv"
+    few.write_text(f"id,path\nset/1.mp4,{large / 'whole'}\n")
+    _, _, least_seconds, least_mb = measured(*extract, tmp_path / "few", "--videos", few)
+
+    resumed = measured(*extract, large / "bank", "--videos", large / "set.csv")
+    asked = measured("status", large / "bank", "--videos", large / "set.csv")
+
+    assert resumed[0] == 1  # 400 have failed
+    assert asked[0] == 0
+    assert len(FeatureStore(large / "bank").video_ids(make_spec())) == ROWS * 99 // 100
+    assert len(failures(read_ledger(large / "bank"))) == ROWS // 100
+    assert f"{ROWS * 99 // 100} of {ROWS} videos have all of these" in asked[1]
+    start = first_outcome_seconds(large, tmp_path / "new")
+    what = "40,000 rows, 400 damaged"
+    tried(f"{what}: begun in {start:.1f} s", 1)
+    tried(f"{what}: gone on with in {resumed[2]:.0f} s, {resumed[3]:.0f} MB", 1)
+    tried(f"{what}: status in {asked[2]:.1f} s, {asked[3]:.0f} MB", 1)
+    tried(f"one video: extract in {least_seconds:.0f} s, {least_mb:.0f} MB", 1)
+    assert start < 30
+    assert asked[2] < 60
+    assert resumed[2] < least_seconds + 150
+    assert asked[3] < 300
+    assert resumed[3] < least_mb + 200
+
+
+def make_spec():
+    (spec,) = specs_of(make_extractor("motion"), decoder="pyav").values()
+    return spec
+
+
+def first_outcome_seconds(large, bank):
+    """From a manifest and no bank to the first video that is done."""
+    begun = time.monotonic()
+    outcomes = run(read_videos(large / "set.csv"), bank)
+    next(outcomes)
+    seconds = time.monotonic() - begun
+    outcomes.close()
+    return seconds
