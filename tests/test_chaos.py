@@ -5,9 +5,11 @@ This file is also the program that runs the commands: it imports everything once
 process for every order, so that most of the life of each is work that can be disturbed.
 """
 
+import ctypes
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +76,8 @@ def obey(order: dict[str, object]) -> None:
     os.dup2(errors, 2)
     real = time.time
     time.time = lambda: real() + order["clock"]
+    if order.get("powerless"):
+        give_up_power()
     code = 1
     try:
         if "upkeep" in order:
@@ -90,6 +94,17 @@ def obey(order: dict[str, object]) -> None:
             traceback.print_exc()
         sys.stderr.flush()
         os._exit(code)
+
+
+def give_up_power() -> None:
+    """Let modes and owners of files count for this process also where it is root's."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    held = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    assert libc.capget(header, held) == 0
+    for number in (0, 1):
+        held[number] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, held) == 0
 
 
 def keep_in_order(bank: Path) -> None:
@@ -141,6 +156,13 @@ class Program:
         self._errors.unlink(missing_ok=True)
         arguments = self.arguments(bank, *more)
         order = {"arguments": arguments, "clock": clock, "errors": str(self._errors)}
+        return Client(self, self.ask(order)["pid"], self._errors)
+
+    def powerless(self, *arguments):
+        """A command for which modes and owners of files count."""
+        self._errors.unlink(missing_ok=True)
+        given = [str(argument) for argument in arguments]
+        order = {"arguments": given, "clock": 0, "errors": str(self._errors), "powerless": True}
         return Client(self, self.ask(order)["pid"], self._errors)
 
     def upkeep(self, bank, *, clock=0.0):
@@ -486,6 +508,49 @@ def test_upkeep_beside_a_run_loses_nothing(program, whole, tmp_path, tried):
         chaos.compare(merged.path)
         chaos.resumed["SIGKILL of upkeep"] = chaos.resumed.get("SIGKILL of upkeep", 0) + 1
     chaos.report(tried, " beside compact, prune and merge")
+
+
+def states(folder):
+    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def owned_by_another(bank):
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("needs root, to give files away")
+    for path in [bank, *bank.rglob("*")]:
+        os.chown(path, 65534, 65534)
+
+
+def without_modes(bank):
+    if sys.platform != "linux" and os.geteuid() == 0:
+        pytest.skip("root's files cannot be kept from root here")
+    for path in [bank, *bank.rglob("*")]:
+        path.chmod(path.stat().st_mode & ~0o222)
+
+
+@pytest.mark.parametrize("taken", [owned_by_another, without_modes])
+def test_a_bank_that_may_only_be_read_is_read_and_a_run_is_refused_by_name(
+    program, whole, tmp_path, taken
+):
+    bank = tmp_path / "bank"
+    shutil.copytree(whole.path, bank)
+    (feature,) = bank.glob("motion.series@*")
+    next(feature.glob("commits/*.json")).unlink()  # so that there is something to do
+    taken(bank)
+    before = states(bank)
+
+    refused = program.powerless(*program.arguments(bank))
+    assert refused.end() == 2
+    assert refused.errors.count("error: ") == 1
+    assert "Traceback" not in refused.errors
+    assert f"error: {bank} cannot be written ({bank}/ledger/" in refused.errors
+    assert "Permission denied; ask its owner for the right to write there" in refused.errors
+    for arguments in (["status"], ["ls"], ["verify"]):
+        asked = program.powerless(*arguments, bank)
+        assert asked.end() == 0, asked.errors
+    assert states(bank) == before
+    for path in [bank, *bank.rglob("*")]:
+        path.chmod(path.stat().st_mode | 0o200)
 
 
 FRESH = "from pipelines.cli import main; main()"
