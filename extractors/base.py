@@ -30,6 +30,11 @@ from store.text import TextBank
 
 Network = TypeVar("Network", bound=nn.Module)
 
+RGB = "swscale bicubic"
+"""How decoded pictures become RGB, as every key says: what `video` does, whose `SCALER_FLAGS` a
+test holds against this.  Keys of earlier versions lack it: bilinear, each field of
+interlaced video by itself, and pictures that VP9 and AV1 never show counted as frames."""
+
 ClipFn = Callable[[Tensor], Mapping[str, Tensor]]
 """uint8 clips [b, f, *view's shape] to rows [b, r, *shape] by output name, of all that is wanted.
 
@@ -180,6 +185,7 @@ class Extractor(ABC):
             "extractor": self.name,
             "version": self.version,
             "decoder": decoder,
+            "rgb": RGB,
             "sampling": describe(self.sampling),
             "view": describe(self.view),
             **({"motion": motion} if motion else {}),

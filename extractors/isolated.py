@@ -82,6 +82,7 @@ class Decoder:
         self._probe: Probe | None = None
         self._awaited_since: float | None = None
         self._looked = 0.0
+        self._pulse = 0
         self._memory = mmap.mmap(-1, 1)
         self._slot_bytes = 0
 
@@ -165,6 +166,10 @@ class Decoder:
         if absent > ABSENT_SECONDS and self._awaited_since is not None:
             self._awaited_since += absent
         if self.seconds_left > 0:
+            return
+        pulse = os.fstat(self._file).st_mtime_ns
+        if pulse != self._pulse:  # it reads or counts frames, which may take long
+            self._awaited_since, self._pulse = now, pulse
             return
         self._errors.seek(0)
         self.traceback = self._errors.read().decode(errors="replace")
@@ -250,7 +255,7 @@ def _serve(connection: Connection, file: int) -> None:
         try:
             if kind == "open":
                 (path,) = order
-                probe = video.probe(path)
+                probe = video.probe(path, pulse=lambda: os.utime(file))
                 told = {field.name: getattr(probe, field.name) for field in fields(probe)}
                 connection.send(("probe", told))
             else:

@@ -654,12 +654,14 @@ def predict(
     from pipelines.results import submission
 
     scorer = Scorer(head, weights=_pairs(weights, "--weights"))
-    if scorer.imported and bank is None:
-        raise RecipeError(f"{head} sees imported features: name the bank that has them, by --bank")
-    if bank is not None and (scorer.imported or labels is not None):
+    if scorer.only_banked and bank is None:
+        raise RecipeError(f"{head} {scorer.only_banked}: name the bank that has them, by --bank")
+    if bank is not None and (scorer.only_banked or labels is not None):
         store = FeatureStore(bank)
     else:
         store = FeatureStore.create(bank or platformdirs.user_cache_path("vqbank") / "predicted")
+    if scorer.only_banked:
+        say(f"{head} {scorer.only_banked}: only what {bank} holds is scored", err=True)
     if scorer.card["random_weights"]:
         say("warning: this head was trained on features of RANDOM weights", err=True)
     failed: Collection[str] = ()
@@ -667,9 +669,9 @@ def predict(
         wanted = banked = banked_videos(labels, store, list(scorer.head.specs_.values()))
     else:
         wanted = list(videos_to_score(videos))
-        banked = wanted if scorer.imported else scorer.as_banked(wanted, store)
+        banked = wanted if scorer.only_banked else scorer.as_banked(wanted, store)
         _say_taken(wanted, banked, store)
-        if not scorer.imported:
+        if not scorer.only_banked:
             failed = show_extraction(scorer.extraction(banked, store, device=_device(device)))
     pairs = [pair for pair in zip(wanted, banked, strict=True) if pair[1].id not in failed]
     done = [video for video, _ in pairs]

@@ -4,21 +4,35 @@ import csv
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
+from pipelines.terminal import say
 from store.errors import ManifestError, naming, unknown_name
 from store.schema import Part, Video
 
 COLUMNS = ("id", "path", "mos", "scene", "part", "std", "n_ratings")
-VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg", ".wmv", ".flv"]
-)
+VIDEO_SUFFIXES = frozenset([
+    ".264", ".265", ".266", ".3g2", ".3gp", ".amv", ".apv", ".asf", ".avc", ".avi", ".avs2",
+    ".avs3", ".bik", ".cavs", ".dav", ".divx", ".dnxhd", ".dnxhr", ".dv", ".dvd", ".evc", ".evo",
+    ".f4v", ".flc", ".fli", ".flv", ".gif", ".gxf", ".h261", ".h263", ".h264", ".h265", ".h266",
+    ".hevc", ".ifv", ".ismv", ".ivf", ".ivr", ".kux", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v",
+    ".mj2", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv",
+    ".mts", ".mxf", ".mxg", ".nsv", ".nut", ".nuv", ".obu", ".ogm", ".ogv", ".ps", ".psp", ".qt",
+    ".rcv", ".rm", ".rmvb", ".roq", ".smk", ".swf", ".tod", ".tp", ".trp", ".ts", ".ty", ".vc1",
+    ".vc2", ".viv", ".vob", ".vvc", ".webm", ".wmv", ".wtv", ".y4m",
+])  # fmt: skip
+"""What a folder's videos end with: the extensions of FFmpeg's demuxers and muxers, and usual ones
+of formats that it knows by their content.  Not those of pictures, sound, subtitles and pictures
+without a header, nor those that other files have as often (.dat, .bit, .sub, .str, .mod, .ogg)."""
 
 
 def read_videos(source: Path) -> list[Video]:
     """The videos of a manifest (`.csv`), of a folder, or the single video at `source`.
+
+    What a folder holds beside videos is left out, and said on standard error.
 
     Raises:
         ManifestError: naming file and line.
@@ -164,9 +178,17 @@ def _cell(manifest: Path, video: Video, column: str) -> str:
 
 def _folder_videos(folder: Path) -> list[Video]:
     name = folder.resolve().name
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    paths, others = [], Counter[str]()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            paths.append(path)
+        elif not path.is_dir() and not path.name.startswith("."):
+            others[path.suffix.lower() or "without a suffix"] += 1
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
     if not paths:
-        raise ManifestError(f"{folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        raise ManifestError(f"{folder} holds no videos, but {kinds or 'nothing'}")
+    if others:
+        say(f"{folder}: {others.total()} files left out that are no videos: {kinds}", err=True)
     return [Video(id=f"{name}/{_text(path.relative_to(folder))}", path=path) for path in paths]
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from extractors import EXTRACTORS, make_extractor, specs_of, weights_for
-from extractors.base import Extractor
+from extractors.base import RGB, Extractor
 from pipelines.extract import Extraction
 from regressors import load_head
 from regressors.base import read_card
@@ -45,10 +45,10 @@ class Scorer:
         self.card = read_card(folder)
         self.head = load_head(folder)
         specs = list(self.head.specs_.values())
-        self.imported = all(spec.identity.get("provenance") == "unknown" for spec in specs)
-        """Whether nobody knows how the features are made, so that only banked videos are scored."""
+        self.only_banked = _why_only_banked(specs)
+        """Why only videos that are banked can be scored; empty where new ones can, too."""
         self.decoder, self.extractors = "", list[Extractor]()
-        if not self.imported:
+        if not self.only_banked:
             self.decoder = _one_decoder(folder, specs)
             entries = self.card.get("recipe", {}).get("extractors", {})
             self.extractors = _rebuilt(folder, specs, entries, weights)
@@ -116,6 +116,19 @@ def _as_banked(video: Video, store: FeatureStore, specs: Sequence[FeatureSpec]) 
     others = {store.ids_by_content(spec).get(content, video.id) for spec in lacking}
     known = [video, *(replace(video, id=other) for other in sorted(others - {video.id}))]
     return min(known, key=lambda one: sum(bool(store.missing(spec, [one])) for spec in specs))
+
+
+def _why_only_banked(specs: Sequence[FeatureSpec]) -> str:
+    if all(spec.identity.get("provenance") == "unknown" for spec in specs):
+        return "sees imported features, and nobody knows how to make them of a video"
+    made = [spec for spec in specs if spec.identity.get("provenance") != "unknown"]
+    others = sorted({str(spec.identity.get("rgb", "bilinear")) for spec in made} - {RGB})
+    if others:
+        return (
+            f"was trained on pictures turned into RGB by {', '.join(others)}, and this vqbank does "
+            f"it by {RGB} (to score new videos, extract those of the training and train again)"
+        )
+    return ""
 
 
 def _one_decoder(folder: Path, specs: Sequence[FeatureSpec]) -> str:

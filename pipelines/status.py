@@ -37,6 +37,9 @@ HEALTH = {
     "rotation": "rotated",
     "variable_frame_rate": "variable frame rate",
     "colour_range": "full colour range",
+    "colour_transfer": "HDR (PQ or HLG), turned into RGB without tone mapping",
+    "counted_by_decoding": "frames and times known by decoding only: packets do not tell",
+    "video_streams": "several video streams, FFmpeg's choice was taken",
     "interlaced": "interlaced",
     "error": "damaged: decoded up to there",
 }
@@ -297,7 +300,12 @@ def _findings(probe: Mapping[str, Any]) -> Iterator[str]:
         yield "header_frames"
     if probe.get("colour_range") == "full":
         yield "colour_range"
-    for name in HEALTH.keys() - {"header_frames", "colour_range"}:
+    if probe.get("colour_transfer") in ("smpte2084", "arib-std-b67"):
+        yield "colour_transfer"
+    if probe.get("video_streams", 1) > 1:
+        yield "video_streams"
+    told = {"header_frames", "colour_range", "colour_transfer", "video_streams"}
+    for name in HEALTH.keys() - told:
         if probe.get(name):
             yield name
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,3 +147,19 @@ os.kill(os.getpid(), signal.SIGKILL)
             return
         time.sleep(0.1)
     pytest.fail("the child is still there")
+
+
+def test_a_child_that_counts_frames_for_long_is_not_taken_for_dead(decoder, tmp_path):
+    program = Path(__file__).parent / "data" / "cases" / "mpeg_ps_start.mpg"
+    long = tmp_path / "long.mpg"
+    long.write_bytes(program.read_bytes() * 300)
+    frames_of(decoder, program)
+    decoder._patience_seconds = 0.2
+    begun = time.monotonic()
+
+    decoder.open(long)
+    probe = decoder.receive()
+
+    assert time.monotonic() - begun > 2 * decoder._patience_seconds
+    assert probe.counted_by_decoding
+    assert len(probe.pts_seconds) > 3000

@@ -1,11 +1,23 @@
 """Manifests are read whole or refused with file and line."""
 
+import io
 import os
+from contextlib import suppress
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
-from pipelines.manifest import is_manifest, read_manifest, read_videos, scores, write_manifest
+from extractors.video import probe
+from pipelines.manifest import (
+    VIDEO_SUFFIXES,
+    is_manifest,
+    read_manifest,
+    read_videos,
+    scores,
+    write_manifest,
+)
 from store.errors import ManifestError
 from store.schema import Video
 
@@ -88,6 +100,83 @@ def test_a_folder_gives_its_videos_by_relative_path(tmp_path):
     assert [video.id for video in videos] == ["clips/b.MP4", "clips/sub/a.mkv"]
     with pytest.raises(ManifestError, match="holds no videos"):
         read_videos(tmp_path / "empty")
+
+
+def test_what_a_folder_leaves_out_is_counted_by_suffix(tmp_path, capsys):
+    names = ["a.3gp", "b.M2TS", "notes.txt", "sub/more.TXT", "Makefile", "cover.png", ".hidden"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "gone.ogv").symlink_to(tmp_path / "nowhere")
+
+    videos = read_videos(tmp_path)
+
+    assert [video.path.name for video in videos] == ["a.3gp", "b.M2TS", "gone.ogv"]
+    told = "4 files left out that are no videos: 1 .png, 2 .txt, 1 without a suffix"
+    assert capsys.readouterr() == ("", f"{tmp_path}: {told}\n")
+    for video in videos:
+        video.path.unlink()
+    with pytest.raises(ManifestError, match=r"holds no videos, but 1 \.png, 2 \.txt, 1 without"):
+        read_videos(tmp_path)
+
+
+def test_a_folder_of_videos_alone_says_nothing(tmp_path, capsys):
+    (tmp_path / "a.mp4").touch()
+    read_videos(tmp_path)
+    assert capsys.readouterr() == ("", "")
+
+
+# Suffixes that FFmpeg writes videos to and that mean something else as often.
+LEFT_OUT = {
+    "pictures": {"apng", "avif", "bmp", "fits", "flm", "heic", "heif", "ico", "mpo", "webp"},
+    "sound": {"aac", "afc", "aif", "aifc", "aiff", "flac", "isma", "m2a", "m4a", "m4b", "mka",
+              "mp2", "mp3", "mpa", "ogg", "ra", "wma"},
+    "scripts, meshes, playlists, subtitles": {"avs", "drc", "ism", "m3u8", "mks", "mpd"},
+    "planes without a header": {"cif", "qcif", "rgb", "yuv"},
+    "rare": {"a64", "cpk", "dif", "h26l"},
+}  # fmt: skip
+
+
+def test_a_folder_takes_whatever_ffmpeg_writes_videos_to():
+    written = set()
+    for name in av.formats_available:
+        with suppress(ValueError, av.FFmpegError):  # a demuxer alone; a device
+            container = av.open(io.BytesIO(), "w", format=name)
+            if container.default_video_codec != "none" and not name.startswith("image2"):
+                written |= {suffix.strip().lower() for suffix in container.format.extensions}
+
+    assert {"3gp", "m2ts", "asf", "gif", "ogv", "mts", "vob", "mxf", "nut", "ivf", "y4m"} < written
+    left_out = written - {suffix.removeprefix(".") for suffix in VIDEO_SUFFIXES}
+    assert left_out <= set().union(*LEFT_OUT.values()), left_out
+
+
+CODECS = {
+    "3gp": "mpeg4", "asf": "wmv2", "avi": "mpeg4", "flv": "flv", "gif": "gif", "ivf": "libvpx",
+    "m2ts": "mpeg2video", "mkv": "ffv1", "mov": "mjpeg", "mp4": "mpeg4", "ps": "mpeg1video",
+    "mts": "mpeg2video", "mxf": "mpeg2video", "nut": "ffv1", "ogv": "libvpx", "ts": "mpeg2video",
+    "vob": "mpeg2video", "webm": "libvpx", "wmv": "wmv2", "wtv": "mpeg2video", "mj2": "jpeg2000",
+}  # fmt: skip
+
+
+MUXERS = {"mj2": "mov", "ps": "mpeg"}
+
+
+def test_what_a_folder_takes_can_be_opened(tmp_path):
+    for suffix, codec in CODECS.items():
+        with av.open(tmp_path / f"clip.{suffix}", "w", format=MUXERS.get(suffix)) as container:
+            stream = container.add_stream(codec, rate=25, width=64, height=48)
+            stream.pix_fmt = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+            for picture in np.random.default_rng(1).integers(0, 256, (4, 48, 64, 3), np.uint8):
+                frame = av.VideoFrame.from_ndarray(picture)
+                container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+            container.mux(stream.encode(None))
+
+    videos = read_videos(tmp_path)
+
+    assert len(videos) == len(CODECS)
+    assert {video.id: len(probe(video.path).pts_seconds) for video in videos} == {
+        video.id: 4 for video in videos
+    }
 
 
 def test_a_file_name_that_is_no_utf8_has_a_readable_id(tmp_path):
