@@ -29,16 +29,16 @@ of formats that it knows by their content.  Not those of pictures, sound, subtit
 without a header, nor those that other files have as often (.dat, .bit, .sub, .str, .mod, .ogg)."""
 
 
-def read_videos(source: Path) -> list[Video]:
+def read_videos(source: Path, *, quiet: bool = False) -> list[Video]:
     """The videos of a manifest (`.csv`), of a folder, or the single video at `source`.
 
-    What a folder holds beside videos is left out, and said on standard error.
+    What a folder holds beside videos is left out, and said on standard error unless `quiet`.
 
     Raises:
         ManifestError: naming file and line.
     """
     if source.is_dir():
-        return _folder_videos(source)
+        return _folder_videos(source, quiet=quiet)
     if source.suffix.lower() == ".csv":
         return read_manifest(source)
     return [Video(id=f"{source.absolute().parent.name}/{source.name}", path=source)]
@@ -176,7 +176,7 @@ def _cell(manifest: Path, video: Video, column: str) -> str:
     return repr(value) if column == "mos" or column == "std" else str(value)
 
 
-def _folder_videos(folder: Path) -> list[Video]:
+def _folder_videos(folder: Path, *, quiet: bool) -> list[Video]:
     name = folder.resolve().name
     paths, others = [], Counter[str]()
     for path in sorted(folder.rglob("*")):
@@ -187,7 +187,7 @@ def _folder_videos(folder: Path) -> list[Video]:
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
     if not paths:
         raise ManifestError(f"{folder} holds no videos, but {kinds or 'nothing'}")
-    if others:
+    if others and not quiet:
         say(f"{folder}: {others.total()} files left out that are no videos: {kinds}", err=True)
     return [Video(id=f"{name}/{_text(path.relative_to(folder))}", path=path) for path in paths]
 

@@ -34,7 +34,7 @@ def check_sources(sources: Sequence[Path], *, from_bank: bool) -> None:
     for source in sources:
         if not _is_label_file(source):
             if _has_ids(source) or source.is_dir():
-                read_videos(source)
+                read_videos(source, quiet=True)  # they are read again
         elif len(sources) > 1:
             raise RecipeError(f"{source} is a label file, which is scored alone")
         elif not from_bank:

@@ -2,15 +2,19 @@
 
 import csv
 import hashlib
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines.cli import app
 from pipelines.manifest import read_videos
 from pipelines.results import read_records
 from regressors import load_head
 from store.bank import FeatureStore
+from store.errors import MissingFeatureError, RecipeError
 from store.verify import verify
 
 WRITTEN = Path(__file__).parent / "data" / "2f42a74"
@@ -58,3 +62,25 @@ def test_a_record_of_before_is_read():
     records = read_records(WRITTEN / "run.json")
 
     assert [head.name for record in records for head in record.heads] == ["ridge", "svr"]
+
+
+def test_a_head_of_before_scores_what_is_banked_and_no_new_video(tmp_path, capsys):
+    """Its pictures were turned into RGB by another conversion, which vqbank no longer has."""
+    head, bank = str(WRITTEN / "heads" / "ridge"), tmp_path / "bank"
+    shutil.copytree(WRITTEN / "bank", bank)
+    with pytest.raises(SystemExit) as ended:
+        app(["predict", head, str(WRITTEN / "set.csv"), "--bank", str(bank)])
+    assert not ended.value.code
+    with (WRITTEN / "scores.csv").open(newline="") as file:
+        expected = [float(row["ridge"]) for row in csv.DictReader(file)]
+    shown = capsys.readouterr()
+    found = [float(line.split("\t")[0]) for line in shown.out.splitlines()]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    why = r"RGB by bilinear, and this vqbank does it by swscale bicubic \(to score new videos"
+    assert re.search(why, shown.err)
+
+    phone = str(WRITTEN.parent / "cases" / "phone.3gp")
+    with pytest.raises(RecipeError, match=why):
+        app(["predict", head, phone])
+    with pytest.raises(MissingFeatureError, match=r"phone\.3gp"):
+        app(["predict", head, phone, "--bank", str(bank)])
