@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from store.tail import FOLDER as TAIL
 from store.tail import tail_bytes
 
 SAMPLE_VIDEOS = 3
+TRIAL_SECONDS = 60.0
+"""No more videos are tried than fit into this by what the first one, the smallest, has taken."""
 DATA_SETS = {"KoNViD-1k": 1200, "LSVQ": 38811}
 """Videos of two data sets that disk is scaled to (Hosu et al. 2017; Ying et al. 2021)."""
 TIMES_BYTES = 16
@@ -112,7 +115,8 @@ def estimate(extraction: Extraction, sample: int = SAMPLE_VIDEOS, *, workers: in
     Args:
         extraction: What would be run.
         sample: Videos to try, spread over the missing ones by the size of their files: of three
-            the ones at 1/6, 1/2 and 5/6.
+            the ones at 1/6, 1/2 and 5/6.  Fewer, but one at least, where networks are so slow
+            that more would take longer than TRIAL_SECONDS.
         workers: Processes that would share the work, on a CPU its cores, else a GPU each.
 
     Raises:
@@ -133,7 +137,8 @@ def estimate(extraction: Extraction, sample: int = SAMPLE_VIDEOS, *, workers: in
         for spec in specs:
             _copy_banked(extraction.store, store, spec, chosen)
         trial = _Trial(extraction, store, workers)
-        outcomes = [*trial.run(chosen[:1], sizes), *trial.run(chosen[1:], sizes)]
+        outcomes = trial.run(chosen[:1], sizes)
+        outcomes += trial.run(trial.affordable(chosen[1:], sizes), sizes)
         decoded = [outcome.video for outcome in outcomes if outcome.frames]
         if chosen and not decoded:
             reason = next(iter(outcomes[0].failures.values()))
@@ -199,6 +204,19 @@ class _Trial:
         size = sum(sizes[outcome.video.id] for outcome in outcomes if outcome.frames)
         self._runs.append((size, seconds, min(busy, seconds)))
         return outcomes
+
+    def affordable(self, videos: Sequence[Video], sizes: Mapping[str, int]) -> list[Video]:
+        """The first of these that can be expected to end within TRIAL_SECONDS of all runs.
+
+        All where nothing was decoded yet: what cannot be decoded costs little.
+        """
+        told = [run for run in self._runs if run[0]]
+        if not told:
+            return list(videos)
+        speed = sum(size for size, *_ in told) / sum(seconds for _, seconds, _ in told)
+        left = TRIAL_SECONDS - sum(seconds for _, seconds, _ in self._runs)
+        ends = accumulate(sizes[video.id] / speed for video in videos)
+        return [video for video, end in zip(videos, ends, strict=True) if end <= left]
 
     def seconds(self, size: int) -> tuple[float, float]:
         """For files of so many bytes: if nothing waits, and as it went.

@@ -207,6 +207,20 @@ def test_files_that_are_not_there_are_counted_and_not_tried(tmp_path, videos, ca
     assert "machine hours" in said
 
 
+def test_slow_networks_are_tried_on_one_video_and_a_whole_sample_is_not_waited_for(
+    tmp_path, videos, monkeypatch
+):
+    by_size = sorted(videos, key=lambda video: video.path.stat().st_size)
+    run = extraction(videos, FeatureStore.create(tmp_path / "bank"), Corner())
+    monkeypatch.setattr(dry_run, "TRIAL_SECONDS", 0.0)
+
+    found = estimate(run, sample=len(videos))
+
+    assert [outcome.video for outcome in found.sample] == by_size[:1]
+    assert found.seconds[1] > 0
+    assert all(disk.video_bytes for disk in found.disk)
+
+
 def test_a_damaged_video_in_the_sample_is_named_and_says_nothing_of_the_rest(
     tmp_path, videos, capsys
 ):
