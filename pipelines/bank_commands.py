@@ -139,13 +139,16 @@ def merge(
 ) -> None:
     """Copy banks into one; keys and duplicates are checked first."""
     from store.bank import FeatureStore
+    from store.files import inside
     from store.merge import merge as merge_banks
 
     others = [FeatureStore(source) for source in sources]
+    for source in sources:
+        inside(source, source / TEXT)
     report = merge_banks(FeatureStore.create(target), others)
     texts = [room for source in sources for room in _rooms(source)[1:]]
     if texts:
-        merge_banks(FeatureStore.create(target / TEXT), texts)
+        merge_banks(FeatureStore.create(inside(target, target / TEXT)), texts)
     say(f"{report.shards} shards copied ({_bytes(report.size)}), {report.present} were there")
     if report.duplicates:
         other = [duplicate for duplicate in report.duplicates if not duplicate.same]
@@ -514,10 +517,11 @@ def _rooms(bank: Path) -> "list[FeatureStore]":
     """The bank, and its text banks where it has some."""
     from store.bank import BANK_FILE, FeatureStore
 
+    rooms = [FeatureStore(bank)]
     text = bank / TEXT
-    return [
-        FeatureStore(path) for path in (bank, text) if path == bank or (text / BANK_FILE).exists()
-    ]
+    if not text.is_symlink() and (text / BANK_FILE).exists():  # else `verify` names the link
+        rooms.append(FeatureStore(text))
+    return rooms
 
 
 def _bytes(count: int) -> str:

@@ -19,9 +19,6 @@ from store.verify import Problem, unreadable
 SHARD_BYTES = 2**30
 """A compacted shard is closed once it holds this much."""
 
-MAPPED_SHARDS = 256
-"""Compacting holds at most this many shards mapped: a map holds a file, of which 1024 are usual."""
-
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
@@ -128,7 +125,6 @@ class _Copying:
         self._durable = durable
         self._writer: ShardWriter | None = None
         self._held: dict[str, str] = {}
-        self._mapped: dict[str, Shard] = {}
         self._ids: dict[str, frozenset[str]] = {}
 
     @property
@@ -142,11 +138,6 @@ class _Copying:
             )
         self._writer.copy(self._sources[source], place)
         self._held[video] = source
-        self._mapped[source] = self._sources[source]
-        if len(self._mapped) >= MAPPED_SHARDS:
-            for shard in self._mapped.values():
-                shard.unmap()
-            self._mapped.clear()
 
     def commit(self, folder: Path) -> None:
         """Commit what was copied since the last commit."""
@@ -211,7 +202,6 @@ def _sources(
             for what in [unreadable(shard, place, name)]
             if what is not None
         }
-        shard.unmap()
         if damage:
             what = f"was left as it is: {next(iter(damage.values()))}"
             file = f"shards/{shard.id}"

@@ -177,7 +177,20 @@ def read_ledger(bank: Path, *, holding: str = "") -> Iterator[dict[str, Any]]:
                 yield {"writer": path.stem, **entry}
 
 
-def _read(bank: Path, path: Path, holding: bytes) -> Iterator[dict[str, Any]]:
+def damaged_ledgers(bank: Path) -> Iterator[tuple[str, str]]:
+    """Files of ledgers with a line that is none, by name, and what is wrong with the first one."""
+    if (bank / ROOM).is_symlink():
+        return  # there is none, then
+    for path in listed(bank, bank / ROOM):
+        try:
+            if path.suffix == ".jsonl" and not path.name.startswith("."):
+                for _ in _read(bank, path):
+                    pass
+        except DamagedShardError as error:
+            yield path.name, str(error)
+
+
+def _read(bank: Path, path: Path, holding: bytes = b"") -> Iterator[dict[str, Any]]:
     with opened(bank, path) as raw, naming(path), io.BufferedReader(raw) as file:
         number = 0
         while line := file.readline(LINE_BYTES):

@@ -17,6 +17,7 @@ from store.files import (
     MISSING,
     content,
     create_exclusively,
+    create_together,
     damage,
     discard,
     files_below,
@@ -24,6 +25,7 @@ from store.files import (
     is_there,
     listed,
     opened,
+    sync_files,
     sync_folder,
 )
 from store.ledger import ROOM
@@ -144,18 +146,22 @@ def _merge_feature(
             raise BankError(f"{commits[shard.id]} and {origin} have two shards of one id")
     marked = {shard for shard, _ in bad_videos(origin)}
     size = sum(_copy_shard(shard, folder, marked=shard.id in marked) for shard in new)
+    # Also what was there: another merge, that goes on or was killed, may not have flushed it.
+    sync_files(path for shard in new for path in _files_and_folders(folder, shard))
     sync_folder(folder / "shards")
     _copy_marks(origin, folder, {shard.id for shard in new})
     _copy_tail(origin, folder)
     sync_folder(folder)
-    for shard_id in _superseding_first(new):
-        record = content(source.path, origin / "commits" / f"{shard_id}.json")
-        create_exclusively(commits[shard_id], record)
+    for shard_ids in _superseding_first(new):
+        names = {shard_id: origin / "commits" / f"{shard_id}.json" for shard_id in shard_ids}
+        create_together(
+            {commits[shard_id]: content(source.path, path) for shard_id, path in names.items()}
+        )
     return len(new), len(wanted) - len(new), size
 
 
-def _superseding_first(shards: Sequence[Shard]) -> Iterator[str]:
-    """Ids: what supersedes rows counts before the rows that it supersedes.
+def _superseding_first(shards: Sequence[Shard]) -> Iterator[list[str]]:
+    """Ids, in lists that may count at once: what supersedes rows before the rows themselves.
 
     Not by time: clocks jump back, and differ between machines.
     """
@@ -165,12 +171,25 @@ def _superseding_first(shards: Sequence[Shard]) -> Iterator[str]:
             order.add(entry["shard"], shard.id)
     own = {shard.id for shard in shards}
     try:
-        yield from (shard for shard in order.static_order() if shard in own)
+        order.prepare()
     except CycleError as error:
         raise DamagedShardError(
             f"{shards[0].folder.parents[1]}: commits supersede each other in a circle: "
             f"{', '.join(error.args[1])}"
         ) from error
+    while order.is_active():
+        ready = order.get_ready()
+        if counting := [shard for shard in ready if shard in own]:
+            yield counting
+        order.done(*ready)
+
+
+def _files_and_folders(folder: Path, shard: Shard) -> Iterator[Path]:
+    """What a copied shard is made of, as far as it is there: its own folder last."""
+    top = folder / "shards" / shard.id
+    files = [top / name for name in shard.record["files"]]
+    folders = {parent for file in files for parent in file.parents if parent.is_relative_to(top)}
+    yield from (path for path in (*files, *folders) if path.exists())
 
 
 def _copy_shard(shard: Shard, folder: Path, *, marked: bool) -> int:
@@ -186,19 +205,17 @@ def _copy_shard(shard: Shard, folder: Path, *, marked: bool) -> int:
             raise DamagedShardError(f"{origin} {what}; run `vqbank verify --mark` on its bank")
         if what != MISSING:
             path.parent.mkdir(parents=True, exist_ok=True)
-            copied += _copy_file(source, origin, path, folder)
-    for inner, _, _ in os.walk(folder / "shards" / shard.id, topdown=False):
-        sync_folder(Path(inner))
+            copied += _copy_file(source, origin, path, folder, durable=False)
     return copied
 
 
-def _copy_file(source: Path, origin: Path, path: Path, room: Path) -> int:
+def _copy_file(source: Path, origin: Path, path: Path, room: Path, *, durable: bool = True) -> int:
     """Put a whole copy of a file of the bank `source` under its name; gives its length.
 
     Another merge may be copying the same file: the name always stands for a whole one.
     """
     temporary = room / f".{path.name}.{secrets.token_hex(8)}.tmp"
-    block = np.empty(BLOCK_BYTES, np.uint8)
+    block = np.empty(min(BLOCK_BYTES, max(1, origin.lstat().st_size)), np.uint8)
     length = 0
     try:
         with (
@@ -215,7 +232,8 @@ def _copy_file(source: Path, origin: Path, path: Path, room: Path) -> int:
                 while rest:  # the system may take less than it is given
                     rest = rest[file.write(rest) :]
                 length += count
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         discard(temporary)

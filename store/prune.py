@@ -75,7 +75,8 @@ def prune(
             shards = list(committed_shards(folder, spec))
             for shard in removable(store, spec, shards, before):
                 commit = folder / "commits" / f"{shard.id}.json"
-                size = _size(shard.folder) + _size(commit)
+                files = shard.record["files"].values()
+                size = sum(entry["bytes"] for entry in files) + _size(commit)
                 removals.append(Removal(shard.folder, size, "no row of it is read", commit))
             for name in sorted(present - {path.stem for path in records(folder, "commits")}):
                 path = folder / "shards" / name

@@ -8,10 +8,13 @@ reader.  `docs/store-format.md` describes every byte.
 import math
 import mmap
 import os
+import resource
 import secrets
 import shutil
 import struct
+import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -54,6 +57,8 @@ PIECE_BYTES = 640 * 2**10
 """What is copied before its checksum is taken, so that it is still in the processor's cache."""
 INDEX_COLUMNS = ("row_start", "row_count", "id_start", "id_bytes", "record_start", "record_bytes")
 ABSENT_CHUNK = 2**64 - 1
+MAPPED_FILES = 8192
+"""Value files that are mapped at once, where a process may open as many."""
 ZSTD_LEVEL = 3
 ZSTD_RATIO = 2**15
 """What zstd makes of zeros: 1 MiB takes 51 bytes; nothing shrinks more."""
@@ -504,6 +509,36 @@ def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
     return {"name": "bytes", "configuration": {"endian": "little"}}
 
 
+class _Held:
+    """Value files that are mapped in this process.
+
+    Each holds a descriptor, of which a process has 1,024 as a rule; beyond half of them the one
+    that was mapped first is let go.  Arrays that were given out of it stay what they are.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[weakref.ref[Shard], int], None] = {}
+        self._lock = threading.Lock()
+
+    def add(self, shard: "Shard", number: int) -> None:
+        """Take note of a map, and let go of others if there are too many."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = MAPPED_FILES if soft == resource.RLIM_INFINITY else min(MAPPED_FILES, soft // 2)
+        with self._lock:
+            self._files[weakref.ref(shard), number] = None
+            if len(self._files) <= most:
+                return
+            self._files = {at: None for at in self._files if at[0]() is not None}
+            for at in [*self._files][: max(0, len(self._files) - most * 3 // 4)]:
+                del self._files[at]
+                old = at[0]()
+                if old is not None:
+                    old.unmap(at[1])
+
+
+_HELD = _Held()
+
+
 class Shard:
     """A committed shard, read by memory map."""
 
@@ -693,13 +728,9 @@ class Shard:
         else:
             flat[:] = np.frombuffer(self._range(path, start, flat.nbytes), np.uint8)
 
-    def unmap(self) -> None:
-        """Let go of the value files; they are mapped again when they are read again.
-
-        Every mapped file holds a descriptor, of which a process has 1024 as a rule.
-        """
-        for name in ("_maps", "_mappings"):
-            self.__dict__.pop(name, None)
+    def unmap(self, number: int) -> None:
+        """Let go of a value file; it is mapped again when it is read again."""
+        self._maps.pop(number, None)
 
     def prefetch(self, start: int, count: int) -> None:
         """Ask the kernel to load rows that will soon be read through the map."""
@@ -707,11 +738,11 @@ class Shard:
             return
         limit = self.layout.file_rows
         for number in range(start // limit, (start + count - 1) // limit + 1):
-            self._map(number)
+            mapped, _ = self._mapped(number)
             first = max(0, start - number * limit) * self.spec.row_bytes
             last = min(limit, start + count - number * limit) * self.spec.row_bytes
             aligned = first - first % mmap.PAGESIZE
-            self._mappings[number].madvise(mmap.MADV_WILLNEED, aligned, last - aligned)
+            mapped.madvise(mmap.MADV_WILLNEED, aligned, last - aligned)
 
     def copy_checked(self, place: int, out: NDArray[Any], *, mapped: bool) -> None:
         """Fill `out` [t, *shape] with the video at `place`, compared with its checksum.
@@ -903,31 +934,32 @@ class Shard:
         return _Layout(file_rows, chunk_rows, codecs)
 
     @cached_property
-    def _maps(self) -> dict[int, NDArray[Any]]:
-        return {}
-
-    @cached_property
-    def _mappings(self) -> dict[int, mmap.mmap]:
+    def _maps(self) -> dict[int, tuple[mmap.mmap, NDArray[Any]]]:
         return {}
 
     def _map(self, number: int) -> NDArray[Any]:
         """The rows of value file `number`, memory-mapped and read-only."""
-        if number not in self._maps:
-            rows = min(self.layout.file_rows, self.record["rows"] - number * self.layout.file_rows)
-            # A private map: nothing written to it could reach the file.  Heads lend its memory to
-            # torch, which has no read-only tensors.
-            spec = self.spec
-            path = self.value_file(number)
-            length = self._value_bytes(number)
-            if rows < 1 or length < rows * spec.row_bytes:
-                raise DamagedShardError(f"{path} has {length} bytes: too few for {rows} rows")
-            with naming(path), opened(self._root, path) as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            self._mappings[number] = mapped
-            flat = np.frombuffer(mapped, spec.storage_dtype, rows * int(np.prod(spec.shape)))
-            flat.flags.writeable = False
-            self._maps[number] = flat.reshape(rows, *spec.shape)
-        return self._maps[number]
+        return self._mapped(number)[1]
+
+    def _mapped(self, number: int) -> tuple[mmap.mmap, NDArray[Any]]:
+        found = self._maps.get(number)
+        if found is not None:
+            return found
+        rows = min(self.layout.file_rows, self.record["rows"] - number * self.layout.file_rows)
+        spec = self.spec
+        path = self.value_file(number)
+        length = self._value_bytes(number)
+        if rows < 1 or length < rows * spec.row_bytes:
+            raise DamagedShardError(f"{path} has {length} bytes: too few for {rows} rows")
+        # A private map: nothing written to it could reach the file.  Heads lend its memory to
+        # torch, which has no read-only tensors.
+        with naming(path), opened(self._root, path) as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        flat = np.frombuffer(mapped, spec.storage_dtype, rows * math.prod(spec.shape))
+        flat.flags.writeable = False
+        made = self._maps[number] = (mapped, flat.reshape(rows, *spec.shape))
+        _HELD.add(self, number)
+        return made
 
     def value_file(self, number: int) -> Path:
         """The path of value file `number`."""

@@ -11,6 +11,8 @@ import numpy as np
 from store.bank import FeatureStore, is_key, writing
 from store.errors import BankError, DamagedShardError, in_words
 from store.files import CHANGED, MISSING, damage, links_in, listed, sync_folder
+from store.ledger import ROOM as LEDGER
+from store.ledger import damaged_ledgers
 from store.records import named_rows, read_mark, records
 from store.schema import FeatureSpec
 from store.shard import Shard, array_names, mark_bad
@@ -40,7 +42,8 @@ def verify(store: FeatureStore, specs: Iterable[FeatureSpec] | None = None) -> I
     """Read everything that is committed and live, and yield what is not as it was committed.
 
     Checked are commit records, length and CRC-32C of every file, the CRC-32C of every array of
-    every video, that values are finite, and length and sha256 of every file of a tail.  Rows that
+    every video, that values are finite, length and sha256 of every file of a tail, and the lines of
+    ledgers.  Rows that
     are superseded or marked bad are passed over, and so are shards without a commit record.
 
     Args:
@@ -51,14 +54,15 @@ def verify(store: FeatureStore, specs: Iterable[FeatureSpec] | None = None) -> I
         BankError: if a newer vqbank wrote a record.
     """
     if specs is None:
-        listing = listed(store.path, store.path)
+        for path in links_in(store.path, store.path):
+            yield Problem(path.name, "", "", None, LINK)
+        for name, what in damaged_ledgers(store.path):
+            yield Problem(LEDGER, "", name, None, what)
+        listing = [path for path in listed(store.path, store.path) if not path.is_symlink()]
         folders = [path for path in listing if is_key(path.name) and path.is_dir()]
     else:
         folders = [store.path / spec.key for spec in specs]
     for folder in folders:
-        if folder.is_symlink():
-            yield Problem(folder.name, "", "", None, LINK)
-            continue
         try:
             spec = store.read_spec(folder / "spec.json")
         except FileNotFoundError:
@@ -96,6 +100,8 @@ def mark(store: FeatureStore, problems: Iterable[Problem]) -> None:
     with writing(store.path):
         for problem in problems:
             path = store.path / problem.key / problem.file
+            if problem.key == LEDGER or not problem.file:
+                continue  # nothing that is read as a feature: `prune` removes links
             if path.parent.name in ("commits", "bad"):
                 with suppress(FileNotFoundError):  # somebody else has moved it
                     path.replace(path.with_name(f".{path.name}.damaged"))

@@ -27,7 +27,7 @@ from store.bank import FeatureStore
 from store.compact import compact
 from store.compare import diff
 from store.errors import BankError, DamagedShardError, refusal
-from store.files import create_exclusively
+from store.files import create_together
 from store.ledger import failures, read_ledger
 from store.merge import merge
 from store.prune import prune
@@ -229,14 +229,13 @@ def test_a_merge_that_is_killed_shows_no_older_rows_whatever_the_clock_said(tmp_
     put(source, 1, 2, version=2, supersedes=[{"shard": old, "videos": ["set/1.mp4"]}])
     seen = []
 
-    def looked_at(path, content, **options):
-        made = create_exclusively(path, content, **options)
-        if path.parent.name == "commits" and target.path in path.parents:
-            found = FeatureStore(target.path).video_ids(SPEC)
-            seen.append({v: version_of(target.path, int(v[4])) for v in found}.get("set/1.mp4"))
-        return made
+    def looked_at(contents):
+        assert len(contents) == 1  # the other one is superseded by it
+        create_together(contents)
+        found = FeatureStore(target.path).video_ids(SPEC)
+        seen.append({v: version_of(target.path, int(v[4])) for v in found}.get("set/1.mp4"))
 
-    monkeypatch.setattr("store.merge.create_exclusively", looked_at)
+    monkeypatch.setattr("store.merge.create_together", looked_at)
     merge(target, [FeatureStore(source)])
 
     assert seen == [2, 2]

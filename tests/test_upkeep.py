@@ -593,7 +593,7 @@ def test_a_repair_that_is_made_while_a_compaction_runs_wins(tmp_path):
 
 
 def test_more_shards_than_may_be_mapped_are_compacted(tmp_path, monkeypatch):
-    monkeypatch.setattr(compacting, "MAPPED_SHARDS", 3)
+    monkeypatch.setattr("store.shard.MAPPED_FILES", 3)
     bank = tmp_path / "bank"
     for number in range(10):
         put(bank, {f"a{number}": number, f"b{number}": number})

@@ -1,0 +1,253 @@
+"""Banks that strangers made: no command follows a link out of one, or believes what one says."""
+
+import os
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipelines import cli
+from store import catalogue
+from store.bank import FeatureStore
+from store.errors import VqbankError
+from store.files import crc32c
+from store.ledger import Ledger
+from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
+from store.shard import mark_bad
+from store.tail import Tail, Tower, read_tower, tail_folder, write_tail
+from store.text import TextBank, read_text, text_spec, write_text
+
+IMAGE = FeatureSpec(
+    "clip.image", (4,), "float16", {"weights": "one"}, side=(SideSpec("offsets", (2,), "int16"),)
+)
+FRAMES = FeatureSpec("frames.raw", (3, 4, 4), "uint8", {})
+PROMPTS = ("good", "bad")
+TEXT = text_spec("clip.text", PROMPTS, 4, {"weights": "one"})
+IDS = ("set/a.mp4", "set/b.mp4")
+VIDEOS = [Video(name, Path(name), mos=float(place)) for place, name in enumerate(IDS)]
+PROBE = {"frames": 9, "header_frames": 8, "width": 4, "height": 4, "fps": 25.0}
+
+
+def feature(spec, seed, rows=3):
+    rng = np.random.default_rng(seed)
+    return Feature(
+        rng.integers(0, 100, (rows, *spec.shape)).astype(spec.storage_dtype),
+        np.arange(rows) / 25,
+        np.arange(rows),
+        {side.name: np.zeros((rows, *side.shape), side.dtype) for side in spec.side},
+    )
+
+
+def put(bank, spec, ids, seed=0):
+    writer = FeatureStore.create(bank).writer(spec, provenance={"host": "h"}, durable=False)
+    for place, name in enumerate(ids):
+        printed = Fingerprint(7, f"{place:064x}")
+        writer.add(name, feature(spec, seed + place), fingerprint=printed, probe=PROBE)
+    writer.commit()
+    return writer.id
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A bank with everything in it that a bank may have."""
+    bank = tmp_path_factory.mktemp("good") / "bank"
+    store = FeatureStore.create(bank)
+    bad = put(bank, IMAGE, ["set/c.mp4"])
+    mark_bad(bank / IMAGE.key, bad, ["set/c.mp4"])
+    put(bank, IMAGE, IDS)
+    put(bank, FRAMES, IDS)
+    write_text(store, TEXT, TextBank(PROMPTS, np.eye(2, 4, dtype="f4"), 100.0), provenance={})
+    tower = Tower({"width": 3}, {"weight": np.ones(3, np.float32)})
+    write_tail(store, IMAGE, Tail({"image": tower}, {"good": [1, 2]}))
+    ledger = Ledger(bank)
+    ledger.append(status="started", host="h", process=1, keys=[IMAGE.key], videos=2)
+    ledger.append(status="decoded", video="set/a.mp4", **PROBE)
+    kept = ledger.keep_traceback("a traceback\n")
+    ledger.append(status="failed", video="set/d.mp4", key=IMAGE.key, reason="r", traceback=kept)
+    ledger.append(status="ended", done=1, failed=1, cached=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "WORTH_KEEPING", 1)
+        assert FeatureStore(bank).video_ids(IMAGE) == list(IDS)
+    assert (bank / IMAGE.key / catalogue.FILE).exists()
+    return bank
+
+
+def run(*arguments):
+    done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def read_table(bank):
+    table = FeatureStore(bank).table(VIDEOS, {"image": IMAGE.key, "frames": FRAMES.key})
+    for role in table.roles:
+        table.read(role, [0, 1])
+        table.series(role, 0)
+
+
+def write_more(bank):
+    put(bank, IMAGE, ["set/new.mp4"], seed=9)
+
+
+def readings(bank, good, out):
+    """What reads a bank, by name; each makes its own in `out`."""
+    lock = out / "lock.json"
+    return {
+        "ls": partial(run, "ls", bank),
+        "ls image": partial(run, "ls", bank, IMAGE.name),
+        "ls frames": partial(run, "ls", bank, FRAMES.name),
+        "show feature": partial(run, "show", bank, IMAGE.name),
+        "show video": partial(run, "show", bank, IDS[0]),
+        "status": partial(run, "status", bank),
+        "status failed": partial(run, "status", bank, "--failed"),
+        "status video": partial(run, "status", bank, "--video", IDS[0]),
+        "diff": partial(run, "diff", bank, good),
+        "diff back": partial(run, "diff", good, bank),
+        "verify": partial(run, "verify", bank),
+        "merge": partial(run, "merge", out / "merged", bank),
+        "prune": partial(run, "prune", bank, "--older-than-hours", 0),
+        "selection": partial(
+            run, "selection", bank, "--features", IMAGE.name, "--videos", out / "videos.csv",
+            "-o", lock,
+        ),
+        "export h5": partial(run, "export", bank, out / "out.h5"),
+        "export npy": partial(run, "export", bank, out / "npy", "--feature", FRAMES.name),
+        "pack": partial(run, "pack", bank, out / "packed"),
+        "table": partial(read_table, bank),
+        "text": lambda: read_text(FeatureStore(bank), TEXT.name),
+        "tail": lambda: read_tower(tail_folder(FeatureStore(bank), IMAGE.name), "image"),
+    }  # fmt: skip
+
+
+def writings(bank, out):
+    """What changes a bank, in an order in which each finds something to do."""
+    tower = Tower({"width": 3}, {"weight": np.ones(3, np.float32)})
+    texts = TextBank(PROMPTS, np.eye(2, 4, dtype="f4"), 100.0)
+    return {
+        "extract": partial(write_more, bank),
+        "ledger": lambda: Ledger(bank).append(status="failed", video="v", key="k", reason="r"),
+        "traceback": lambda: Ledger(bank).keep_traceback("text"),
+        "tail written": lambda: write_tail(
+            FeatureStore(bank), IMAGE, Tail({"image": tower}, {"new": [3, 4]})
+        ),
+        "text written": lambda: write_text(FeatureStore(bank), TEXT, texts, provenance={}),
+        "merge into": partial(run, "merge", bank, out / "source"),
+        "compact": partial(run, "compact", bank),
+        "mark": partial(run, "verify", bank, "--mark"),
+        "prune yes": partial(run, "prune", bank, "--yes", "--older-than-hours", 0),
+    }
+
+
+@pytest.fixture
+def out(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    rows = "\n".join(f"{video.id},{video.path},{video.mos}" for video in VIDEOS)
+    (folder / "videos.csv").write_text(f"id,path,mos\n{rows}\n")
+    put(folder / "source", IMAGE, ["set/e.mp4"], seed=5)
+    put(folder / "source", FRAMES, ["set/e.mp4"], seed=5)
+    Ledger(folder / "source").append(status="failed", video="v", key="k", reason="r")
+    return folder
+
+
+# Links.
+
+TOUCHED: list[tuple[str, str]] = []
+WATCHED: list[str] = []
+
+
+def _watch(event, arguments):
+    """Every file or folder that Python opens, lists or removes, by where it really lies."""
+    if not WATCHED or not event.startswith(("open", "os.", "shutil.")):
+        return
+    for argument in arguments:
+        if isinstance(argument, str | os.PathLike):
+            path = Path(argument)
+            of_link = event in ("os.remove", "os.rename", "os.link", "os.rmdir")
+            place = str(path.parent.resolve() / path.name if of_link else path.resolve())
+            if place == WATCHED[0] or place.startswith(f"{WATCHED[0]}{os.sep}"):
+                TOUCHED.append((event, place))
+
+
+sys.addaudithook(_watch)
+
+
+FOUND = {("KEY/shards/ID", "prune yes"), ("KEY/shards/ID", "merge"), ("ledger/*", "merge")}
+"""Where commands followed links once."""
+
+
+def places(bank):
+    """One of each kind of entry that a bank has, as paths below it."""
+    found = {}
+    for path in sorted(bank.rglob("*")):
+        name = path.relative_to(bank).as_posix()
+        kind = name.replace(IMAGE.key, "KEY").replace(FRAMES.key, "KEY2").replace(TEXT.key, "KEY3")
+        steps = [step if len(step) < 16 or "." not in step else "*" for step in kind.split("/")]
+        steps = ["ID" if len(s) == 16 and set(s) <= set("0123456789abcdef") else s for s in steps]
+        found.setdefault("/".join(steps), name)
+    return found
+
+
+def state(folder):
+    return {
+        path: (os.lstat(path).st_mtime_ns, path.read_bytes() if path.is_file() else None)
+        for path in [folder, *sorted(folder.rglob("*"))]
+    }
+
+
+def answer(call):
+    """What a call that may be refused says, on one line; anything else than a refusal is raised."""
+    try:
+        call()
+    except (VqbankError, FileNotFoundError, FileExistsError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "share", [pytest.param(1, marks=pytest.mark.soak, id="all"), pytest.param(32, id="some")]
+)
+def test_no_command_follows_a_link_out_of_a_bank(good, tmp_path, out, monkeypatch, share):
+    """Every command over a bank for each entry that is a link; which are tried is always the same.
+
+    What the link points to is what stood in its place, so that a follower would find it all right.
+    """
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    bank, private = tmp_path / "bank", tmp_path / "private" / "it"
+    private.parent.mkdir()
+    shutil.copytree(good, bank)
+    reading, writing = readings(bank, good, out), writings(bank, out)
+    tried = 0
+    for kind, name in places(good).items():
+        chosen = [
+            command
+            for command in (*reading, *writing)
+            if crc32c(f"{kind} {command}".encode()) % share == 0 or (kind, command) in FOUND
+        ]
+        (bank / name).rename(private)
+        (bank / name).symlink_to(private)
+        before = state(private.parent)
+        for command in chosen:
+            WATCHED[:], TOUCHED[:] = [str(private.parent)], []
+            said = answer((reading | writing)[command])
+            WATCHED.clear()
+            assert "\n" not in said, (kind, command)
+            assert TOUCHED == [], (kind, command)
+            tried += 1
+        assert state(private.parent) == before, kind
+        if any(command in writing for command in chosen):
+            shutil.rmtree(bank)
+            shutil.rmtree(private) if private.is_dir() else private.unlink()
+            shutil.copytree(good, bank)
+        else:
+            (bank / name).unlink()
+            private.rename(bank / name)
+        for made in ("merged", "packed", "npy"):
+            shutil.rmtree(out / made, ignore_errors=True)
+        (out / "out.h5").unlink(missing_ok=True)
+    assert tried * share > 1000
