@@ -32,7 +32,7 @@ check: install  ## what CI runs: formatter, linter, import contracts, types, tes
 golden: install  ## compare every network and rule with what official code computes
 	$(BIN)/python -m pytest -m golden
 
-soak: install  ## kill writers, compactions and runs a hundred times and more
+soak: install  ## kill, stop, refuse and interrupt some hundred times, and say in a table what held
 	$(BIN)/python -m pytest -m soak -s
 
 benchmark: install  ## bank, engine and networks against limits and peers, as ratios

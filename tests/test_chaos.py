@@ -453,6 +453,23 @@ def test_clocks_that_jump_back_between_runs_lose_nothing(program, whole, tmp_pat
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize(("seconds", "timeout"), [(12, 8), (16, 10), (61, 30)])
+def test_a_stop_of_the_whole_job_is_charged_to_no_video(
+    program, whole, tmp_path, tried, seconds, timeout
+):
+    """Batch systems stop all processes of a job, and let them go on, longer than --timeout."""
+    client = program.start(tmp_path / "bank", "--timeout", str(timeout))
+    while client.works() and not client.decoders():
+        time.sleep(0.005)
+    wait_for(client, tmp_path / "bank", 2)
+    assert client.works()
+    send_to_all(client, *STOP, gap=seconds)
+    assert client.end() == 0, client.errors
+    assert list(diff(whole, FeatureStore(tmp_path / "bank"))) == []
+    tried(f"extract: SIGSTOP of all at once, {seconds} s at --timeout {timeout}", 1, resumed=1)
+
+
+@pytest.mark.soak
 def test_two_runs_into_one_bank_lose_nothing(program, whole, tmp_path, tried):
     """Both do all videos, and both are killed."""
     chaos = Chaos(program, whole, tmp_path, seed=8)

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -446,6 +447,48 @@ def test_a_run_that_the_disk_refuses_at_any_step_loses_nothing(
     times = 32 if lasting else 64
     kinds = refused_again_and_again(videos, whole, tmp_path, tried, times=times, lasting=lasting)
     assert kinds >= {"open", "write", "close", "fsync", "mkdir"}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Gives a way to mount an empty disk of so many KB, or to let the one that is mounted grow."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(kilobytes, *options):
+        how = ",".join([*options, f"size={kilobytes}k"])
+        command = ["mount", "-t", "tmpfs", "-o", how, "none", folder]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("needs the right to mount a small tmpfs")
+        return folder
+
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield mount
+    while folder.is_mount():
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.soak
+def test_a_disk_of_any_size_that_is_full_loses_nothing(videos, whole, small_disk, tried):
+    """The kernel itself refuses: at every few KB of what a run writes."""
+    refused = 0
+    for kilobytes in range(16, 160, 8):
+        bank = small_disk(kilobytes) / "bank"
+        said = refusal_of(extract, videos, bank)
+        if said is not None:
+            refused += 1
+            assert re.search(rf"{re.escape(str(bank))}\S*: No space left on device", said)
+            assert "free space on its disk" in said
+        if list(bank.glob("*@*/commits/*.json")):
+            assert list(verify(FeatureStore(bank))) == []
+        small_disk(4096, "remount")
+        assert extract(videos, bank) == []
+        assert list(diff(whole, FeatureStore(bank))) == []
+        assert committed_rows(FeatureStore(bank)) == len(videos) * len(EXTRACTORS)
+        subprocess.run(["umount", bank.parent], check=True)
+    tried("extract: a disk of 16 to 150 KB is full, and grows", refused, resumed=refused)
+    assert refused > 5
 
 
 # Each step of what keeps a bank in order
