@@ -7,6 +7,7 @@ from other files; they reach nothing that their maker could not reach.
 
 import errno
 import os
+import resource
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,8 @@ from awscrt import checksums
 
 from store.errors import BankError, DamagedShardError, naming
 
+OPEN_FILES = 16_384
+"""That a command may open at once, where the system allows it: 1,024 are usual, and few."""
 SYNCS = 16
 """Files that are flushed to disk at once."""
 JSON_BYTES = 16 * 2**20
@@ -30,6 +33,15 @@ BLOCK_BYTES = 4 * 2**20
 """Files are checked and copied, and rows compared, in blocks of this size."""
 CHANGED = "has changed since it was committed"
 MISSING = "is missing, though it was committed"
+
+
+def allow_open_files() -> None:
+    """Raise the soft limit of open files up to OPEN_FILES, as far as the hard one allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # macOS refuses some values
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def inside(root: Path, path: Path) -> Path:

@@ -1,8 +1,11 @@
 """Banks that strangers made: no command follows a link out of one, or believes what one says."""
 
+import json
 import os
+import resource
 import shutil
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +17,9 @@ from pipelines import cli
 from store import catalogue
 from store.bank import FeatureStore
 from store.errors import VqbankError
-from store.files import crc32c
+from store.files import OPEN_FILES, allow_open_files, crc32c
 from store.ledger import Ledger
+from store.records import seal
 from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
 from store.shard import mark_bad
 from store.tail import Tail, Tower, read_tower, tail_folder, write_tail
@@ -251,3 +255,214 @@ def test_no_command_follows_a_link_out_of_a_bank(good, tmp_path, out, monkeypatc
             shutil.rmtree(out / made, ignore_errors=True)
         (out / "out.h5").unlink(missing_ok=True)
     assert tried * share > 1000
+
+
+# Fields and bytes.
+
+SECONDS, MEBIBYTES = 5.0, 500
+WRONG = {
+    "missing": None,
+    "null": None,
+    "text": "x",
+    "long": "y" * 10_000,
+    "negative": -1,
+    "zero": 0,
+    "huge": 10**30,
+    "beyond int64": 2**63,
+    "half": 0.5,
+    "infinite": float("inf"),
+    "list": [],
+    "nested": [[[[{}]]]],
+    "object": {"a": 1},
+    "out": "../../private",
+    "escape": "a[/x]\x1b[31m\n",
+}
+
+
+def fields(value, path=()):
+    """Where every field of a JSON value stands; of a list only the first entry."""
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value[:1]):
+        yield (*path, name)
+        if isinstance(inner, dict | list):
+            yield from fields(inner, (*path, name))
+
+
+def spoiled(value):
+    """Where and how a JSON value may be wrong, and what makes it so."""
+    for path in fields(value):
+        for what in WRONG:
+            yield (*path, what), partial(changed, value, path, what)
+
+
+def changed(value, path, what):
+    copy = json.loads(json.dumps(value))
+    *way, last = path
+    inner = copy
+    for step in way:
+        inner = inner[step]
+    if what == "missing":
+        del inner[last]
+    else:
+        inner[last] = WRONG[what]
+    return copy
+
+
+def json_text(value):
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def resealed(record):
+    try:
+        return seal(record)
+    except ValueError:  # an infinite number has no canonical JSON
+        return json_text({"crc32c": 0, "record": record})
+
+
+def recommitted(bank, name, content):
+    """Another content of a file of a shard, of which its commit record says that it is right."""
+    (bank / name).write_bytes(content)
+    key, _, inner = name.partition("/shards/")
+    shard, _, file = inner.partition("/")
+    commit = bank / key / "commits" / f"{shard}.json"
+    record = json.loads(commit.read_bytes())["record"]
+    record["files"][file] = {"bytes": len(content), "crc32c": crc32c(content)}
+    commit.write_bytes(seal(record))
+
+
+def spoilings(bank):
+    """By name, what spoils a file of a bank that stands at `bank`."""
+    for kind, name in places(bank).items():
+        path = bank / name
+        if path.is_dir() or path.suffix == ".txt":
+            continue
+        in_shard = "/shards/" in name
+        put_in = partial(recommitted, bank, name) if in_shard else path.write_bytes
+        content = path.read_bytes()
+        if path.suffix == ".jsonl":
+            for number, line in enumerate(content.splitlines()):
+                for place, make in spoiled(json.loads(line)):
+                    yield (kind, number, *place), lambda f=put_in, m=make: f(json_text(m()) + b"\n")
+        elif path.suffix == ".json":
+            value = json.loads(content)
+            if "record" in value:
+                for place, make in spoiled(value["record"]):
+                    yield (kind, *place), lambda f=put_in, m=make: f(resealed(m()))
+            for place, make in spoiled(value):
+                yield (kind, "unsealed", *place), lambda f=put_in, m=make: f(json_text(m()))
+        elif name.endswith("index_text/c/0"):
+            start = content.index(b"{")
+            end = content.index(b"}}", start) + 2
+
+            def put_facts(value, *, put_in=put_in, content=content, start=start, end=end):
+                text = json_text(value)[: end - start].ljust(end - start)
+                put_in(content[:start] + text + content[end:])
+
+            for place, make in spoiled(json.loads(content[start:end])):
+                yield (kind, *place), lambda f=put_facts, m=make: f(m())
+        elif name.endswith("index/c/0/0"):
+            table = np.frombuffer(content, "<i8")
+            for cell in range(len(table) // 2):
+                for number in (-1, 0, 10**6, 2**62, -(2**63)):
+                    other = table.copy()
+                    other[cell] = number
+                    yield (kind, cell, number), partial(put_in, other.tobytes())
+        for what, other in {
+            "empty": b"",
+            "odd": content[:-1],
+            "half": content[: len(content) // 2],
+            "longer": content + b"\1" * 7,
+            "zeros": bytes(len(content)),
+            "ones": b"\xff" * len(content),
+            "deep": b"[" * 5000,
+            "digits": b"9" * 5000,
+        }.items():
+            yield (kind, what), partial(put_in, other)
+            if in_shard:
+                yield (kind, what, "not committed"), partial(path.write_bytes, other)
+
+
+@pytest.mark.parametrize(
+    "share", [pytest.param(61, marks=pytest.mark.soak, id="many"), pytest.param(2999, id="some")]
+)
+def test_a_bank_with_any_field_or_byte_wrong_is_one_line_within_bounds(
+    good, tmp_path, out, monkeypatch, share
+):
+    """Of 268,000 pairs of a damage and a command; which are tried is always the same."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    bank = tmp_path / "bank"
+    shutil.copytree(good, bank)
+    reading = readings(bank, good, out)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tried = refused = 0
+    failed = []
+    for place, spoil in list(spoilings(bank)):
+        chosen = [
+            command for command in reading if crc32c(f"{place} {command}".encode()) % share == 0
+        ]
+        if not chosen:
+            continue
+        spoil()
+        for command in chosen:
+            began = time.process_time()
+            try:
+                said = answer(reading[command])
+            except Exception as error:  # noqa: BLE001 - all of them are told at the end
+                failed.append((place, command, repr(error)[:300]))
+                said = ""
+            tried += 1
+            refused += bool(said)
+            if "\n" in said or time.process_time() - began > SECONDS:
+                failed.append((place, command, said[:300]))
+        for path in sorted(good.rglob("*")):  # as it was
+            copy = bank / path.relative_to(good)
+            if path.is_file() and copy.read_bytes() != path.read_bytes():
+                copy.write_bytes(path.read_bytes())
+        for made in ("merged", "packed", "npy"):
+            shutil.rmtree(out / made, ignore_errors=True)
+        (out / "out.h5").unlink(missing_ok=True)
+
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert failed == []
+    assert grown < MEBIBYTES * 1024
+    assert refused > tried / 8
+    assert tried * share > 200_000
+
+
+# Many shards.
+
+
+def test_no_command_needs_a_file_for_each_shard(tmp_path, out):
+    """150 shards, and 64 files more than are open already."""
+    bank, copy = tmp_path / "bank", tmp_path / "copy"
+    for number in range(150):
+        put(bank, IMAGE, [f"set/{number}.mp4"], seed=number)
+    shutil.copytree(bank, copy)
+    videos = [Video(f"set/{number}.mp4", Path("x")) for number in range(150)]
+    table = FeatureStore(bank).table(videos, {"image": IMAGE.key})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len([*Path("/proc/self/fd").iterdir()]) if Path("/proc/self/fd").exists() else 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 64, hard))
+    try:
+        assert "0 differ" in run("diff", bank, copy)
+        run("export", bank, out / "all.h5")
+        run("export", bank, out / "all", "--feature", IMAGE.name)
+        run("verify", bank)
+        values, _ = table.read("image", range(150))
+        table.prefetch("image", range(150))
+        again, _ = table.read("image", range(149, -1, -1))
+        run("compact", copy)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    np.testing.assert_array_equal(values[:3], again[-3:])
+
+
+def test_the_limit_of_open_files_is_raised_where_it_may_be():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
+    try:
+        allow_open_files()
+        now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        assert now == wanted
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
