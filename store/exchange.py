@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
@@ -35,6 +35,7 @@ from store.errors import (
     naming,
 )
 from store.files import content, crc32c, create_exclusively, discard, inside, sync_folder
+from store.hdf5 import Hdf5File, open_hdf5
 from store.incoming import (
     NPY_DTYPES,
     Imported,
@@ -42,6 +43,7 @@ from store.incoming import (
     bank_videos,
     checksums_of,
     lacking_videos,
+    npy_array,
     npy_feature,
     npy_rows,
 )
@@ -134,12 +136,12 @@ def import_hdf5(path: Path, store: FeatureStore) -> list[Imported]:
         store.refresh()
         groups = _groups(path, file)
         unbanked = {
-            spec: lacking_videos(store, spec, _group_videos(path, group, spec), source=path)
+            spec: lacking_videos(store, spec, _group_videos(path, file, group, spec), source=path)
             for spec, group in groups.items()
         }
         return [
             bank_videos(
-                store, spec, *unbanked[spec], source=path, original=_provenance(path, group)
+                store, spec, *unbanked[spec], source=path, original=_provenance(path, file, group)
             )
             for spec, group in groups.items()
         ]
@@ -327,7 +329,8 @@ def _as_bank_error(source: Path) -> Iterator[None]:
     except BankError:
         raise
     except (
-        OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, RuntimeError
+        OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
+        MemoryError, ArithmeticError,
     ) as error:  # fmt: skip
         raise BankError(
             f"{source} is damaged, or no file that vqbank exported: {in_words(error)}"
@@ -410,66 +413,70 @@ def _export_group(store: FeatureStore, spec: FeatureSpec, group: Any) -> None:
             dataset[start:stop] = shard.stored(place, name)
 
 
-def _open_hdf5(path: Path) -> Any:
-    with _as_bank_error(path):
-        file = h5py.File(path, "r")
-    try:
+@contextmanager
+def _open_hdf5(path: Path) -> Iterator[Hdf5File]:
+    with ExitStack() as opened:
         with _as_bank_error(path):
-            _check_header(path, dict(file.attrs), HDF5_FORMAT)
-    except BankError:
-        file.close()
-        raise
-    return file
+            file = opened.enter_context(open_hdf5(path, BankError))
+            header = {name: file.attribute(file.file, name) for name in ("format", "version")}
+            _check_header(path, header, HDF5_FORMAT)
+        yield file
 
 
-def _groups(path: Path, file: Any) -> dict[FeatureSpec, Any]:
+def _groups(path: Path, file: Hdf5File) -> dict[FeatureSpec, Any]:
     with _as_bank_error(path):
         groups = {}
-        for name in file:
-            spec = FeatureSpec.from_json(file[name].attrs["spec"])
+        for name, group in file.entries(file.file):
+            spec = FeatureSpec.from_json(file.attribute(group, "spec"))
             if spec.key != name:
                 raise BankError(f"{path}: group {name} holds {spec.key}; it was changed")
-            groups[spec] = file[name]
+            groups[spec] = group
         return groups
 
 
-def _group_videos(path: Path, group: Any, spec: FeatureSpec) -> list[Incoming]:
+def _group_videos(path: Path, file: Hdf5File, group: Any, spec: FeatureSpec) -> list[Incoming]:
     """Every video of a group; shapes, dtypes and row ranges are checked, rows are not read."""
     with _as_bank_error(path):
-        index = group["index"][:]
+        index = file.array(file.entry(group, "index"))
         starts = np.cumsum([0, *index[:, 1]], dtype=np.int64)
         if not np.array_equal(index[:, 0], starts[:-1]) or (index[:, 1] < 1).any():
             raise BankError(f"{path}: the index of {spec.key} is not of rows one after the other")
+        arrays = {name: file.entry(group, name) for name in array_names(spec)}
         for name, (dtype, shape) in _array_layout(spec).items():
-            dataset = group[name]
+            dataset = arrays[name]
             if (dataset.dtype, dataset.shape) != (dtype, (starts[-1], *shape)):
                 raise BankError(
                     f"{path}: {name} of {spec.key} is {dataset.dtype} {dataset.shape}, "
                     f"not {dtype} {(int(starts[-1]), *shape)}"
                 )
-        texts = zip(group["ids"].asstr()[:], group["records"].asstr()[:], strict=True)
-        columns = zip(index.tolist(), group["crc32c"][:].tolist(), texts, strict=True)
+        ids, records = (file.texts(file.entry(group, name)) for name in ("ids", "records"))
+        checksums = file.array(file.entry(group, "crc32c")).tolist()
+        columns = zip(index.tolist(), checksums, ids, records, strict=True)
         return [
-            _group_video(path, group, spec, _record(video_id, span, checksums, json.loads(facts)))
-            for span, checksums, (video_id, facts) in columns
+            _group_video(path, arrays, spec, _record(video_id, span, own, json.loads(facts)))
+            for span, own, video_id, facts in columns
         ]
 
 
-def _group_video(path: Path, group: Any, spec: FeatureSpec, record: VideoRecord) -> Incoming:
+def _group_video(
+    path: Path, arrays: Mapping[str, Any], spec: FeatureSpec, record: VideoRecord
+) -> Incoming:
     return Incoming(
         record.id,
         record.fingerprint,
         record.probe,
         checksums=lambda: record.crc32c,
-        feature=partial(_group_feature, path, group, spec, record),
+        feature=partial(_group_feature, path, arrays, spec, record),
     )
 
 
-def _group_feature(path: Path, group: Any, spec: FeatureSpec, record: VideoRecord) -> Feature:
+def _group_feature(
+    path: Path, arrays: Mapping[str, Any], spec: FeatureSpec, record: VideoRecord
+) -> Feature:
     rows = slice(record.row_start, record.row_start + record.row_count)
     with _as_bank_error(path):
-        arrays = {name: group[name][rows] for name in array_names(spec)}
-    return _checked_feature(path, spec, record, arrays)
+        read = {name: dataset[rows] for name, dataset in arrays.items()}
+    return _checked_feature(path, spec, record, read)
 
 
 def _record(
@@ -485,9 +492,9 @@ def _record(
     )
 
 
-def _provenance(path: Path, group: Any) -> list[Any]:
+def _provenance(path: Path, file: Hdf5File, group: Any) -> list[Any]:
     with _as_bank_error(path):
-        return [json.loads(text) for text in group["provenance"].asstr()[:]]
+        return [json.loads(text) for text in file.texts(file.entry(group, "provenance"))]
 
 
 # Trees of .npy files.
@@ -550,7 +557,7 @@ def _indexed_feature(folder: Path, file: str, spec: FeatureSpec, record: VideoRe
     for name, (dtype, shape) in _array_layout(spec).items():
         path = folder / name / file
         with _as_bank_error(path):
-            array = np.lib.format.open_memmap(path, mode="r")
+            array = npy_array(path)
         if (array.dtype, array.shape) != (dtype, (record.row_count, *shape)):
             raise BankError(
                 f"{path} is {array.dtype} {array.shape}, "

@@ -17,6 +17,9 @@ from store.schema import Feature, FeatureSpec, Fingerprint, StoredDtype, to_stor
 
 SHARD_BYTES = 256 * 2**20
 """An import commits whenever it holds this much."""
+MOST_ARRAY_BYTES = 2**29
+"""Of one video in a file of its own: an hour of 30 frames per second has 2,048 values of each frame
+in 0.9 GB, which nobody publishes; files with holes declare any length."""
 NPY_DTYPES: Mapping[str, StoredDtype] = {
     "float16": "float16",
     "float32": "float32",
@@ -133,14 +136,29 @@ def checksums_of(spec: FeatureSpec, feature: Callable[[], Feature]) -> tuple[int
     return (crc32c(values), crc32c(read.pts_seconds), crc32c(read.frame_index))
 
 
-def npy_rows(path: Path) -> NDArray[Any]:
-    """[t, ...], memory-mapped; what has fewer than two axes is one row."""
+def npy_array(path: Path) -> NDArray[Any]:
+    """A `.npy` file as it is, memory-mapped, so that it is no longer than it says.
+
+    Raises:
+        InvalidFeatureError: if it is damaged, holds objects, or is longer than a video can be.
+    """
     try:
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, EOFError, ValueError) as error:
+    except Exception as error:  # NumPy raises whatever damaged bytes lead it to
         raise InvalidFeatureError(
             f"{path} cannot be read as a plain .npy array: {in_words(error)}"
         ) from error
+    if array.nbytes > MOST_ARRAY_BYTES:
+        raise InvalidFeatureError(
+            f"{path} holds {array.shape} {array.dtype}, {array.nbytes:,} bytes; one video has "
+            f"{MOST_ARRAY_BYTES:,} at most"
+        )
+    return array
+
+
+def npy_rows(path: Path) -> NDArray[Any]:
+    """[t, ...], memory-mapped; what has fewer than two axes is one row."""
+    array = npy_array(path)
     if array.dtype.name not in NPY_DTYPES:
         raise InvalidFeatureError(
             f"{path} holds {array.dtype}; offered are {', '.join(NPY_DTYPES)}"

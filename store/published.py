@@ -7,6 +7,7 @@ and TCSVT-2022-BVQA (`{row}_{extractor}.npy`), SimpleVQA and RQ-VQA (`{video}/fe
 """
 
 import hashlib
+import mmap
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
+from store import mat5
 from store.bank import FeatureStore
 from store.errors import BankError, InvalidFeatureError
+from store.hdf5 import Hdf5File, is_hdf5, open_hdf5
 from store.incoming import (
     NPY_DTYPES,
     Imported,
@@ -33,7 +35,6 @@ from store.incoming import (
 )
 from store.schema import Feature, FeatureSpec, Fingerprint
 
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 USUAL_VARIABLES = ("feats_mat", "features", "feats")
 SAME_ORDER = 0.9999
 """Correlation of scores that lie beside features with those of the label file, at least."""
@@ -263,15 +264,16 @@ def _numbered(values: NDArray[Any]) -> Feature:
 def _mat_variables(path: Path) -> dict[str, list[NDArray[Any]] | NDArray[Any]]:
     """Numeric matrices, in MATLAB's order of axes, and cell arrays of such, by name."""
     refuse_pickle(path)
-    with path.open("rb") as file:
-        start = file.read(2056)
     try:
-        if any(start[at : at + 8] == HDF5_SIGNATURE for at in (0, 512, 1024, 2048)):
-            with h5py.File(path, "r") as hdf5:
-                return dict(_hdf5_variables(hdf5))
-        if not start.startswith(b"MATLAB "):
+        with path.open("rb") as file:
+            start = file.read(2056)
+            if start.startswith(b"MATLAB ") and not is_hdf5(start):
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return dict(_version_5_variables(mat5.variables(path, content, BankError)))
+        if not is_hdf5(start):
             raise BankError(f"{path} is no MATLAB file of version 5 or 7.3")
-        return dict(_version_5_variables(scipy.io.loadmat(path)))
+        with open_hdf5(path, BankError) as hdf5:
+            return dict(_hdf5_variables(hdf5))
     except BankError:
         raise
     except MemoryError as error:
@@ -292,16 +294,19 @@ def _version_5_variables(
             yield name, list(value.flat)
 
 
-def _hdf5_variables(file: h5py.File) -> Iterator[tuple[str, list[NDArray[Any]] | NDArray[Any]]]:
-    for name, item in file.items():
+def _hdf5_variables(file: Hdf5File) -> Iterator[tuple[str, list[NDArray[Any]] | NDArray[Any]]]:
+    for name, item in file.entries(file.file):
         if name.startswith("#") or not isinstance(item, h5py.Dataset):
             continue
         if item.dtype.kind in "iufb" and item.ndim == 2:
-            yield name, item[()].T  # MATLAB's columns are HDF5's rows
+            yield name, file.array(item).T  # MATLAB's columns are HDF5's rows
         elif item.dtype.kind == "O":
-            cells = [file[reference] for reference in item[()].ravel()]
-            if all(cell.dtype.kind in "iuf" and cell.ndim == 2 for cell in cells):
-                yield name, [cell[()].T for cell in cells]
+            cells = [file.at(reference) for reference in file.array(item).ravel()]
+            if all(
+                isinstance(cell, h5py.Dataset) and cell.dtype.kind in "iuf" and cell.ndim == 2
+                for cell in cells
+            ):
+                yield name, [file.array(cell).T for cell in cells]
 
 
 def _is_matrix(cell: Any) -> bool:

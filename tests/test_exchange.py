@@ -399,7 +399,7 @@ def _not_finite(file):
         (_twice, "has video 'a' twice"),
         (_no_record, "damaged"),
         (_stranger, "damaged"),
-        (_dangling_link, "damaged"),
+        (_dangling_link, "symbolic link"),
         (_not_finite, r"b: row 1 .* is not finite"),
     ],
 )

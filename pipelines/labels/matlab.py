@@ -1,23 +1,18 @@
 """MATLAB files to sheets: version 5 by SciPy, version 7.3 by HDF5; cells, structs, matrices."""
 
-import io
-import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
 from pipelines.labels.sheet import Sheet
+from store import mat5
 from store.errors import ManifestError
+from store.hdf5 import Hdf5File, is_hdf5, open_hdf5
 
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_HEADER_BYTES = 128
-_COMPRESSED = 15
 _DEPTH = 8
 """Structs nested deeper than this are no label file."""
 Value = list[str] | NDArray[Any]
@@ -25,11 +20,7 @@ Value = list[str] | NDArray[Any]
 
 def is_matlab(content: bytes) -> bool:
     """Whether a file begins as MATLAB's files of version 5 or 7.3 do."""
-    return content.startswith(b"MATLAB ") or _is_hdf5(content)
-
-
-def _is_hdf5(content: bytes) -> bool:
-    return any(content[offset : offset + 8] == HDF5_SIGNATURE for offset in (0, 512, 1024, 2048))
+    return content.startswith(b"MATLAB ") or is_hdf5(content)
 
 
 def sheet(path: Path, content: bytes) -> Sheet:
@@ -40,7 +31,7 @@ def sheet(path: Path, content: bytes) -> Sheet:
     Raises:
         ManifestError: if the file is cut off, damaged or holds no table.
     """
-    version = "7.3" if _is_hdf5(content) else "5"
+    version = "7.3" if is_hdf5(content) else "5"
     found = dict(_version_73(path, content) if version == "7.3" else _version_5(path, content))
     short = [name.rpartition(".")[2] for name in found]
     variables = {
@@ -93,46 +84,9 @@ def _text(number: Any) -> str:
 
 
 def _version_5(path: Path, content: bytes) -> Iterator[tuple[str, Value]]:
-    _refuse_cut_off(path, content)
-    try:
-        read = scipy.io.loadmat(io.BytesIO(content), chars_as_strings=True)
-    except Exception as error:  # SciPy's reader raises whatever damaged bytes lead it to
-        raise ManifestError(f"{path} is a damaged MATLAB 5 file: {error}") from error
-    for name, value in read.items():
+    for name, value in mat5.variables(path, content, ManifestError).items():
         if not name.startswith("__"):
             yield from _from_scipy(path, name, value, _DEPTH)
-
-
-def _refuse_cut_off(path: Path, content: bytes) -> None:
-    """Every element of a version 5 file states its length, and compressed ones a checksum.
-
-    Raises:
-        ManifestError: with the byte at which the element begins that does not end.
-    """
-    if len(content) < _HEADER_BYTES:
-        raise ManifestError(f"{path} is cut off: it has {len(content)} bytes, less than a header")
-    order = "<" if content[126:128] == b"IM" else ">"
-    place = _HEADER_BYTES
-    while place < len(content):
-        head = content[place : place + 8]
-        kind, length = struct.unpack(f"{order}II", head) if len(head) == 8 else (0, len(content))
-        body = content[place + 8 : place + 8 + length]
-        if len(head) < 8 or len(body) < length:
-            raise ManifestError(
-                f"{path} is cut off: it has {len(content)} bytes, and the variable at byte {place} "
-                "goes on after them"
-            )
-        if kind == _COMPRESSED:
-            unpack = zlib.decompressobj()
-            try:
-                unpack.decompress(body)
-            except zlib.error as error:
-                raise ManifestError(f"{path} is damaged at byte {place}: {error}") from error
-            if not unpack.eof:
-                raise ManifestError(f"{path} is cut off in the variable at byte {place}")
-        else:
-            length += -length % 8
-        place += 8 + length
 
 
 def _from_scipy(path: Path, name: str, value: Any, depth: int) -> Iterator[tuple[str, Value]]:
@@ -176,40 +130,45 @@ def _cells(name: str, cells: list[str | float | None]) -> Iterator[tuple[str, Va
 
 def _version_73(path: Path, content: bytes) -> Iterator[tuple[str, Value]]:
     try:
-        with h5py.File(io.BytesIO(content), "r") as file:
-            for name in file:
+        with open_hdf5(path, ManifestError, content) as file:
+            for name, item in file.entries(file.file):
                 if name != "#refs#" and name != "#subsystem#":
-                    yield from _from_hdf5(path, file, name, file[name], _DEPTH)
+                    yield from _from_hdf5(path, file, name, item, _DEPTH)
     except ManifestError:
         raise
-    except Exception as error:  # so does HDF5's
+    except MemoryError as error:
+        raise ManifestError(f"{path} asks for more memory than there is; it is damaged") from error
+    except Exception as error:  # HDF5's reader raises whatever damaged bytes lead it to
         raise ManifestError(f"{path} is a damaged MATLAB 7.3 file: {error}") from error
 
 
 def _from_hdf5(
-    path: Path, file: h5py.File, name: str, item: Any, depth: int
+    path: Path, file: Hdf5File, name: str, item: Any, depth: int
 ) -> Iterator[tuple[str, Value]]:
     if depth == 0:
         raise ManifestError(f"{path}: {name} is nested more than {_DEPTH} deep")
     if isinstance(item, h5py.Group):
-        for field in item:
-            yield from _from_hdf5(path, file, f"{name}.{field}", item[field], depth - 1)
+        for field, inner in file.entries(item):
+            yield from _from_hdf5(path, file, f"{name}.{field}", inner, depth - 1)
+    elif not isinstance(item, h5py.Dataset):
+        return  # a type that has a name
     elif item.dtype.kind == "O":
-        cells = [_deref(file, reference) for reference in item[()].ravel()]
-        yield from _cells(name, cells)
-    elif item.attrs.get("MATLAB_class") == b"char":
-        yield name, [] if "MATLAB_empty" in item.attrs else _lines(item[()])
+        yield from _cells(name, [_deref(file, cell) for cell in file.array(item).ravel()])
+    elif file.attribute(item, "MATLAB_class") == b"char":
+        yield name, [] if "MATLAB_empty" in item.attrs else _lines(file.array(item))
     elif item.dtype.kind in "iufb":
-        value = item[()].T  # MATLAB's columns are HDF5's rows
+        value = file.array(item).T  # MATLAB's columns are HDF5's rows
         yield name, value.ravel() if min(value.shape, default=0) <= 1 else value
 
 
-def _deref(file: h5py.File, reference: Any) -> str | float | None:
-    item = file[reference]
-    if item.attrs.get("MATLAB_class") == b"char":
-        return "" if "MATLAB_empty" in item.attrs else "".join(_lines(item[()]))
+def _deref(file: Hdf5File, reference: Any) -> str | float | None:
+    item = file.at(reference)
+    if not isinstance(item, h5py.Dataset):
+        return None
+    if file.attribute(item, "MATLAB_class") == b"char":
+        return "" if "MATLAB_empty" in item.attrs else "".join(_lines(file.array(item)))
     if item.size == 1 and item.dtype.kind in "iufb":
-        return float(item[()].ravel()[0])
+        return float(file.array(item).ravel()[0])
     return None
 
 
