@@ -14,7 +14,7 @@ from typing import Any
 
 import scipy.io
 
-from store.errors import VqbankError
+from store.errors import VqbankError, in_words
 from store.hdf5 import FREE_BYTES, MOST_GROWTH
 
 HEADER_BYTES = 128
@@ -89,7 +89,7 @@ def variables(path: Path, content: bytes | mmap.mmap, error: type[VqbankError]) 
     except MemoryError as problem:
         raise error(f"{path} asks for more memory than there is; it may be damaged") from problem
     except Exception as problem:  # SciPy's reader raises whatever damaged bytes lead it to
-        raise error(f"{path} is a damaged MATLAB 5 file: {problem}") from problem
+        raise error(f"{path} is a damaged MATLAB 5 file: {in_words(problem)}") from problem
 
 
 def _unpacked(body: memoryview, most_bytes: int) -> memoryview:

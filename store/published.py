@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from store import mat5
 from store.bank import FeatureStore
-from store.errors import BankError, InvalidFeatureError
+from store.errors import BankError, InvalidFeatureError, in_words
 from store.hdf5 import Hdf5File, is_hdf5, open_hdf5
 from store.incoming import (
     NPY_DTYPES,
@@ -279,7 +279,7 @@ def _mat_variables(path: Path) -> dict[str, list[NDArray[Any]] | NDArray[Any]]:
     except MemoryError as error:
         raise BankError(f"{path} asks for more memory than there is; it may be damaged") from error
     except Exception as error:  # the readers raise whatever damaged bytes lead them to
-        raise BankError(f"{path} is damaged, or no MATLAB file: {error}") from error
+        raise BankError(f"{path} is damaged, or no MATLAB file: {in_words(error)}") from error
 
 
 def _version_5_variables(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.labels.sheet import Sheet
 from store import mat5
-from store.errors import ManifestError
+from store.errors import ManifestError, in_words
 from store.hdf5 import Hdf5File, is_hdf5, open_hdf5
 
 _DEPTH = 8
@@ -139,7 +139,7 @@ def _version_73(path: Path, content: bytes) -> Iterator[tuple[str, Value]]:
     except MemoryError as error:
         raise ManifestError(f"{path} asks for more memory than there is; it is damaged") from error
     except Exception as error:  # HDF5's reader raises whatever damaged bytes lead it to
-        raise ManifestError(f"{path} is a damaged MATLAB 7.3 file: {error}") from error
+        raise ManifestError(f"{path} is a damaged MATLAB 7.3 file: {in_words(error)}") from error
 
 
 def _from_hdf5(
