@@ -367,8 +367,11 @@ def evaluate(
 ) -> None:
     """Try heads on splits of a bank; prints medians over the test parts."""
     from pipelines.recipe import Protocol
+    from store.errors import RecipeError
 
     _check_target(json_file, "--json")
+    if report is not None and report.exists() and not report.is_dir():
+        raise RecipeError(f"--report {report} is a file; name a folder")
     asked = _recipe(
         recipe,
         videos=videos,
@@ -645,6 +648,7 @@ def predict(
     check_sources(videos, from_bank=bank is not None)
     _check_device(device)
     _check_target(output, "--output")
+    choices = _pairs(weights, "--weights")
     labels = labels_of(videos, score=score)
     import platformdirs  # and what takes seconds
 
@@ -653,7 +657,7 @@ def predict(
     from pipelines.predict import Scorer, score_table
     from pipelines.results import submission
 
-    scorer = Scorer(head, weights=_pairs(weights, "--weights"))
+    scorer = Scorer(head, weights=choices)
     if scorer.only_banked and bank is None:
         raise RecipeError(f"{head} {scorer.only_banked}: name the bank that has them, by --bank")
     if bank is not None and (scorer.only_banked or labels is not None):

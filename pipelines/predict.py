@@ -22,7 +22,7 @@ from regressors import load_head
 from regressors.base import read_card
 from regressors.sequence import SequenceHead
 from store.bank import FeatureStore
-from store.errors import HeadError, UnknownNameError, WeightsError
+from store.errors import HeadError, UnknownNameError, WeightsError, unknown_name
 from store.schema import FeatureSpec, Fingerprint, Video
 
 
@@ -41,6 +41,7 @@ class Scorer:
             HeadError: if the folder holds no head, or this vqbank computes other features than
                 the head was trained on.
             WeightsError: if weights that the head needs are not at hand.
+            UnknownNameError: if `weights` names no extractor of the head.
         """
         self.card = read_card(folder)
         self.head = load_head(folder)
@@ -51,6 +52,9 @@ class Scorer:
         if not self.only_banked:
             self.decoder = _one_decoder(folder, specs)
             entries = self.card.get("recipe", {}).get("extractors", {})
+            known = {*(str(spec.identity["extractor"]) for spec in specs), *entries, "all"}
+            for name in weights.keys() - known:
+                raise UnknownNameError(f"--weights: {unknown_name('extractor', name, known)}")
             self.extractors = _rebuilt(folder, specs, entries, weights)
 
     def as_banked(self, videos: Sequence[Video], store: FeatureStore) -> list[Video]:

@@ -157,6 +157,8 @@ def test_what_could_be_scored_is_written_and_what_could_not_is_named(project, tm
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [str(clips[0]), str(clips[2])]
+    line = refused(*scored[:-1], "--weights", "nsss=random", cwd=tmp_path)
+    assert "--weights: unknown extractor 'nsss'. Did you mean 'nss'?" in line
     printed = [line.split("\t") for line in table.stdout.splitlines()]
     assert [row["id"] for row in rows] == [id for _, id, _ in printed]
     assert [f"{float(row['score']):.4f}" for row in rows] == [score for score, *_ in printed]
@@ -454,6 +456,9 @@ def test_names_are_checked_before_features(project, tmp_path, arguments, message
         (["predict", "head", "set.csv", "-o", "no/a.csv"], "no/a.csv: there is no folder no"),
         (["predict", "head", "set.csv", "-o", "head"], "--output head is a folder"),
         (["predict", "head", "set.csv", "--format", "cvs"], "Did you mean 'csv'?"),
+        (["predict", "head", "set.csv", "--weights", "clip"], "is not of the form NAME=VALUE"),
+        (["evaluate", "--json", "no/run.json"], "--json no/run.json: there is no folder no"),
+        (["evaluate", "--report", "set.csv"], "--report set.csv is a file; name a folder"),
         (["predict", "head", "set.csv", "--score", "MOS"], "'MOS' is a column of a label file"),
         (["extractors", "slowfats"], "Did you mean 'slowfast'?"),
     ],
