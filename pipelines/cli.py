@@ -1,5 +1,6 @@
 """The command line.  Libraries are imported inside the commands, so that `--help` is quick."""
 
+import os
 import sys
 from collections.abc import Collection
 from glob import escape
@@ -10,6 +11,7 @@ import typer
 
 from pipelines import bank_commands, label_commands
 from pipelines import weights as weight_commands
+from pipelines.stopping import STOPPED
 from pipelines.terminal import say, say_lines
 from store.errors import VqbankError, naming, refusal
 
@@ -205,8 +207,9 @@ def extract(
 
     if dry_run:
         from pipelines.dry_run import bank_as_it_is, estimate, show_estimate
+        from pipelines.stopping import stopped_by_signals
 
-        with bank_as_it_is(folder) as store:
+        with stopped_by_signals(), bank_as_it_is(folder) as store:
             show_estimate(estimate(extraction_into(store), workers=workers))
         return
     extraction = extraction_into(FeatureStore.create(folder))
@@ -834,6 +837,12 @@ def main() -> None:
     """Run the command line; an expected error is one line and exit code 2."""
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == STOPPED:  # threads may be at a batch that nobody wants any more
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(STOPPED)
+        raise
     except VqbankError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pipelines.console import console, styled
 from pipelines.extract import Extraction, Outcome
+from pipelines.stopping import stopped_by_signals
 from pipelines.terminal import plain, say
 
 LOG_SECONDS = 60.0
@@ -75,7 +76,8 @@ def show_extraction(
     total = len(extraction.videos)
     if outcomes is not None:
         return Display(total).show(outcomes)
-    return Display(total, lambda: snapshot(extraction)).show(extraction.run())
+    with stopped_by_signals():
+        return Display(total, lambda: snapshot(extraction)).show(extraction.run())
 
 
 class Display:

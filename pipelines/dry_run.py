@@ -39,6 +39,9 @@ from store.tail import tail_bytes
 SAMPLE_VIDEOS = 3
 TRIAL_SECONDS = 60.0
 """No more videos are tried than fit into this by what the first one, the smallest, has taken."""
+ENOUGH_SECONDS = 3.0
+"""A run that was shorter tells mostly what it takes to begin: decoders that start, batches that are
+not full, files that are committed.  More videos are tried then."""
 DATA_SETS = {"KoNViD-1k": 1200, "LSVQ": 38811}
 """Videos of two data sets that disk is scaled to (Hosu et al. 2017; Ying et al. 2021)."""
 TIMES_BYTES = 16
@@ -71,6 +74,8 @@ class Estimate:
     """Videos that lack something."""
     absent: int
     """Of these: whose files are not there."""
+    empty: int
+    """Of these: whose files have no content."""
     sample: tuple[Outcome, ...]
     disk: tuple[Disk, ...]
     seconds: tuple[float, float]
@@ -116,7 +121,8 @@ def estimate(extraction: Extraction, sample: int = SAMPLE_VIDEOS, *, workers: in
         extraction: What would be run.
         sample: Videos to try, spread over the missing ones by the size of their files: of three
             the ones at 1/6, 1/2 and 5/6.  Fewer, but one at least, where networks are so slow
-            that more would take longer than TRIAL_SECONDS.
+            that more would take longer than TRIAL_SECONDS; more where these take less than
+            ENOUGH_SECONDS.
         workers: Processes that would share the work, on a CPU its cores, else a GPU each.
 
     Raises:
@@ -130,15 +136,29 @@ def estimate(extraction: Extraction, sample: int = SAMPLE_VIDEOS, *, workers: in
     }
     asked = {video for spec in extraction.specs for video in lacking[spec]}
     missing = [video for video in extraction.videos if video.id in asked]
-    sizes = {video.id: size for video in missing if (size := _file_bytes(video.path))}
-    chosen = _spread([video for video in missing if video.id in sizes], sizes, sample)
+    found = {video.id: _file_bytes(video.path) for video in missing}
+    sizes = {video_id: size for video_id, size in found.items() if size}
+    there = [video for video in missing if video.id in sizes]
+    chosen = _spread(there, sizes, sample)
     with tempfile.TemporaryDirectory(prefix="vqbank-") as folder:
         store = FeatureStore.create(Path(folder) / "bank")
-        for spec in specs:
-            _copy_banked(extraction.store, store, spec, chosen)
         trial = _Trial(extraction, store, workers)
-        outcomes = trial.run(chosen[:1], sizes)
-        outcomes += trial.run(trial.affordable(chosen[1:], sizes), sizes)
+
+        def tried(videos: Sequence[Video]) -> list[Outcome]:
+            for spec in specs:
+                _copy_banked(extraction.store, store, spec, videos)
+            store.refresh()
+            return trial.run(videos, sizes)
+
+        outcomes = tried(chosen[:1])
+        outcomes += tried(trial.affordable(chosen[1:], sizes))
+        while (count := trial.worth_trying) and len(outcomes) < len(there):
+            ran = {outcome.video.id for outcome in outcomes}
+            rest = [video for video in there if video.id not in ran]
+            further = trial.affordable(_spread(rest, sizes, count), sizes)
+            if not further:
+                break
+            outcomes += tried(further)
         decoded = [outcome.video for outcome in outcomes if outcome.frames]
         if chosen and not decoded:
             reason = next(iter(outcomes[0].failures.values()))
@@ -157,7 +177,8 @@ def estimate(extraction: Extraction, sample: int = SAMPLE_VIDEOS, *, workers: in
     return Estimate(
         videos=len(extraction.videos),
         missing=len(missing),
-        absent=len(missing) - len(sizes),
+        absent=sum(size is None for size in found.values()),
+        empty=sum(size == 0 for size in found.values()),
         sample=tuple(outcomes),
         disk=tuple(disk),
         seconds=trial.seconds(sum(sizes.values())),
@@ -186,6 +207,7 @@ class _Trial:
         self._workers = workers
         self._runs: list[tuple[int, float, float]] = []
         """Bytes of the files that were decoded, seconds, and seconds if nothing had waited."""
+        self._last_videos = 0
         if extraction.device.type == "cuda":
             torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(extraction.device)
@@ -203,7 +225,17 @@ class _Trial:
             busy = max(busy, (self._network_seconds - networks) / GPU_THREADS)
         size = sum(sizes[outcome.video.id] for outcome in outcomes if outcome.frames)
         self._runs.append((size, seconds, min(busy, seconds)))
+        self._last_videos = len(videos)
         return outcomes
+
+    @property
+    def worth_trying(self) -> int:
+        """Videos that would make the next run long enough to tell the speed; 0 if the last was."""
+        size, seconds, _ = self._runs[-1] if self._runs else (0, 0.0, 0.0)
+        if len(self._runs) < 2 or not size or seconds >= ENOUGH_SECONDS:
+            return 0
+        # Twice as long as need be, if beginning cost nothing; so at least twice as many.
+        return max(2 * self._last_videos, int(2 * ENOUGH_SECONDS / seconds * self._last_videos))
 
     def affordable(self, videos: Sequence[Video], sizes: Mapping[str, int]) -> list[Video]:
         """The first of these that can be expected to end within TRIAL_SECONDS of all runs.
@@ -221,16 +253,21 @@ class _Trial:
     def seconds(self, size: int) -> tuple[float, float]:
         """For files of so many bytes: if nothing waits, and as it went.
 
-        The last run tells the speed; what the first one took longer than that is what it takes to
-        begin.
+        What the last run took longer than the one before tells the speed, where there are three:
+        every run has to begin, and the first has to load networks too.
         """
         told = [run for run in self._runs if run[0]]
         if not told:
             return 0.0, 0.0
         (first_size, first, _), (last_size, slow, quick) = told[0], told[-1]
-        begin = max(0.0, first - slow * first_size / last_size)
-        scale = size / last_size / self._workers
-        return begin + quick * scale, begin + slow * scale
+        slow, quick = slow / last_size, quick / last_size
+        if len(told) > 2 and last_size > told[-2][0]:
+            longer, of_slow, of_quick = (a - b for a, b in zip(told[-1], told[-2], strict=True))
+            slow = of_slow / longer if of_slow > 0 else slow
+            quick = min(of_quick / longer if of_quick > 0 else quick, slow)
+        begin = max(0.0, first - slow * first_size)
+        share = size / self._workers
+        return begin + quick * share, begin + slow * share
 
     @property
     def memory_bytes(self) -> int:
@@ -254,6 +291,7 @@ class _Trial:
 def show_estimate(found: Estimate) -> None:
     """Print an estimate."""
     absent = f", the files of {found.absent} of these are not there" if found.absent else ""
+    absent += f", the files of {found.empty} are empty" if found.empty else ""
     typer.echo(
         f"{found.videos} videos: {found.videos - found.missing} done, {found.missing} to do{absent}"
     )
@@ -307,13 +345,13 @@ def _chooses_by_motion(extractor: Extractor) -> bool:
     return isinstance(extractor.sampling, MotionSampling)
 
 
-def _file_bytes(path: Path) -> int:
-    """0 where no file is."""
+def _file_bytes(path: Path) -> int | None:
+    """None where no file is."""
     try:
         found = path.stat()
     except (OSError, ValueError):  # ValueError: a path with a NUL
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _spread(videos: Sequence[Video], sizes: Mapping[str, int], count: int) -> list[Video]:

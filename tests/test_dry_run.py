@@ -76,6 +76,12 @@ def videos(tmp_path_factory):
     return [clip(folder / f"{n}.mp4", frames, n) for n, frames in enumerate([12, 45, 21, 30, 33])]
 
 
+@pytest.fixture(autouse=True)
+def a_sample_is_enough(monkeypatch):
+    """However short the runs are."""
+    monkeypatch.setattr(dry_run, "ENOUGH_SECONDS", 0.0)
+
+
 def extraction(videos, store, *extractors):
     return Extraction(videos, extractors, store, decoder="pyav", device=CPU)
 
@@ -171,6 +177,32 @@ def test_more_workers_share_the_work(tmp_path, videos):
     assert trial.seconds(1000) == pytest.approx((3.0 + 80 / 4, 3.0 + 200 / 4))
 
 
+def test_what_every_run_takes_to_begin_is_not_taken_for_speed(tmp_path, videos):
+    """Of files of 10 bytes: 6 s to load, 2 s to begin, 0.1 s a video, half of it busy."""
+    trial = dry_run._Trial(
+        extraction(videos, FeatureStore.create(tmp_path / "bank"), Corner()),
+        FeatureStore(tmp_path / "bank"),
+        workers=1,
+    )
+    trial._runs = [(10, 8.1, 7.0), (20, 2.2, 1.1), (200, 4.0, 2.0)]
+
+    assert trial.seconds(10_000) == pytest.approx((8 + 50, 8 + 100))
+
+
+def test_short_runs_are_followed_by_longer_ones(tmp_path, videos, monkeypatch):
+    """Also over videos that have some of the features, which are not made again."""
+    store = FeatureStore.create(tmp_path / "bank")
+    list(extraction(videos, store, make_extractor("motion")).run())
+    monkeypatch.setattr(dry_run, "ENOUGH_SECONDS", 100.0)
+    run = extraction(videos, store, make_extractor("motion"), Corner())
+
+    found = estimate(run, sample=3)
+
+    assert sorted(outcome.video.id for outcome in found.sample) == [v.id for v in videos]
+    assert not any(outcome.failures for outcome in found.sample)
+    assert 0 < found.seconds[0] <= found.seconds[1]
+
+
 def test_extra_passes_are_counted_where_frames_cannot_wait_for_the_motion(
     tmp_path, videos, monkeypatch
 ):
@@ -198,10 +230,10 @@ def test_files_that_are_not_there_are_counted_and_not_tried(tmp_path, videos, ca
     found = estimate(extraction([*absent, *videos], store, Corner()), sample=1)
     show_estimate(found)
 
-    assert (found.missing, found.absent) == (8, 3)
+    assert (found.missing, found.absent, found.empty) == (8, 2, 1)
     assert all(not outcome.failures for outcome in found.sample)
     said = capsys.readouterr().out
-    assert "8 videos: 0 done, 8 to do, the files of 3 of these are not there" in said
+    assert "8 to do, the files of 2 of these are not there, the files of 1 are empty" in said
     assert found.disk[0].spec.key in said
     assert "LSVQ (38,811)" in said
     assert "machine hours" in said

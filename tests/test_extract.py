@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -617,3 +618,44 @@ def test_large_computations_share_their_room_and_come_in_turn():
 
     assert order[:2] == [0, 1]  # a large one waits for no more than was there before it
     assert set(most) <= {40, 60, 100, 500}
+
+
+SLOW = """
+import sys
+import time
+from extractors.motion import Motion
+from pipelines import cli
+
+def build(self, device):
+    print("computing", flush=True)
+    time.sleep(120)
+
+Motion.build = build
+sys.argv[0] = "vqbank"
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "stop", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
+)
+def test_a_run_that_is_stopped_waits_for_no_network_and_leaves_no_child(tmp_path, videos, stop):
+    arguments = ["extract", "--videos", videos[0].path.parent, "--bank", tmp_path / "bank"]
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, *arguments, "--extractor", "motion"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stdout.readline() == "computing\n"
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        begun = time.monotonic()
+        run.send_signal(stop)
+        _, told = run.communicate(timeout=60)
+
+    assert time.monotonic() - begun < 10
+    assert run.returncode == 130
+    assert "stopped: what was finished is banked" in told
+    assert children
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert History.of(tmp_path / "bank").runs[-1].ending == "stopped"
