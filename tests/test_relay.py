@@ -1,9 +1,16 @@
+import math
+import socket
+import stat
+import tempfile
 import time
-from multiprocessing.connection import Client
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import joblib
+import numpy as np
 import pytest
 
+from regressors import relay
 from regressors.member import Epoch
 from regressors.relay import relayed
 
@@ -54,12 +61,81 @@ def test_a_watch_that_fails_ends_the_work_and_says_why():
     assert epochs == [FIRST]
 
 
-def test_a_process_that_dies_as_it_tells_harms_no_other():
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",  # and it goes, as one that dies
+        b'["half a message',
+        b"\xff" * 20 + b"\n",
+        b"\x7f\xff\xff\xff" + b"x" * 2**16,  # an oversized length, in the words of connections
+        b"x" * 2**20,
+        b"[" * 4000 + b"\n",
+        b'["another key", 0, 1, 3, 0.5, 0.1, 1, 0.1]\n',
+        b"{}\n",
+        b"1\n",
+    ],
+)
+def test_what_strangers_say_harms_nobody(said):
     epochs = []
     with relayed(epochs.append) as told:
-        Client(told.address).close()
-        told(FIRST)
+        with connected_to(told) as stranger:
+            with suppress(OSError):  # it is cut short
+                stranger.sendall(said)
+            told(FIRST)
+        told(SECOND)
 
+    assert epochs == [FIRST, SECOND]
+
+
+def connected_to(told):
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(told.address)
+    connection.settimeout(30)
+    return connection
+
+
+def test_silent_connections_hold_up_nobody_however_many(monkeypatch):
+    epochs = []
+    begun = time.monotonic()
+    with relayed(epochs.append) as told, ExitStack() as silent:
+        for _ in range(3 * relay.WAITING):
+            silent.enter_context(connected_to(told))
+        for one in (FIRST, SECOND):
+            told(one)
+        assert time.monotonic() - begun < relay.PATIENCE_SECONDS
+
+    assert epochs == [FIRST, SECOND]
+
+
+def test_a_silent_connection_is_dropped(monkeypatch):
+    monkeypatch.setattr(relay, "PATIENCE_SECONDS", 0.05)
+    with relayed(print) as told, connected_to(told) as silent:
+        assert silent.recv(1) == b""
+
+
+def test_nobody_else_of_the_machine_can_connect():
+    with relayed(print) as told:
+        folder = Path(told.address).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not folder.exists()
+
+
+def test_numbers_arrive_as_they_were():
+    epochs = []
+    one = Epoch(0, 1, 3, 1 / 3, math.inf, 1, np.float32(0.1))
+    with relayed(epochs.append) as told:
+        told(one)
+
+    assert epochs == [one]
+
+
+def test_a_long_name_of_the_temporary_folder_is_no_hindrance(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    epochs = []
+    with relayed(epochs.append) as told:
+        told(FIRST)
     assert epochs == [FIRST]
 
 
