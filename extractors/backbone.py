@@ -351,7 +351,7 @@ class _Torchvision(_Library):
             publisher="PyTorch, torchvision",
             licence="BSD-3-Clause",
             trained_on=_data_sets(weights.name),
-            sha256=Path(weights.url).stem.rpartition("-")[2],  # its first eight digits
+            sha256_begins=Path(weights.url).stem.rpartition("-")[2],
         )
 
     def network(self) -> nn.Module:

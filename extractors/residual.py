@@ -151,7 +151,7 @@ class Residual(WeightedExtractor):
             licence="Apache-2.0",
             trained_on=("REDS",),
             entry="state_dict",
-            sha256="52f77c2c",
+            sha256_begins="52f77c2c",
         ),
     )
 

@@ -45,7 +45,7 @@ class Semantic(WeightedExtractor):
             publisher="PyTorch, torchvision",
             licence="BSD-3-Clause",
             trained_on=("ImageNet-1k",),
-            sha256="0676ba61",
+            sha256_begins="0676ba61",
         ),
     )
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import struct
 import tempfile
 import threading
@@ -81,12 +82,32 @@ class WeightFile:
     entry: str | None = None
     """The entry of the file that holds the state dict; None where the file is one."""
     sha256: str | None = None
-    """Of the published file, or its first digits where no more is published; None where it is not
-    known.  Of shards: as `sha256_of` says."""
+    """Of the published file, all 64 digits; None where it is not known.  Of shards: as `sha256_of`
+    says."""
+    sha256_begins: str | None = None
+    """Its first digits, which some publishers write into a file's name.  They find out a damaged
+    file or another version; they do not say that a file is the published one."""
     size: int | None = None
     """In bytes, where it is known."""
     on_page: bool = False
     """Whether `url` is a web page with a link to the file, which a person has to follow."""
+
+    def __post_init__(self) -> None:
+        for digits, pattern in ((self.sha256, "[0-9a-f]{64}"), (self.sha256_begins, "[0-9a-f]+")):
+            if digits is not None and not re.fullmatch(pattern, digits):
+                raise ValueError(f"{self.save_as}: {digits!r} is no sha256, or no beginning of one")
+
+    @property
+    def published(self) -> str | None:
+        """What is known of the sha256, as a message names it; None if nothing is."""
+        begins = self.sha256_begins and f"{self.sha256_begins}..."
+        return self.sha256 or begins
+
+    def may_be(self, sha256: str) -> bool:
+        """Whether a file with this sha256 is not known to be another one."""
+        if self.sha256 is not None:
+            return sha256 == self.sha256
+        return sha256.startswith(self.sha256_begins or "")
 
     @property
     def is_folder(self) -> bool:
@@ -204,10 +225,10 @@ def _check_published(found: Path, file: WeightFile, *, extractor: str) -> None:
                 f"{sha256_of(shard)}, recorded in {SUMS} {recorded}); fetch it again, or give its "
                 f"path if it is meant: --weights {extractor}={found}"
             )
-    if file.sha256 is not None and not sha256_of(found).startswith(file.sha256):
+    if file.published is not None and not file.may_be(sha256_of(found)):
         raise WeightsError(
             f"extractor {extractor}: {found} is not the file published at {file.url} "
-            f"(sha256 {sha256_of(found)}, published {file.sha256}); fetch it again, or give its "
+            f"(sha256 {sha256_of(found)}, published {file.published}); fetch it again, or give its "
             f"path if it is meant: --weights {extractor}={found}"
         )
 
@@ -241,7 +262,7 @@ def weights_origin(choice: str, *files: WeightFile, extractor: str) -> dict[str,
     # first.
     path = find_weights(choice, *files, extractor=extractor)
     for file in files:
-        known = file.sha256 is not None and sha256_of(path).startswith(file.sha256)
+        known = file.sha256 is not None and sha256_of(path) == file.sha256
         if file.choice == choice or known:
             return {
                 "publisher": file.publisher,

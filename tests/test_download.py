@@ -37,9 +37,14 @@ class Server:
         self.answers = []
         """Codes that the next requests get in place of a file."""
         self.kind = "application/octet-stream"
+        self.ways = []
+        """In which the next requests are answered, where it is not the usual one."""
 
     def handle(self, request):
         self.requests.append((request.path, request.headers.get("Range")))
+        way = self.ways.pop(0) if self.ways else None
+        if way is not None:
+            return way(request)
         if self.answers:
             return request.send_error(self.answers.pop(0))
         if request.path not in self.files:
@@ -136,10 +141,10 @@ def test_what_is_there_is_not_fetched_again(server, folder):
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("known", [SHA256, SHA256[:8], None])
+@pytest.mark.parametrize("known", [{"sha256": SHA256}, {"sha256_begins": SHA256[:8]}, {}])
 def test_a_transfer_that_broke_off_goes_on_where_it_was(server, folder, known):
     server.breaks_after = [2_000_000, 1_000_000]
-    list(fetch(weights_at(f"{server.url}/net.pth", sha256=known), folder))
+    list(fetch(weights_at(f"{server.url}/net.pth", **known), folder))
     asked = [asked for _, asked in server.requests]
     assert asked == [None, "bytes=2000000-", "bytes=3000000-"]
     assert (folder / "kept.pth").read_bytes() == CONTENT
@@ -209,6 +214,66 @@ def test_a_server_without_ranges_sends_the_file_again(server, folder):
     server.breaks_after = [2_000_000]
     list(fetch(weights_at(f"{server.url}/net.pth"), folder))
     assert (folder / "kept.pth").read_bytes() == CONTENT
+
+
+OTHER = CONTENT[::-1]
+
+
+def an_answer(content_range, *, etag=None, length=None, content=OTHER[2_000_000:]):
+    """A part that nobody asked for, as 206."""
+
+    def answer(request):
+        request.send_response(206)
+        request.send_header("Content-Type", "application/octet-stream")
+        request.send_header("Content-Length", str(len(content) if length is None else length))
+        if content_range is not None:
+            request.send_header("Content-Range", content_range)
+        if etag is not None:
+            request.send_header("ETag", etag)
+        request.end_headers()
+        request.wfile.write(content)
+
+    return answer
+
+
+@pytest.mark.parametrize("known", [{"sha256": SHA256}, {}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        an_answer("bytes 0-5119999/5120000", content=CONTENT),
+        an_answer("bytes 1999999-5119999/5120000", content=CONTENT[1_999_999:]),
+        an_answer("bytes 2000000-2999999/5120000", content=CONTENT[2_000_000:3_000_000]),
+        an_answer("bytes 2000000-5119999/5120000", length=10, content=b"0123456789"),
+        an_answer("bytes 2000000-6119999/6120000", content=bytes(4_120_000)),
+        an_answer("bytes 2000000-5119999/5120000", etag='"another"'),
+        an_answer("bytes 2000000-5119999/*"),
+        an_answer("pieces 1-2/3"),
+        an_answer(None),
+    ],
+)
+def test_a_part_that_was_not_asked_for_is_not_joined(server, folder, answer, known):
+    """The whole is asked for instead, and from then on."""
+    server.breaks_after = [2_000_000]
+    server.ways = [None, answer]
+
+    list(fetch(weights_at(f"{server.url}/net.pth", **known), folder))
+
+    assert [asked for _, asked in server.requests] == [None, "bytes=2000000-", None]
+    assert (folder / "kept.pth").read_bytes() == CONTENT
+
+
+def test_a_part_in_place_of_the_whole_is_refused(server, folder):
+    server.ways = [an_answer("bytes 0-5119999/5120000", content=CONTENT)] * 6
+    with pytest.raises(WeightsError, match="sent a part, but the whole was asked for"):
+        list(fetch(weights_at(f"{server.url}/net.pth"), folder))
+    assert names(folder) == []
+
+
+def test_a_server_that_always_sends_other_parts_is_given_up(server, folder):
+    server.breaks_after = [2_000_000] * 20
+    server.ways = [None, an_answer("bytes 5-9/10", content=b"12345")] * 20
+    with pytest.raises(WeightsError, match="bytes are kept"):
+        list(fetch(weights_at(f"{server.url}/net.pth"), folder))
 
 
 def test_a_connection_that_brings_nothing_is_given_up_with_what_came_kept(server, folder):

@@ -12,6 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from extractors import EXTRACTORS
+from extractors.base import WeightedExtractor
 from extractors.weights import (
     WeightFile,
     check_keys,
@@ -172,12 +174,38 @@ def test_another_file_under_a_published_name_is_refused(tmp_path):
 
 def test_the_first_digits_of_a_sha256_are_enough_to_refuse_another_file(tmp_path):
     """torchvision's file names hold eight of them."""
-    known = replace(FILE, sha256=hashlib.sha256(b"right").hexdigest()[:8])
+    known = replace(FILE, sha256_begins=hashlib.sha256(b"right").hexdigest()[:8])
     path = put(tmp_path / "weights/net.pth", b"right")
     assert find_weights("published", known, extractor="net") == path
     put(path, b"wrong one")
     with pytest.raises(WeightsError, match="is not the file published at"):
         find_weights("published", known, extractor="net")
+
+
+def test_the_first_digits_of_a_sha256_do_not_attribute_a_file_to_its_publisher(tmp_path):
+    known = replace(FILE, sha256_begins=hashlib.sha256(b"right").hexdigest()[:8])
+    path = put(tmp_path / "right.pth", b"right")
+    assert weights_origin(str(path), known, extractor="net") == UNKNOWN
+
+
+@pytest.mark.parametrize("given", ["0676ba61", "0" * 63, "g" * 64, ""])
+def test_what_is_called_a_sha256_is_a_whole_one(given):
+    with pytest.raises(ValueError, match="is no sha256"):
+        replace(FILE, sha256=given)
+
+
+def test_every_published_sha256_is_whole_and_those_in_file_names_are_beginnings():
+    files = {
+        file
+        for name, kind in EXTRACTORS.items()
+        if issubclass(kind, WeightedExtractor) and isinstance(kind.files, tuple)
+        for file in kind.files
+    }
+    whole = [file for file in files if file.sha256 is not None]
+    begun = [file for file in files if file.sha256_begins is not None]
+    assert whole
+    assert begun
+    assert all(file.sha256_begins in file.save_as for file in begun)
 
 
 def test_the_identity_of_weights_is_what_they_are_not_where_they_lie(tmp_path):
