@@ -99,10 +99,11 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where everything goes.")] = Path("demo"),
 ) -> None:
     """Make a small data set, bank its features, train heads, write a report, score a new video."""
+    from pipelines.console import console
     from pipelines.demo import run_demo
     from pipelines.display import show_extraction
 
-    run_demo(folder, _console(stderr=True), extract=show_extraction, evaluate=_show_trial)
+    run_demo(folder, console(err=True), extract=show_extraction, evaluate=_show_trial)
 
 
 @app.command()
@@ -223,9 +224,7 @@ def extract(
             extraction, workers=workers, scheduler=scheduler, tls=tls, cluster=cluster
         )
     except KeyboardInterrupt:
-        typer.echo(
-            "stopped: what was finished is banked; the same command goes on from there", err=True
-        )
+        say("stopped: what was finished is banked; the same command goes on from there", err=True)
         raise
     if len(failed) > allow_failures:
         raise typer.Exit(1)
@@ -310,14 +309,14 @@ def recipe_command(
     from pipelines.recipe import shipped_recipe, shipped_recipes
 
     if name is not None:
-        typer.echo(shipped_recipe(name), nl=False)
+        say_lines(shipped_recipe(name))
         return
     for each in shipped_recipes():
         comment = " ".join(
             takewhile(lambda line: line[:1] == "#", shipped_recipe(each).split("\n"))
         )
         first, *_ = comment.replace("# ", "").split(". ")
-        typer.echo(f"{each}: {first.rstrip('.')}")
+        say(f"{each}: {first.rstrip('.')}")
 
 
 @app.command()
@@ -369,6 +368,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Try heads on splits of a bank; prints medians over the test parts."""
+    from pipelines.console import console
     from pipelines.recipe import Protocol
     from store.errors import RecipeError
 
@@ -394,12 +394,12 @@ def evaluate(
     trial = _trial(chosen, title=recipe.stem if recipe is not None else "vqbank")
     results = _show_trial(trial, jobs=all_cores() if jobs is None else jobs)
     record = record_of(trial, results)
-    _console().print(result_table(record))
+    console().print(result_table(record))
     if json_file is not None:
         write_record(record, json_file)
-        typer.echo(f"record: {json_file}")
+        say(f"record: {json_file}")
     if report is not None:
-        typer.echo(f"report: {write_report(trial, results, record, report)}")
+        say(f"report: {write_report(trial, results, record, report)}")
 
 
 @app.command()
@@ -423,11 +423,11 @@ def results(
         raise UnknownNameError(unknown_name("format", format, FORMATS))
     text = FORMATS[format]([record for _, record in _records(files, head)])
     if output is None:
-        typer.echo(text, nl=False)
+        say_lines(text)
     else:
         with naming(output):
             output.write_text(text, encoding="utf-8")
-        typer.echo(f"{format}: {output}")
+        say(f"{format}: {output}")
 
 
 @app.command()
@@ -442,6 +442,7 @@ def compare(
     from rich.table import Table
 
     from pipelines.compare import compare as compare_runs
+    from pipelines.console import console
 
     runs = _records(files, head)
     sources = [source for source, _ in runs] if len(runs) > 1 else []
@@ -463,7 +464,7 @@ def compare(
             *one.p_values,
             f"{one.less_variance} less, {one.more_variance} more",
         )
-    _console().print(table)
+    console().print(table)
 
 
 def _records(files: list[Path], heads: list[str] | None) -> "list[tuple[str, Record]]":
@@ -538,15 +539,15 @@ def train(
         left = f"{place} (remove {place.name}* to start anew)"
         has_epochs = any(isinstance(one, SequenceHead) for one in trial.heads.values())
         if has_epochs and any(place.parent.glob(files)):
-            typer.echo(f"going on from {left}", err=True)
+            say(f"going on from {left}", err=True)
         try:
             fitted = train_head(trial, output, recipe=chosen, tensorboard=tensorboard)
         except KeyboardInterrupt:
             if has_epochs and any(place.parent.glob(files)):
-                typer.echo(f"stopped; the same command goes on from {left}", err=True)
+                say(f"stopped; the same command goes on from {left}", err=True)
             raise
-    typer.echo(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
-    typer.echo(f"head: {output}")
+    say(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
+    say(f"head: {output}")
 
 
 @app.command()
@@ -558,6 +559,7 @@ def heads(
 
     from rich.table import Table
 
+    from pipelines.console import console
     from regressors import HEADS
 
     if name is None:
@@ -565,14 +567,14 @@ def heads(
             say(f"{each}: {HEADS.text(each)}")
         return
     kind = HEADS[name]
-    typer.echo(f"{inspect.getdoc(kind)}\n")
+    say_lines(f"{inspect.getdoc(kind)}\n")
     table = Table("parameter", "default", "preset: paper", "may be")
     defaults = inspect.signature(kind).parameters
     for parameter, type_ in sorted(kind.parameter_types().items()):
         default = defaults[parameter].default
         paper = kind.paper.get(parameter, default) if kind.paper else ""
         table.add_row(parameter, str(default), str(paper), _values(type_))
-    _console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -758,12 +760,13 @@ def ls(
     """List the features of a bank, or the videos of one of them."""
     from rich.table import Table
 
+    from pipelines.console import console
     from store.bank import FeatureStore
 
     store = FeatureStore.at(bank)
     if feature is not None:
         for video_id in store.video_ids(store.resolve(feature)):
-            typer.echo(video_id)
+            say(video_id)
         return
     table = Table("feature", "row", "dtype", "weights", "videos", title=bank)
     for spec in store.specs():
@@ -772,7 +775,7 @@ def ls(
         row = " x ".join(str(axis) for axis in spec.shape)
         cells = (spec.key, row, spec.stored_dtype, weights[:12])
         table.add_row(*cells, str(len(store.video_ids(spec))))
-    _console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -808,11 +811,11 @@ def show(
             "FEATURE` lists the ids of its videos"
         )
     record = store.video_record(known[0], name)
-    typer.echo(json.dumps({"id": name, **dict(record.probe)}, indent=2))
+    say_lines(json.dumps({"id": name, **dict(record.probe)}, indent=2))
     for spec in known:
         feature = store.read(spec, name)
         first, last = feature.pts_seconds[[0, -1]]
-        typer.echo(
+        say(
             f"{spec.key}: {len(feature.values)} rows, {first:.3f} to {last:.3f} s, "
             f"values {feature.values.min():.4g} to {feature.values.max():.4g}"
         )
@@ -844,17 +847,17 @@ def main() -> None:
             os._exit(STOPPED)
         raise
     except VqbankError as error:
-        typer.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        typer.echo(
+        say(
             f"error: this command needs {error.name}, which is not installed; extraction needs "
             "`pip install 'vqbank[extract]'`",
             err=True,
         )
         sys.exit(2)
     except OSError as error:
-        typer.echo(f"error: {refusal(error)}", err=True)
+        say(f"error: {refusal(error)}", err=True)
         sys.exit(2)
 
 
@@ -886,7 +889,7 @@ def _trial(recipe: "Recipe", *, title: str) -> "Trial":
     trial = Trial.of(recipe, title=title)
     if dropped := trial.dropped:
         more = ", ..." if len(dropped) > 3 else ""
-        typer.echo(
+        say(
             f"dropped {len(dropped)} of {len(trial.stated)} videos, which lack a feature: "
             f"{', '.join(dropped[:3])}{more}",
             err=True,
@@ -1034,11 +1037,3 @@ def _show_trial(trial: "Trial", *, jobs: int = 1) -> "list[SplitResult]":
     results = evaluated(lambda watch: trial.run(jobs=jobs, watch=watch), total=total)
     order = list(trial.heads)
     return sorted(results, key=lambda result: (result.split, order.index(result.head)))
-
-
-def _console(*, stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    console = Console(stderr=stderr)
-    # Into a file or pipe: wide enough that no table is broken.
-    return console if console.is_terminal else Console(stderr=stderr, width=120)

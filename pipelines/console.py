@@ -23,24 +23,25 @@ def styled(*lines: str, style: str = "", **options: Any) -> Text:
     return Text("\n".join(map(plain, lines)), style, **options)
 
 
-def console(*, err: bool = False, width: int = WIDTH) -> Console:
+def console(*, err: bool = False, width: int = WIDTH) -> "PlainConsole":
     """For tables and progress.
 
     Args:
         err: On standard error.
         width: Where it is no terminal; wide enough that no row is broken.
     """
-    made = _Plain(stderr=err)
-    return made if made.is_terminal else _Plain(stderr=err, width=width)
+    made = PlainConsole(stderr=err)
+    return made if made.is_terminal else PlainConsole(stderr=err, width=width)
 
 
-class _Plain(Console):
+class PlainConsole(Console):
     """Strings, also those in cells, titles and captions, are text."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
+        """As Rich renders a string, without markup and control characters."""
         return super().render_str(plain(text), **options | {"markup": False, "emoji": False})
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from extractors import make_extractors
+from pipelines.console import PlainConsole
 from pipelines.demo_clips import make_demo_set
 from pipelines.evaluate import SplitResult, Trial
 from pipelines.extract import Extraction
@@ -24,7 +24,7 @@ from store.errors import BankError, naming
 
 def run_demo(
     folder: Path,
-    console: Console,
+    console: PlainConsole,
     *,
     extract: Callable[[Extraction], set[str]],
     evaluate: Callable[[Trial], list[SplitResult]],
@@ -72,7 +72,7 @@ def run_demo(
         console.print(f"   {video.path.stem}: {score:.1f} of 100")
 
 
-def _make_set(folder: Path, console: Console) -> None:
+def _make_set(folder: Path, console: PlainConsole) -> None:
     if (folder / "manifest.csv").exists():  # written last
         console.print("   made before")
         return

@@ -17,10 +17,8 @@ from math import prod
 from pathlib import Path
 
 import torch
-import typer
 from joblib import cpu_count
 from rich import filesize
-from rich.console import Console
 from rich.table import Table
 
 from extractors import make_extractor, specs_of
@@ -28,7 +26,9 @@ from extractors.base import Extractor
 from extractors.sampling import MotionSampling
 from extractors.views import ClipView
 from pipelines import jobs
+from pipelines.console import console
 from pipelines.extract import Extraction, Outcome
+from pipelines.terminal import say
 from store.bank import BANK_FILE, FeatureStore
 from store.errors import DecodeError, InvalidFeatureError
 from store.schema import FeatureSpec, Video, storage_dtype
@@ -292,14 +292,14 @@ def show_estimate(found: Estimate) -> None:
     """Print an estimate."""
     absent = f", the files of {found.absent} of these are not there" if found.absent else ""
     absent += f", the files of {found.empty} are empty" if found.empty else ""
-    typer.echo(
+    say(
         f"{found.videos} videos: {found.videos - found.missing} done, {found.missing} to do{absent}"
     )
     if not found.sample:
         return
     for outcome in found.sample:
         for reason in dict.fromkeys(outcome.failures.values()):
-            typer.echo(f"failed: {outcome.video.id}: {reason}")
+            say(f"failed: {outcome.video.id}: {reason}")
     table = Table(box=None, pad_edge=False)
     table.add_column("feature", overflow="fold")
     headings = [f"{name} ({count:,})" for name, count in DATA_SETS.items()]
@@ -309,27 +309,23 @@ def show_estimate(found: Estimate) -> None:
         table.add_row(disk.spec.key, str(disk.missing), *map(_size, _columns(disk)))
     totals = [[size or 0.0 for size in _columns(disk)] for disk in found.disk]
     table.add_row("all features", "", *(_size(sum(column)) for column in zip(*totals, strict=True)))
-    console = Console()
-    # Into a file or pipe: wide enough that no row is broken.
-    (console if console.is_terminal else Console(width=160)).print(table)
+    console(width=160).print(table)
     for disk in found.disk:
         if disk.tail_bytes:
-            typer.echo(
+            say(
                 f"beside {disk.spec.key}, once: {_size(disk.tail_bytes)} of what continues the "
                 "network behind its cut"
             )
     what = "GPU hours" if found.on_gpu else "machine hours"
     low, high = (seconds / 3600 for seconds in found.machine_seconds)
     device = f", {_size(found.device_bytes)} of the GPU" if found.device_bytes is not None else ""
-    typer.echo(
+    say(
         f"time: {_clock(found.seconds[0])} to {_clock(found.seconds[1])}, "
         f"{low:.2f} to {high:.2f} {what}, workers: {found.workers}"
     )
-    typer.echo(f"memory of a worker: {_size(found.memory_bytes)}{device}")
-    typer.echo(f"extra passes for frames chosen by motion: {found.extra_passes} videos")
-    typer.echo(
-        f"extrapolated by bytes of the video files, from {len(found.sample)} videos that were run"
-    )
+    say(f"memory of a worker: {_size(found.memory_bytes)}{device}")
+    say(f"extra passes for frames chosen by motion: {found.extra_passes} videos")
+    say(f"extrapolated by bytes of the video files, from {len(found.sample)} videos that were run")
 
 
 def _wanted(extraction: Extraction) -> dict[Extractor, list[FeatureSpec]]:

@@ -6,10 +6,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 
+from pipelines.console import PlainConsole, Words, console
+from pipelines.terminal import say
 from regressors.member import Epoch, Watch
 from store.errors import RecipeError
 
@@ -32,20 +32,20 @@ def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Watch]:
         RecipeError: if TensorBoard is asked for and not installed.
     """
     with ExitStack() as stack:
-        console = Console(stderr=True)
+        shown_on = console(err=True)
         progress = Progress(
-            TextColumn("{task.description}"),
+            Words("{task.description}"),
             BarColumn(),
-            TextColumn("epoch {task.completed} of {task.total}"),
-            TextColumn("held-out SRCC {task.fields[srcc]:.3f}, best {task.fields[best]:.3f}"),
+            Words("epoch {task.completed} of {task.total}"),
+            Words("held-out SRCC {task.fields[srcc]:.3f}, best {task.fields[best]:.3f}"),
             TimeRemainingColumn(),
-            console=console,
+            console=shown_on,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not shown_on.is_terminal,
         )
         stack.enter_context(progress)
         tasks: dict[int, TaskID] = {}
-        say = _now_and_then(console)
+        say_rarely = _now_and_then(shown_on)
         logs = [] if tensorboard is None else [_event_files(tensorboard, stack)]
 
         def watch(epoch: Epoch) -> None:
@@ -59,7 +59,7 @@ def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Watch]:
                 srcc=epoch.srcc,
                 best=epoch.best_srcc,
             )
-            say(f"{title}: {_text(epoch)}")
+            say_rarely(f"{title}: {_text(epoch)}")
             for log in logs:
                 log(epoch)
 
@@ -73,29 +73,29 @@ def evaluated(run: Callable[[Watch], Iterator[Result]], *, total: int) -> list[R
         run: called with what shall be told of epochs.
         total: results that will come.
     """
-    console = Console(stderr=True)
+    shown_on = console(err=True)
     progress = Progress(
-        TextColumn("evaluate"),
+        Words("evaluate"),
         BarColumn(),
-        TextColumn("{task.completed} of {task.total} fits"),
-        TextColumn("{task.fields[network]}"),
-        console=console,
+        Words("{task.completed} of {task.total} fits"),
+        Words("{task.fields[network]}"),
+        console=shown_on,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not shown_on.is_terminal,
     )
     results: list[Result] = []
-    say = _now_and_then(console)
+    say_rarely = _now_and_then(shown_on)
     with progress:
         task = progress.add_task("evaluate", total=total, network="")
 
         def watch(epoch: Epoch) -> None:
             progress.update(task, network=_text(epoch))
-            say(f"evaluate: {len(results)} of {total} fits; {_text(epoch)}")
+            say_rarely(f"evaluate: {len(results)} of {total} fits; {_text(epoch)}")
 
         for result in run(watch):
             results.append(result)
             progress.update(task, advance=1, network="")
-            say(f"evaluate: {len(results)} of {total} fits", last=len(results) == total)
+            say_rarely(f"evaluate: {len(results)} of {total} fits", last=len(results) == total)
     return results
 
 
@@ -106,21 +106,21 @@ def _text(epoch: Epoch) -> str:
     )
 
 
-def _now_and_then(console: Console) -> Callable[..., None]:
+def _now_and_then(shown_on: PlainConsole) -> Callable[..., None]:
     """Prints a line where the console is no terminal, if the last one is long enough ago.
 
     And the last of all, if there was any before.
     """
     start = said = time.monotonic()
 
-    def say(text: str, *, last: bool = False) -> None:
+    def now_and_then(text: str, *, last: bool = False) -> None:
         nonlocal said
         now = time.monotonic()
-        if not console.is_terminal and (now - said >= LOG_SECONDS or (last and said > start)):
+        if not shown_on.is_terminal and (now - said >= LOG_SECONDS or (last and said > start)):
             said = now
-            typer.echo(text, err=True)
+            say(text, err=True)
 
-    return say
+    return now_and_then
 
 
 def _event_files(folder: Path, stack: ExitStack) -> Watch:

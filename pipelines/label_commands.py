@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.terminal import say
+
 if TYPE_CHECKING:
     from pipelines.labels import Label, Labels
     from pipelines.labels.videos import Reconciled
@@ -129,7 +131,7 @@ def check(
         _describe(labels)
     for one, two in combinations(read, 2):
         both = agreement(one, two)
-        typer.echo(
+        say(
             f"{one.path} and {two.path}: {both.shared} of {len(one)} and {len(two)} videos in "
             f"both, {both.compared} scored in both, largest difference {both.largest:.2g}"
         )
@@ -168,7 +170,7 @@ def _merged(read: "list[Labels]") -> "tuple[Label, ...]":
 
     done = merged(read)
     for caution in done.cautions:
-        typer.echo(f"  caution: {caution}")
+        say(f"  caution: {caution}")
     return done.rows
 
 
@@ -201,39 +203,39 @@ def _describe(labels: "Labels") -> None:
     from collections import Counter
 
     scores = [row.mos for row in labels.rows if row.mos is not None]
-    typer.echo(f"{labels.path}: {labels.layout}")
+    say(f"{labels.path}: {labels.layout}")
     extent = f" from {min(scores):g} to {max(scores):g}" if scores else ""
     kind = f", {labels.kind}" if labels.kind else ""
-    typer.echo(f"  {len(labels)} rows; mos: {labels.score}, {len(scores)} scores{extent}{kind}")
+    say(f"  {len(labels)} rows; mos: {labels.score}, {len(scores)} scores{extent}{kind}")
     others = list(dict.fromkeys(name for row in labels.rows for name in row.other_scores))
     if others:
-        typer.echo(f"  further scores, by --score: {', '.join(others)}")
+        say(f"  further scores, by --score: {', '.join(others)}")
     scenes = {row.scene for row in labels.rows if row.scene is not None}
     alone = sum(row.scene is None for row in labels.rows)
     if labels.scene_rule:
         rest = f"; {alone} rows have none, and count as one each" if alone else ""
-        typer.echo(f"  {len(scenes)} scenes by {labels.scene_rule}{rest}")
+        say(f"  {len(scenes)} scenes by {labels.scene_rule}{rest}")
     else:
-        typer.echo(
+        say(
             "  no scenes: no column states them, and no rule of a data set fits the names; splits "
             "by scene need them (--scene PATTERN), others such as random10 do not"
         )
     parts = Counter(row.part for row in labels.rows if row.part is not None)
     if parts:
-        typer.echo(f"  parts: {', '.join(f'{part} {count}' for part, count in parts.items())}")
+        say(f"  parts: {', '.join(f'{part} {count}' for part, count in parts.items())}")
     if labels.split_columns:
-        typer.echo(f"  split columns: {', '.join(labels.split_columns)}")
+        say(f"  split columns: {', '.join(labels.split_columns)}")
     if labels.orders is not None:
         orders, groups = labels.orders.orders.shape
-        typer.echo(f"  index: {orders} orders of {groups} {labels.orders.meaning}")
+        say(f"  index: {orders} orders of {groups} {labels.orders.meaning}")
     for note in labels.notes:
-        typer.echo(f"  {note}")
+        say(f"  {note}")
 
 
 def _report(found: "Reconciled", rows: int, folder: Path) -> None:
     files = len(found.videos) + len(found.without_label)
     unclear_files = {file for _, several in found.unclear for file in several}
-    typer.echo(
+    say(
         f"{rows} labels, {files + len(unclear_files)} files in {folder}: {len(found.videos)} "
         f"matched, {len(found.without_file)} labels without a file, {len(found.without_label)} "
         f"files without a label, {len(found.unclear)} labels with several files"
@@ -253,23 +255,23 @@ def _report(found: "Reconciled", rows: int, folder: Path) -> None:
 
 def _some(what: str, lines: list[str]) -> None:
     for line in lines[:SHOWN]:
-        typer.echo(f"  {what}: {line}")
+        say(f"  {what}: {line}")
     if len(lines) > SHOWN:
-        typer.echo(f"  ... and {len(lines) - SHOWN} more")
+        say(f"  ... and {len(lines) - SHOWN} more")
 
 
 def _say_written(manifest: Path, videos: "list[Video]") -> None:
     from pipelines.labels.videos import RAW_SUFFIX
 
-    typer.echo(f"manifest: {manifest}: {len(videos)} videos")
+    say(f"manifest: {manifest}: {len(videos)} videos")
     raw = sum(video.path.suffix.lower() == RAW_SUFFIX for video in videos)
     if raw:
-        typer.echo(
+        say(
             f"  {raw} are {RAW_SUFFIX}: frames without their size, which `extract` cannot read; "
             "convert them without loss and import the labels again"
         )
     if not any(video.path.suffix for video in videos):
-        typer.echo("  the names have no suffix, so paths are not files; --videos FOLDER finds them")
+        say("  the names have no suffix, so paths are not files; --videos FOLDER finds them")
 
 
 @split_app.command()
@@ -300,7 +302,7 @@ def make(
     )
     shown = ", ".join("/".join(map(str, size)) for size in sizes[:3])
     more = " and other sizes" if len(sizes) > 3 else ""
-    typer.echo(f"{output}: {len(made)} splits of {len(videos)} videos, {shown}{more}")
+    say(f"{output}: {len(made)} splits of {len(videos)} videos, {shown}{more}")
 
 
 @split_app.command()
@@ -339,15 +341,15 @@ def audit(
     scenes = shared_scenes(made, videos)
     alone = sum(video.scene is None for video in videos)
     if alone == len(videos):
-        typer.echo(
+        say(
             "no video has a scene, so that nobody can tell whether splits mix them; give scenes by "
             "a column `scene`, or by `vqbank labels import --scene`"
         )
     else:
         if alone:
-            typer.echo(f"{alone} of {len(videos)} videos have no scene and count as one each")
+            say(f"{alone} of {len(videos)} videos have no scene and count as one each")
         touched = {scene.split for scene in scenes}
-        typer.echo(f"{len(touched)} of {len(made)} splits have a scene on both sides")
+        say(f"{len(touched)} of {len(made)} splits have a scene on both sides")
     _some(
         "on both sides",
         [f"split {s.split}: scene {s.scene}, {s.train} train, {s.test} test" for s in scenes],
@@ -356,7 +358,7 @@ def audit(
     if bank is not None and features:
         table = FeatureStore(bank).table(videos, roles_of(features))
         pairs = near_pairs(made, videos, pooled(table), below=near)
-        typer.echo(f"{len(pairs)} pairs of videos are nearer than {near:g} across a split")
+        say(f"{len(pairs)} pairs of videos are nearer than {near:g} across a split")
         _some(
             "near",
             [f"{p.train} | {p.test}: {p.distance:.4f}, in {len(p.splits)} splits" for p in pairs],

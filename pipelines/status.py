@@ -12,11 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from pipelines.console import console
 from pipelines.manifest import read_videos
 from pipelines.terminal import say
 from store.bank import FeatureStore
@@ -228,11 +226,11 @@ def _show_features(
             complete &= ids
         table.add_row(key, *map(str, counts))
     if not banked:
-        typer.echo("nothing is banked, and no run has written here")
+        say("nothing is banked, and no run has written here")
         return
-    _console().print(table)
+    console(width=160).print(table)
     if wanted is not None:
-        typer.echo(f"{len(complete)} of {len(wanted)} videos have all of these")
+        say(f"{len(complete)} of {len(wanted)} videos have all of these")
 
 
 def _show_runs(runs: Sequence[Run]) -> None:
@@ -254,12 +252,12 @@ def _show_runs(runs: Sequence[Run]) -> None:
             "-" if speed is None else f"{speed:.2f}",
         )
     if listed:
-        _console().print(table)
+        console(width=160).print(table)
     for run in listed:
         if run.reason:
             say(f"crashed: process {run.process} on {run.host}: {run.reason}")
     if len(listed) < len(runs):
-        typer.echo(f"and {len(runs) - len(listed)} older runs")
+        say(f"and {len(runs) - len(listed)} older runs")
 
 
 def _health(
@@ -289,9 +287,9 @@ def _show_health(known: Iterator[Mapping[str, Any]]) -> None:
         for name in _findings(probe):
             counts[name] += 1
     found = {name: count for name, count in counts.items() if count}
-    typer.echo(f"decode health of {videos} videos: {'all as usual' if not found else ''}".rstrip())
+    say(f"decode health of {videos} videos: {'all as usual' if not found else ''}".rstrip())
     for name, count in found.items():
-        typer.echo(f"  {count:>6}  {HEALTH[name]}")
+        say(f"  {count:>6}  {HEALTH[name]}")
 
 
 def _findings(probe: Mapping[str, Any]) -> Iterator[str]:
@@ -313,7 +311,7 @@ def _findings(probe: Mapping[str, Any]) -> Iterator[str]:
 def _show_failures(bank: Path, lasting: Sequence[Failure]) -> None:
     """A line per video, however many of its features failed: most fail together, for one reason."""
     if not lasting:
-        typer.echo("nothing has failed that was not made since")
+        say("nothing has failed that was not made since")
         return
     headings = ("video", "reason", "features", "times", "last", "traceback")
     table = _table(*headings, numbers=["times"])
@@ -332,8 +330,8 @@ def _show_failures(bank: Path, lasting: Sequence[Failure]) -> None:
             _date(max(failure.time for failure in own)),
             ", ".join(dict.fromkeys(tracebacks)) or "-",
         )
-        table.add_row(*map(Text, cells))
-    _console(wide=True).print(table)
+        table.add_row(*cells)
+    console(width=10_000).print(table)
 
 
 def _show_video(
@@ -369,19 +367,19 @@ def _show_video(
             f"{store.path} knows nothing of a video {video!r}; {hint}ids are "
             "dataset/relative-path, as the manifest has them"
         )
-    typer.echo(video)
+    say(video)
     if record is not None:
         file = record.fingerprint
-        typer.echo(f"file: {file.length} bytes, sha256 of its samples {file.sha256}")
+        say(f"file: {file.length} bytes, sha256 of its samples {file.sha256}")
     probe = decoded if decoded is not None else record.probe if record is not None else {}
     about = {n: v for n, v in probe.items() if n not in ("writer", "time", "status", "video")}
     for name, value in about.items():
-        typer.echo(f"{name}: {value}")
+        say(f"{name}: {value}")
     if "frames" in probe:
         for name in _findings(probe):
-            typer.echo(f"note: {HEALTH[name]}")
+            say(f"note: {HEALTH[name]}")
     for line in lines:
-        typer.echo(line)
+        say(line)
 
 
 def _table(*headings: str, numbers: Collection[str]) -> Table:
@@ -390,12 +388,6 @@ def _table(*headings: str, numbers: Collection[str]) -> Table:
         right = heading in numbers
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     return table
-
-
-def _console(*, wide: bool = False) -> Console:
-    console = Console()
-    # Into a file or pipe: wide enough that no row is broken.
-    return console if console.is_terminal else Console(width=10_000 if wide else 160)
 
 
 def _duration(seconds: float) -> str:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.terminal import say
+
 if TYPE_CHECKING:
     from extractors.base import WeightedExtractor
     from extractors.weights import WeightFile
@@ -51,7 +53,7 @@ def listing(
         name = f"{file.save_as}/" if file.is_folder else file.save_as
         # Of a page there is nothing to fetch: a comment, for the person who follows its link.
         page = "# by hand: " if file.on_page else ""
-        typer.echo(f"{page}{file.url}\t{name}\t{file.sha256 or '-'}")
+        say(f"{page}{file.url}", name, file.sha256 or "-")
 
 
 @app.command()
@@ -62,27 +64,27 @@ def fetch(
     ],
 ) -> None:
     """Download published weights into $VQBANK_WEIGHTS (default: the user's cache)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
     from extractors.download import fetch as download
     from extractors.weights import find_weights, locate, weights_folder
+    from pipelines.console import Words, console
 
     columns = (
-        TextColumn("{task.description}"),
+        Words("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
     )
     for name, file in [_chosen(text) for text in extractors]:
         if locate(file) is None:
-            with Progress(*columns, console=Console(stderr=True)) as bars:
+            with Progress(*columns, console=console(err=True)) as bars:
                 tasks = {}
                 for path, done, total in download(file, weights_folder()):
                     if path not in tasks:
                         tasks[path] = bars.add_task(path.name)
                     bars.update(tasks[path], completed=done, total=total)
-        typer.echo(f"{name}: {find_weights(file.choice, file, extractor=name)}")
+        say(f"{name}: {find_weights(file.choice, file, extractor=name)}")
 
 
 def _extractors() -> "list[WeightedExtractor]":
@@ -109,8 +111,9 @@ def _chosen(text: str) -> "tuple[str, WeightFile]":
 
 
 def _show(rows: "Sequence[tuple[str, WeightFile, Path | None]]") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from pipelines.console import console
 
     columns = ("extractor", "weights", "file", "publisher", "licence", "size", "trained on")
     table = Table(*columns)
@@ -126,9 +129,7 @@ def _show(rows: "Sequence[tuple[str, WeightFile, Path | None]]") -> None:
             ", ".join(file.trained_on) or "not known",
             "no" if place is None else str(place),
         )
-    console = Console()
-    # Into a file or pipe: as wide as it needs.
-    (console if console.is_terminal else Console(width=1000)).print(table)
+    console(width=1000).print(table)  # as wide as it needs
 
 
 def _size(file: "WeightFile", place: Path | None) -> str:

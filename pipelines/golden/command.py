@@ -7,6 +7,7 @@ import typer
 
 from pipelines.golden import Played, play
 from pipelines.golden.fixture import Check
+from pipelines.terminal import say
 
 SHOWN = 10
 """Outputs out of tolerance that are named for a fixture."""
@@ -27,8 +28,8 @@ def play_and_print(folder: Path, *, everything: bool) -> None:
     for played in play(folder):
         counts[played.verdict] += 1
         for line in _lines(played):
-            typer.echo(line)
-    typer.echo(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+            say(line)
+    say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     if counts["fail"] or (everything and counts["not played"]):
         raise typer.Exit(1)
 
