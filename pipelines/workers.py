@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Literal
@@ -155,6 +156,7 @@ def _keep(
     failures: list[Exception],
 ) -> None:
     """Keep so many processes running until it is over; then end them."""
+    resource_tracker.ensure_running()  # which, where it starts, lets through what is blocked here
     # Children inherit this: Ctrl-C reaches all processes of a terminal, and only the run answers.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     # Forked from a process that has imported everything and done nothing: there in no time.

@@ -203,8 +203,8 @@ class Client:
         while left:
             with suppress(FileNotFoundError, ProcessLookupError):
                 parent = left.pop()
-                listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-                for child in map(int, listed):
+                threads = Path(f"/proc/{parent}/task").glob("*/children")
+                for child in [int(one) for thread in threads for one in thread.read_text().split()]:
                     found[child] = Path(f"/proc/{child}/cmdline").read_bytes()
                     left.append(child)
         self._family |= found
