@@ -92,6 +92,9 @@ def vqbank(
     ] = False,
 ) -> None:
     """Bank frozen video-quality features once; train, ablate and ship light heads from it."""
+    from store.files import allow_open_files
+
+    allow_open_files()
 
 
 @app.command()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 from pipelines.evaluate import SplitResult, Trial
 from pipelines.provenance import seen_by_weights, unknown_provenance, unknown_weights
 from pipelines.splits import first_alike
+from pipelines.terminal import plain
 from regressors.significance import FEWEST, confidence_of_median
 from store.errors import RecipeError, in_words, naming, unknown_name
 
@@ -367,7 +368,7 @@ def to_markdown(records: Sequence[Record]) -> str:
         rule=f"|{' --- |' * (2 + len(SHOWN))}",
         emphasis=("**{}**", "<u>{}</u>"),
         plus_minus="±",
-        escape=lambda text: text.replace("|", "\\|"),
+        escape=_markdown,
     )
 
 
@@ -396,8 +397,15 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 }
 
 
+_MARKDOWN = {character: f"\\{character}" for character in "\\`*[]|"} | {"<": "&lt;", "&": "&amp;"}
+
+
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in plain(text))
+
+
+def _markdown(text: str) -> str:
+    return "".join(_MARKDOWN.get(character, character) for character in plain(text))
 
 
 def _table(
@@ -447,7 +455,11 @@ def _table(
         if one.undefined
     ]
     said = dict.fromkeys([*notes, *how, *undefined, *undefined_text(records), *sure, *chosen])
-    end = [f"% {note}" for note in said] if latex else ["", *(f"- {note}" for note in said)]
+    end = (
+        [f"% {plain(note)}" for note in said]
+        if latex
+        else ["", *(f"- {_markdown(note)}" for note in said)]
+    )
     return "\n".join([*lines, *end]) + "\n"
 
 

@@ -431,7 +431,7 @@ def test_a_bank_with_any_field_or_byte_wrong_is_one_line_within_bounds(
 # Many shards.
 
 
-def test_no_command_needs_a_file_for_each_shard(tmp_path, out):
+def test_no_command_needs_a_file_for_each_shard(tmp_path, out, monkeypatch):
     """150 shards, and 64 files more than are open already."""
     bank, copy = tmp_path / "bank", tmp_path / "copy"
     for number in range(150):
@@ -441,6 +441,7 @@ def test_no_command_needs_a_file_for_each_shard(tmp_path, out):
     table = FeatureStore(bank).table(videos, {"image": IMAGE.key})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = len([*Path("/proc/self/fd").iterdir()]) if Path("/proc/self/fd").exists() else 64
+    monkeypatch.setattr("store.files.OPEN_FILES", opened + 64)  # commands raise the limit to this
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 64, hard))
     try:
         assert "0 differ" in run("diff", bank, copy)
@@ -466,3 +467,50 @@ def test_the_limit_of_open_files_is_raised_where_it_may_be():
         assert now == wanted
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Text.
+
+
+def test_what_a_bank_says_is_shown_whole_and_has_no_power(tmp_path, monkeypatch, capsys):
+    """Ids, hosts, reasons and weights with markup and escape sequences, through all that prints."""
+    monkeypatch.setenv("COLUMNS", "400")
+    wild = "set/a[/x][bold]b:smile:\x1b[31m\x9b1A\r\n|.mp4"
+    shown = "set/a[/x][bold]b:smile:\\x1b[31m\\x9b1A\\r\\n|.mp4"
+    spec = FeatureSpec("clip.image", (4,), "float16", {"weights": "[/x]\x1b[2J"}, publisher=wild)
+    bank, other = tmp_path / "bank", tmp_path / "other"
+    put(bank, spec, [wild])
+    put(other, spec, [wild], seed=3)
+    ledger = Ledger(bank)
+    ledger.append(status="started", host=wild, process=1, keys=[spec.key], videos=2)
+    ledger.append(status="decoded", video=wild, **PROBE, error=wild)
+    ledger.append(status="failed", video=f"{wild}2", key=spec.key, reason=wild, traceback=None)
+    ledger.append(status="ended", done=1, failed=1, cached=0)
+    said = {
+        "ls": run("ls", bank),
+        "ids": run("ls", bank, spec.name),
+        "show": run("show", bank, spec.name),
+        "status": run("status", bank),
+        "failed": run("status", bank, "--failed"),
+        "video": run("status", bank, "--video", wild),
+        "diff": run("diff", bank, other),
+    }
+    (values,) = bank.glob("*/shards/*/values/c/0/0")
+    values.write_bytes(bytes(values.stat().st_size))
+    said["verify"] = run("verify", bank)
+    with pytest.raises(VqbankError) as refused:
+        run("export", bank, tmp_path / "out.h5")
+    monkeypatch.setattr(cli, "app", lambda: raise_again(refused.value))
+    with pytest.raises(SystemExit):
+        cli.main()
+    said["error"] = capsys.readouterr().err
+
+    for what, text in said.items():
+        assert all(letter.isprintable() or letter == "\n" for letter in text), what
+    for what in ("ids", "status", "failed", "video", "diff", "verify", "error"):
+        assert shown in said[what], what
+    assert "[/x]" in said["ls"]
+
+
+def raise_again(error):
+    raise error

@@ -986,3 +986,13 @@ def test_a_trial_by_scene_needs_scenes_also_where_that_is_the_default():
 
     with pytest.raises(RecipeError, match=r"splits scene are by scene, and none of these 40"):
         made.splits  # noqa: B018
+
+
+def test_names_in_tables_are_text_in_latex_and_markdown():
+    from pipelines.results import _latex, _markdown
+
+    name = "a|b<i>*c*\\input{x}\n%[d](e)`\x1b"
+    assert _markdown(name) == r"a\|b&lt;i>\*c\*\\input{x}\\n%\[d\](e)\`\\x1b"
+    assert "\n" not in _latex(name)
+    assert "\x1b" not in _latex(name)
+    assert r"\input" not in _latex(name)
