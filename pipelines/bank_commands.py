@@ -1,7 +1,7 @@
 """The commands that keep a bank.  Libraries are imported inside them, so that `--help` is quick."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -342,6 +342,12 @@ def feats_mat(
     variable: Annotated[
         str | None, typer.Option("--variable", help="Of the file (default: the one that fits).")
     ] = None,
+    rows_without_values: Annotated[
+        Literal["stop", "drop", "mean"],
+        typer.Option(
+            help="Videos without any finite value: refused, left out, or means of the columns."
+        ),
+    ] = "stop",
     note: Note = "",
 ) -> None:
     """Bank a matrix of features, one row per video in the order of a label file."""
@@ -351,9 +357,16 @@ def feats_mat(
     videos = labelled_videos(labels, dataset, score)
     ids = [video.id for video in videos]
     store = FeatureStore.create(bank)
-    _say_imported(
-        [import_feats_mat(source, store, name=name, ids=ids, note=note, variable=variable)]
+    done = import_feats_mat(
+        source,
+        store,
+        name=name,
+        ids=ids,
+        note=note,
+        variable=variable,
+        rows_without_values=rows_without_values,
     )
+    _say_imported([done])
 
 
 @import_app.command()

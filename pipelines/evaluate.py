@@ -48,6 +48,7 @@ TOGETHER = 4
 change, so that results are the same; more gain little, and leave other cores without work."""
 Task = tuple[str, Sequence[tuple[int, Split]]]
 """A head, and the splits that it is tried on with their numbers."""
+DROPPED = "dropped_rows"
 FILLED = "filled_columns"
 """What an import says of a video whose values were not all finite."""
 TABLE_BYTES = 2**30
@@ -88,6 +89,9 @@ class Trial:
     filled: Mapping[str, int] = field(default_factory=dict)
     """By feature, how many videos came with values that were not finite, and at their import got
     the mean over all videos, those of test parts included."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """By feature, how many rows of its file an import left out, as none of their values was
+    finite."""
     stated: Sequence[Video] = ()
     """All videos of the manifest, by its own ids, where some that lack a feature were dropped:
     splits are made of all, and then without these."""
@@ -161,6 +165,7 @@ class Trial:
             protocol=recipe.protocol,
             labels=labels,
             filled=_filled(store, specs, videos),
+            left_out=_left_out(store, specs, videos),
             stated=() if kept.all() else stated,
             kept=None if kept.all() else kept,
             taken_for=taken_for,
@@ -518,6 +523,19 @@ def _filled(
         filled = [place for place in places if place and place[0].video(place[1]).probe.get(FILLED)]
         if filled:
             counts[spec.name] = len(filled)
+    return counts
+
+
+def _left_out(
+    store: FeatureStore, specs: Sequence[FeatureSpec], videos: Sequence[Video]
+) -> dict[str, int]:
+    """By feature, how many rows an import left out; features without such are left out."""
+    counts = {}
+    for spec in specs:
+        places = store.find(spec, [video.id for video in videos])
+        told = [place[0].video(place[1]).probe.get(DROPPED, 0) for place in places if place]
+        if count := max(told, default=0):
+            counts[spec.name] = count
     return counts
 
 

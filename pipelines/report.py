@@ -65,6 +65,10 @@ def result_table(record: Record) -> Table:
             f"{name}: {count} videos had values that were not finite; their import filled these "
             "with means over all videos, tested ones included."
         )
+    for name, count in record.left_out.items():
+        caption.append(
+            f"{name}: {count} rows of its file had no finite value; their import left them out."
+        )
     fits = [fit for head in record.heads for fit in head.fits]
     caption += [
         f"PLCC and RMSE of {fits.count(fit)} of {len(fits)} fits: {fit}."

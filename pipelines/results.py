@@ -94,6 +94,8 @@ class Record(_Strict):
     """Features that were imported, so that nobody knows how they were made."""
     filled: dict[str, int]
     """By feature, videos with values that were filled at the import by means over all videos."""
+    left_out: dict[str, int] = {}
+    """By feature, rows of its file that the import left out: none of their values was finite."""
     random_weights: bool
     seen_by_weights: list[str]
     """Data sets that the weights of a feature were trained on."""
@@ -157,6 +159,7 @@ def record_of(trial: Trial, results: Sequence[SplitResult]) -> Record:
         features={role: spec.key for role, spec in trial.table.specs.items()},
         provenance_unknown=unknown_provenance(trial),
         filled=dict(trial.filled),
+        left_out=dict(trial.left_out),
         random_weights=trial.has_random_weights,
         seen_by_weights=seen_by_weights(trial, tested),
         weights_unknown=unknown_weights(trial),
@@ -328,6 +331,10 @@ def _marks(record: Record) -> list[str]:
         *(
             f"{count} videos of {name} filled with means over all videos, tested ones included"
             for name, count in record.filled.items()
+        ),
+        *(
+            f"{count} rows of {name} without any finite value left out"
+            for name, count in record.left_out.items()
         ),
         *(["weights saw the test data"] if record.seen_by_weights else []),
     ]

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -36,6 +36,7 @@ from store.incoming import (
 from store.schema import Feature, FeatureSpec, Fingerprint
 
 USUAL_VARIABLES = ("feats_mat", "features", "feats")
+RowsWithoutValues = Literal["stop", "drop", "mean"]
 SAME_ORDER = 0.9999
 """Correlation of scores that lie beside features with those of the label file, at least."""
 _NUMBERED = re.compile(r"(\d+)_(.+)\.npy")
@@ -50,6 +51,7 @@ def import_feats_mat(
     ids: Sequence[str],
     note: str = "",
     variable: str | None = None,
+    rows_without_values: RowsWithoutValues = "stop",
 ) -> Imported:
     """Bank a matrix [n, d] of a MATLAB file, version 5 or 7.3: one row per video.
 
@@ -64,17 +66,21 @@ def import_feats_mat(
         ids: of the videos, in the order of the matrix.
         note: what is known of where it comes from; part of the key.
         variable: of the file; None: the only one that fits.
+        rows_without_values: what happens to videos with a row in which no value is finite: nothing
+            is imported, they are left out, or the means stand for them, too.  Records of the
+            videos say how many were left out, and tables count them.
 
     Raises:
         BankError: if the file is damaged or no MATLAB file, no variable or several fit, or the
             bank has other bytes under the same key and ids.
-        InvalidFeatureError: naming variable, row and column, if a column or a row has no finite
-            value at all.
+        InvalidFeatureError: naming variable, row and column, if a column or, unless told what to
+            do, a row has no finite value at all, or no video is left.
     """
     chosen, rows, cautions = _fitting(path, _mat_variables(path), len(ids), variable)
     dtype = rows[0].dtype.name
     if dtype not in NPY_DTYPES:
         raise InvalidFeatureError(f"{path}: {chosen} holds {dtype}; that is no feature")
+    empty = _empty_rows(path, chosen, rows, ids, rows_without_values)
     filled, holes = _without_holes(path, chosen, rows)
     spec = FeatureSpec(
         name=f"imported.{name}",
@@ -96,6 +102,10 @@ def import_feats_mat(
         probe: dict[str, Any] = {"times": "row numbers", "row_of_file": row}
         if row in holes:
             probe["filled_columns"] = holes[row]
+        if rows_without_values == "drop" and empty:
+            if row in empty:
+                continue
+            probe["dropped_rows"] = len(empty)
         numbered = partial(_numbered, values)
         videos.append(
             Incoming(
@@ -106,11 +116,18 @@ def import_feats_mat(
                 feature=numbered,
             )
         )
-    notes = [f"{path.name}: {chosen}, {len(filled)} videos x {spec.shape[0]}", *cautions]
+    notes = [f"{path.name}: {chosen}, {len(videos)} videos x {spec.shape[0]}", *cautions]
+    if empty:
+        done = "left out" if rows_without_values == "drop" else "filled with the means of columns"
+        notes.append(
+            f"{len(empty)} of {len(filled)} rows have no finite value and were {done}: "
+            f"{', '.join(f'{row + 1} ({ids[row]})' for row in empty)}"
+        )
     notes += [
         f"row {row + 1} ({ids[row]}), column {', '.join(str(column + 1) for column in columns)}: "
         "not finite, filled with the mean of the column"
         for row, columns in holes.items()
+        if row not in empty
     ]
     return _import(store, spec, videos, source=path, notes=notes)
 
@@ -378,6 +395,29 @@ def _width(value: list[NDArray[Any]] | NDArray[Any], n: int) -> int:
     return int(value.shape[1] if value.shape[0] == n else value.shape[0])
 
 
+def _empty_rows(
+    path: Path,
+    name: str,
+    rows: Sequence[NDArray[Any]],
+    ids: Sequence[str],
+    what: RowsWithoutValues,
+) -> list[int]:
+    """Videos with a row in which no value is finite, by their number."""
+    found = [
+        number
+        for number, values in enumerate(rows)
+        if values.dtype.kind == "f" and not np.isfinite(values).any(axis=1).all()
+    ]
+    if found and (what == "stop" or len(found) == len(rows)):
+        first = found[0]
+        raise InvalidFeatureError(
+            f"{path}: row {first + 1} of {name} has no finite value ({ids[first]}); of {len(rows)} "
+            f"videos, {len(found)} have such rows. --rows-without-values drop leaves them out, "
+            "mean fills them with the means of columns"
+        )
+    return found
+
+
 def _without_holes(
     path: Path, name: str, rows: Sequence[NDArray[Any]]
 ) -> tuple[list[NDArray[Any]], dict[int, list[int]]]:
@@ -386,10 +426,9 @@ def _without_holes(
     if flat.dtype.kind != "f":
         return list(rows), {}
     finite = np.isfinite(flat)
-    for axis, what in ((0, "column"), (1, "row")):
-        if not finite.any(axis=axis).all():
-            place = int(np.argmin(finite.any(axis=axis)))
-            raise InvalidFeatureError(f"{path}: {what} {place + 1} of {name} has no finite value")
+    if not finite.any(axis=0).all():
+        place = int(np.argmin(finite.any(axis=0)))
+        raise InvalidFeatureError(f"{path}: column {place + 1} of {name} has no finite value")
     means = np.where(finite, flat, 0).sum(axis=0) / finite.sum(axis=0)
     filled, holes = [], {}
     for number, values in enumerate(rows):

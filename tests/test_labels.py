@@ -1,6 +1,7 @@
 """Every layout of label file is read by what stands in it, or refused with line and column."""
 
 import re
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -1020,3 +1021,36 @@ def test_a_column_of_fixed_decimals_tells_that_its_last_number_is_cut(tmp_path):
     with pytest.raises(ManifestError, match=r"x\.txt:62, .*'3.123' is cut off; if it is whole"):
         read(tmp_path, f"name,mos\n{rows}z.mp4,3.123")
     assert read(tmp_path, f"name,mos\n{rows}z.mp4,3.123\n").rows[-1].mos == 3.123
+
+
+D = "dis_videos = [{'path': 'a.mp4', 'mos': 1.0}, {'path': 'b.mp4', 'mos': 2.0}]\n"
+DOUBLED = "".join(f"a{n} = f'{{a{n - 1}}}{{a{n - 1}}}'\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ((CASES / "vmaf_growing_string.py").read_text(), 18),
+        ((CASES / "vmaf_deep_operators.py").read_text(), 1),
+        (f"a0 = 'sixteen letters.'\n{DOUBLED}{D}", 21),
+        (f"y = 1\nx = {'(' * 5000}1{')' * 5000}\n{D}", 2),
+        (f"y = 1\nx = {'-' * 50000}1\n{D}", 2),
+        (f"y = 1\nx = {'not ' * 50000}1\n{D}", 2),
+        (f"y = 1\nx = {'1 if 1 else ' * 20000}1\n{D}", 2),
+        (f"y = 1\nx = a{'.b' * 50000}\n{D}", 2),
+        (f"y = 1\nx = {'lambda:' * 20000}1\n{D}", 2),
+        ("if 1:\n  y = 1\n" + "elif 1:\n  y = 1\n" * 20000 + D, 203),
+        (f"y = 1\nx = {'9' * 5000}\n{D}", 2),
+        (f"y = 1\n{D.replace('1.0', '0x' + 'f' * 5000)}", 2),
+        (f"y = 1\nx = [{'1,' * 300000}]\n{D}", 2),
+    ],
+    ids=range(13),
+)
+def test_vmaf_literals_that_grow_or_nest_are_refused_in_a_moment_with_their_line(
+    tmp_path, text, line
+):
+    path = write(tmp_path, text)
+    started = time.monotonic()
+    with pytest.raises(ManifestError, match=rf"x\.txt:{line}\b"):
+        read_labels(path)
+    assert time.monotonic() - started < 5

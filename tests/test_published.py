@@ -1,6 +1,7 @@
 """Caches that others published come into a bank as what they are."""
 
 import contextlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +10,13 @@ import scipy.io
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from pipelines.evaluate import Trial
+from pipelines.labels import read_labels
+from pipelines.labels.videos import videos_of
+from pipelines.manifest import write_manifest
+from pipelines.recipe import Protocol, Recipe
+from pipelines.report import result_table
+from pipelines.results import record_of, to_csv, to_latex, to_markdown
 from store.bank import FeatureStore
 from store.errors import BankError, InvalidFeatureError, VqbankError
 from store.published import (
@@ -18,6 +26,7 @@ from store.published import (
     refuse_pickle,
 )
 
+CASES = Path(__file__).parent / "data" / "cases"
 IDS = [f"set/{name}.mp4" for name in "abcde"]
 ROWS = np.random.default_rng(0).normal(size=(5, 3))
 
@@ -86,6 +95,55 @@ def test_holes_become_the_mean_of_their_column_and_are_named(tmp_path, store):
     assert banked(store, got)[4, 0] == pytest.approx(ROWS[:4, 0].mean())
     assert any("row 2 (set/b.mp4), column 3" in note for note in got.notes)
     assert store.video_record(got.spec, IDS[1]).probe["filled_columns"] == [2]
+
+
+@pytest.mark.parametrize(("what", "count"), [("drop", 11), ("mean", 12)])
+def test_rows_without_values_stop_an_import_or_are_left_out_or_means(tmp_path, store, what, count):
+    path = CASES / "feats_empty_row.mat"
+    ids = [row.name for row in read_labels(CASES / "labels_for_feats.csv").rows]
+
+    with pytest.raises(InvalidFeatureError, match=r"row 5 .*\(1004\).*--rows-without-values drop"):
+        import_feats_mat(path, store, name="x", ids=ids)
+    got = import_feats_mat(path, store, name="x", ids=ids, rows_without_values=what)
+
+    assert got.banked == count
+    assert len(store.video_ids(got.spec)) == count
+    assert any("1 of 12 rows have no finite value" in note for note in got.notes)
+    probe = store.video_record(got.spec, "1007").probe
+    assert len(probe["filled_columns"]) == 1
+    assert probe.get("dropped_rows", 0) == (what == "drop")
+    if what == "mean":
+        values = np.concatenate([store.read(got.spec, one).values for one in ids])
+        assert len(store.video_record(got.spec, "1004").probe["filled_columns"]) == values.shape[1]
+        free = np.arange(values.shape[1]) != probe["filled_columns"][0]
+        assert values[4, free] == pytest.approx(
+            values[np.arange(12) != 4][:, free].mean(axis=0), rel=1e-5
+        )
+
+
+def test_rows_that_an_import_left_out_are_counted_in_every_table(tmp_path):
+    labels = CASES / "labels_for_feats.csv"
+    run = CliRunner().invoke(
+        app,
+        ["import", "feats-mat", str(CASES / "feats_empty_row.mat"), "--labels", str(labels),
+         "--bank", str(tmp_path / "bank"), "--name", "x", "--rows-without-values", "drop"],
+    )  # fmt: skip
+    assert run.exit_code == 0, run.exception
+    manifest = tmp_path / "labels_for_feats.csv"
+    videos = videos_of(read_labels(labels).rows, "labels_for_feats")
+    write_manifest(manifest, videos)
+    recipe = Recipe(
+        videos=manifest, bank=tmp_path / "bank", features={"x": "imported.x"},
+        heads={"ridge": {}}, protocol=Protocol(splits="random2"), missing="drop",
+    )  # fmt: skip
+    made = Trial.of(recipe, title="t")
+    record = record_of(made, list(made.run()))
+
+    assert record.videos == 11
+    for table in (to_markdown, to_latex, to_csv):
+        assert "1 rows of imported.x without any finite value left out" in table([record])
+    assert "1 of 12 videos lack a feature" in made.protocol_text
+    assert "imported.x: 1 rows of its file had no finite value" in str(result_table(record).caption)
 
 
 ALL = slice(None)

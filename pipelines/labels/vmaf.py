@@ -1,8 +1,11 @@
 """Data sets of VMAF: Python modules, of which only literals are read and nothing is run."""
 
 import ast
+import io
+import keyword
 import re
 import statistics
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,15 @@ from store.errors import ManifestError
 
 SCORES = ("dmos", "mos", "groundtruth", "os")
 VIDEOS = "dis_videos"
+MOST_CHARACTERS = 2**24
+"""Of all literals; the largest data set of VMAF has some 100,000."""
+MOST_DEPTH = 50
+MOST_OPERATORS = 100
+"""Between two commas; a path is made of three or four parts."""
+MOST_TOKENS = 400_000
+"""A thousand videos with a hundred raw scores each have half as many."""
+MOST_BITS = 256
+"""Of a whole number."""
 _ASSIGNED = re.compile(rf"^\s*{VIDEOS}\s*(?::[^=\n]*|\+)?=(?!=)", re.MULTILINE)
 
 
@@ -28,12 +40,15 @@ def sheet(path: Path, text: str) -> Sheet:
     Raises:
         ManifestError: with line and column of what is no literal, or of a second statement.
     """
+    _refuse_deep(path, text)
     try:
         module = ast.parse(text)
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", 1)
-        raise ManifestError(f"{path}:{line}: this is no Python: {error}") from error
+    except SyntaxError as error:
+        raise ManifestError(f"{path}:{error.lineno}: this is no Python: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ManifestError(f"{path}: this is no Python: {error}") from error
     known: dict[str, Any] = {}
+    literals = _Literals(path, known)
     videos: list[ast.expr] | None = None
     rows: list[Any] = []
     for statement in module.body:
@@ -42,21 +57,22 @@ def sheet(path: Path, text: str) -> Sheet:
             if not isinstance(value, ast.List):
                 raise ManifestError(f"{_at(path, value or statement)}: {VIDEOS} is no list")
             videos = value.elts
-            rows = [_literal(path, video, known) for video in videos]
+            rows = [literals.value(video) for video in videos]
             continue
         names = [part for part in ast.walk(statement) if isinstance(part, ast.Name)]
         if any(used.id == VIDEOS for used in names):
-            line = ast.unparse(statement).splitlines()[0]
             raise ManifestError(
-                f"{_at(path, statement)}: `{line[:60]}` would have to be run, nothing is; write "
-                f"all videos into one `{VIDEOS} = [...]`"
+                f"{_at(path, statement)}: `{_source(statement)}` would have to be run, nothing is; "
+                f"write all videos into one `{VIDEOS} = [...]`"
             )
         for used in names:  # what may have changed is known no longer
             if isinstance(used.ctx, ast.Store) or isinstance(known.get(used.id), list | dict):
                 known.pop(used.id, None)
         if name is not None and value is not None and name != "ref_videos":
             try:
-                known[name] = _literal(path, value, known)
+                known[name] = literals.value(value)
+            except TooLargeError:
+                raise
             except ManifestError:
                 continue  # a variable that nothing needs; one that is needed says so where it is
     if videos is None:
@@ -120,35 +136,107 @@ def _raw_scores(
     return columns
 
 
-def _literal(path: Path, node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """The value of constants, lists, dictionaries, known names, `+` of strings, plain f-strings."""
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.Name() if node.id in known:
-            return known[node.id]
-        case ast.List() | ast.Tuple():
-            return [_literal(path, item, known) for item in node.elts]
-        case ast.Dict() if None not in node.keys:  # a None is `**`
-            return {
-                str(_literal(path, key, known)): _literal(path, value, known)
-                for key, value in zip(node.keys, node.values, strict=True)
-                if key is not None
-            }
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-            return -number
-        case ast.BinOp(op=ast.Add(), left=left, right=right):
-            one, two = _literal(path, left, known), _literal(path, right, known)
-            if isinstance(one, str) and isinstance(two, str):
-                return one + two
-        case ast.JoinedStr():
-            return "".join(str(_literal(path, value, known)) for value in node.values)
-        case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
-            return _literal(path, value, known)
-    raise ManifestError(
-        f"{_at(path, node)}: `{ast.unparse(node)[:60]}` would have to be run, and nothing is; "
-        "write it as a literal"
-    )
+class _Literals:
+    """Values of expressions, which together come to no more characters than a data set has."""
+
+    def __init__(self, path: Path, known: Mapping[str, Any]) -> None:
+        self.path = path
+        self.known = known
+        self.characters = 0
+
+    def value(self, node: ast.expr) -> Any:
+        """Of constants, lists, dictionaries, known names, `+` of strings and plain f-strings."""
+        match node:
+            case ast.Constant(value=int() as number) if number.bit_length() > MOST_BITS:
+                raise ManifestError(f"{_at(self.path, node)}: a number of too many digits")
+            case ast.Constant():
+                return self._counted(node, node.value)
+            case ast.Name() if node.id in self.known:
+                return self._counted(node, self.known[node.id])
+            case ast.List() | ast.Tuple():
+                return [self.value(item) for item in node.elts]
+            case ast.Dict() if None not in node.keys:  # a None is `**`
+                return {
+                    str(self.value(key)): self.value(value)
+                    for key, value in zip(node.keys, node.values, strict=True)
+                    if key is not None
+                }
+            case ast.UnaryOp(
+                op=ast.USub(), operand=ast.Constant(value=int() | float() as number)
+            ) if not isinstance(number, int) or number.bit_length() <= MOST_BITS:
+                return -number
+            case ast.BinOp(op=ast.Add(), left=left, right=right):
+                one, two = self.value(left), self.value(right)
+                if isinstance(one, str) and isinstance(two, str):
+                    return self._counted(node, one + two)
+            case ast.JoinedStr():
+                return "".join(str(self.value(value)) for value in node.values)
+            case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
+                return self.value(value)
+        raise ManifestError(
+            f"{_at(self.path, node)}: `{_source(node)}` would have to be run, and nothing is; "
+            "write it as a literal"
+        )
+
+    def _counted(self, node: ast.expr, value: Any) -> Any:
+        self.characters += _characters(value)
+        if self.characters > MOST_CHARACTERS:
+            raise TooLargeError(
+                f"{_at(self.path, node)}: the literals up to here come to more than "
+                f"{MOST_CHARACTERS:,} characters; write the values themselves"
+            )
+        return value
+
+
+class TooLargeError(ManifestError):
+    """Told wherever it happens: no variable is worth gigabytes, needed or not."""
+
+
+def _characters(value: Any) -> int:
+    """Of a value; lists and dictionaries that a name stands for count with all that they hold."""
+    if isinstance(value, list):
+        return 8 + sum(map(_characters, value))
+    if isinstance(value, dict):
+        return 8 + sum(len(key) + _characters(one) for key, one in value.items())
+    return len(value) if isinstance(value, str | bytes) else 1
+
+
+def _refuse_deep(path: Path, text: str) -> None:
+    """Python's parser and compiler end in errors without a line where expressions nest too deep.
+
+    Raises:
+        ManifestError: with the line of a statement with more operators or open brackets than any
+            data set has.
+    """
+    operators = depth = branches = 0
+    try:
+        for number, token in enumerate(tokenize.generate_tokens(io.StringIO(text).readline)):
+            if number > MOST_TOKENS:
+                raise ManifestError(
+                    f"{path}:{token.start[0]}: more than {MOST_TOKENS:,} words and marks; this is "
+                    "no data set of VMAF"
+                )
+            if token.type == tokenize.NEWLINE:
+                operators = 0
+            elif token.type == tokenize.OP:
+                depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(token.string, 0)
+                # Items of a list are beside each other, and no item of a data set is long.
+                operators = 0 if token.string == "," else operators + 1
+            elif token.type == tokenize.NAME and keyword.iskeyword(token.string):
+                operators += 1
+                branches += token.string == "elif"
+            if depth > MOST_DEPTH or operators > MOST_OPERATORS or branches > MOST_OPERATORS:
+                raise ManifestError(
+                    f"{path}:{token.start[0]}:{token.start[1] + 1}: an expression nested more than "
+                    f"{MOST_DEPTH} deep, or of more than {MOST_OPERATORS} operators; write it as a "
+                    "literal"
+                )
+    except (tokenize.TokenError, SyntaxError):
+        return  # the parser says more
+
+
+def _source(node: ast.AST) -> str:
+    return ast.unparse(node).partition("\n")[0][:60]
 
 
 def _at(path: Path, node: ast.expr | ast.stmt) -> str:
