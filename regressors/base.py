@@ -19,8 +19,8 @@ from threadpoolctl import threadpool_limits
 
 from regressors.pooling import pooled, pooled_width
 from store.documents import file_text, json_value, yaml_text, yaml_value
-from store.errors import HeadError, refusal
-from store.files import write_atomically
+from store.errors import BankError, HeadError, refusal
+from store.files import inside, write_atomically
 from store.schema import FeatureSpec
 from store.table import FeatureTable
 
@@ -234,6 +234,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         head.selection_ = card["selection"]
         head.record_ = card["record"]
         path = folder / card["model"]["file"]
+        _refuse_link(folder, path)
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -333,6 +334,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         HeadError: if it is not there, or not one.
     """
     path = _card_of(folder) or folder / CARD
+    _refuse_link(folder, path)
     if not path.is_file():
         raise HeadError(f"{folder} holds no head: there is no {CARD}")
     text = file_text(path, HeadError)
@@ -345,6 +347,18 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise HeadError(
             f"{path} is not the card of a head of format {FORMAT}: {place}{first['msg'].lower()}"
         ) from error
+
+
+def _refuse_link(folder: Path, path: Path) -> None:
+    """A head may come from a stranger: nothing in its folder leads out of it.
+
+    Raises:
+        HeadError: naming the link.
+    """
+    try:
+        inside(folder, path)
+    except BankError as error:
+        raise HeadError(str(error)) from error
 
 
 def _card_of(folder: Path) -> Path | None:

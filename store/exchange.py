@@ -517,7 +517,7 @@ def _file_names(ids: Iterable[str]) -> Iterator[str]:
 
 def _npy_index(folder: Path) -> dict[str, Any] | None:
     """What `export_npy` wrote beside the arrays; None for a foreign tree."""
-    path = folder / "index.json"
+    path = inside(folder, folder / "index.json")
     if not path.exists():
         return None
     with _as_bank_error(path):
@@ -555,7 +555,7 @@ def _indexed_video(folder: Path, spec: FeatureSpec, video: Mapping[str, Any]) ->
 def _indexed_feature(folder: Path, file: str, spec: FeatureSpec, record: VideoRecord) -> Feature:
     arrays = {}
     for name, (dtype, shape) in _array_layout(spec).items():
-        path = folder / name / file
+        path = inside(folder, folder / name / file)
         with _as_bank_error(path):
             array = npy_array(path)
         if (array.dtype, array.shape) != (dtype, (record.row_count, *shape)):
@@ -570,7 +570,7 @@ def _indexed_feature(folder: Path, file: str, spec: FeatureSpec, record: VideoRe
 def _foreign_videos(
     folder: Path, name: str, provenance_note: str
 ) -> tuple[FeatureSpec, list[Incoming]]:
-    paths = sorted(folder.rglob("*.npy"))
+    paths = [inside(folder, path) for path in sorted(folder.rglob("*.npy"))]
     if not paths:
         raise BankError(f"{folder} has no .npy files")
     first = npy_rows(paths[0])

@@ -71,7 +71,7 @@ def inside(root: Path, path: Path) -> Path:
         if step == ".." or stat.S_ISLNK(mode):
             raise DamagedShardError(
                 f"{at} is a symbolic link, which no command follows; put a copy of what it points "
-                "to in its place, or let `vqbank prune` remove the link"
+                "to in its place (in a bank, `vqbank prune --yes` removes links)"
             )
     return path
 

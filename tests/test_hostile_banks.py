@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines import cli
+from regressors.base import read_card
 from store import catalogue
 from store.bank import FeatureStore
 from store.errors import VqbankError
@@ -255,6 +256,21 @@ def test_no_command_follows_a_link_out_of_a_bank(good, tmp_path, out, monkeypatc
             shutil.rmtree(out / made, ignore_errors=True)
         (out / "out.h5").unlink(missing_ok=True)
     assert tried * share > 1000
+
+
+def test_a_tree_of_npy_files_and_a_head_lead_nowhere(tmp_path):
+    private = tmp_path / "private.npy"
+    np.save(private, np.ones((2, 3), np.float32))
+    tree, head = tmp_path / "tree", tmp_path / "head"
+    tree.mkdir()
+    head.mkdir()
+    (tree / "a.npy").symlink_to(private)
+    (head / "card.yaml").symlink_to(private)
+
+    with pytest.raises(VqbankError, match="symbolic link"):
+        run("import", tree, tmp_path / "bank")
+    with pytest.raises(VqbankError, match="symbolic link"):
+        read_card(head)
 
 
 # Fields and bytes.
