@@ -243,25 +243,22 @@ def _extract(
 ) -> set[str]:
     """Here, or by Dask; gives the ids of failed videos."""
     import logging
-    import signal
 
     from pipelines.display import show_extraction
 
-    def stop(*_: object) -> None:  # a batch system says so before it kills
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
     if workers == 1 and scheduler is None and cluster is None:
         return show_extraction(extraction)
     from joblib import cpu_count
 
     from pipelines.cluster import Order, distribute
-    from pipelines.terminal import say
+    from pipelines.stopping import stopped_by_signals
     from pipelines.workers import batch_system, local_workers, scheduler_at
 
     def tell(line: str) -> None:
         say(line, err=True)
 
+    for noisy in ("asyncio", "distributed"):  # what fails for good the run itself says
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     if scheduler is not None:
         ca_file, certificate, key = tls
         connected = scheduler_at(scheduler, ca_file=ca_file, certificate=certificate, key=key)
@@ -275,18 +272,11 @@ def _extract(
         connected = batch_system(cluster, shared=extraction.store.path.absolute().parent)
     else:
         connected = local_workers(workers)
-    with connected as working:
+    with stopped_by_signals(), connected as working:
         threads = max(1, cpu_count() // workers) if workers > 1 else None
         order = Order.of(extraction, threads=threads)
         outcomes = distribute(working, order, extraction.videos, tell=tell)
-        try:
-            return show_extraction(extraction, outcomes)
-        except KeyboardInterrupt:
-            for again in (signal.SIGINT, signal.SIGTERM):  # to leave takes seconds
-                signal.signal(again, signal.SIG_IGN)
-            for telling in ("asyncio", "distributed"):  # of everything that is broken off
-                logging.getLogger(telling).setLevel(logging.CRITICAL)
-            raise
+        return show_extraction(extraction, outcomes)
 
 
 def _batch_clips(given: list[str] | None, extractors: set[str]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from distributed import Future, KilledWorker, Worker, WorkerPlugin, get_worker
 
 from extractors.base import Extractor, WeightedExtractor
 from pipelines.extract import Extraction, Outcome, import_for
+from pipelines.stopping import ASKED
 from pipelines.workers import AT_WORK, LEAVING, LocalWorker, Workers
 from store.bank import FeatureStore, writing
 from store.errors import BankError, WorkersError
@@ -169,10 +170,13 @@ def _next(
     """The next task that has ended.
 
     Raises:
+        KeyboardInterrupt: if the run is to stop.
         WorkersError: if there was no worker for too long.
     """
     alone_since = told = time.monotonic()
     while True:
+        if ASKED.is_set():
+            raise KeyboardInterrupt
         with suppress(queue.Empty):
             return done.get(timeout=LOOKING_SECONDS)
         if workers.failures:

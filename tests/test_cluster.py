@@ -28,6 +28,7 @@ from pipelines.cluster import Order, distribute
 from pipelines.extract import Extraction
 from pipelines.manifest import read_videos
 from pipelines.parts import part_of
+from pipelines.stopping import stopped_by_signals
 from pipelines.workers import (
     Workers,
     batch_system,
@@ -41,6 +42,7 @@ from store.compare import diff
 from store.errors import RecipeError, WorkersError
 from store.ledger import read_ledger
 from store.schema import Video
+from store.shard import committed_shards
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 DASK = Path(sys.executable).with_name("dask")
@@ -302,6 +304,17 @@ def test_a_run_does_not_wait_for_ever_for_workers_and_says_that_it_waits(
     assert told[0] == "no worker for 0:00:00; given up after 0:00:01"
 
 
+def test_a_run_stops_though_python_lost_the_interrupt(tmp_path, videos):
+    """As it does in the middle of a collection of garbage."""
+    some = read_videos(videos)[:1]
+    with local_workers(0) as working, stopped_by_signals():
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        nobody = Workers(working.client, 1, SECONDS, [])
+        with pytest.raises(KeyboardInterrupt):
+            list(distribute(nobody, order_of(some, tmp_path), some))
+
+
 def test_nobody_without_the_certificate_of_a_run_gets_anything_of_it(tmp_path, caplog):
     """Every port that a run opens, on a scheduler and on a worker, is tried in every way."""
     caplog.set_level(logging.CRITICAL)
@@ -408,7 +421,7 @@ def test_a_run_with_workers_stops_within_seconds_and_leaves_nobody(videos, tmp_p
         seconds = time.monotonic() - begun
 
         assert until(lambda: not any(map(is_alive, family)), 10)
-    assert run.returncode == 130
+    assert run.returncode == 130, told
     assert seconds < 20
     first, *_ = told.splitlines()
     assert first.startswith("stopped: what was finished is banked")
@@ -422,6 +435,78 @@ def test_workers_and_decoders_end_when_their_run_is_killed(videos, tmp_path):
         family = family_of(run.pid)
         run.kill()
         assert until(lambda: not any(map(is_alive, family)), 20)
+
+
+@pytest.mark.soak
+def test_sixty_kills_of_a_run_with_workers_lose_nothing(videos, tmp_path, capsys):
+    """Of the run, its workers and their decoders, several in each run, in bank after bank.
+
+    Nothing that was committed is computed again, and no video is charged with a worker's death.
+    """
+    listed = [
+        Video(f"{turn}/{path.name}", path) for turn in range(6) for path in sorted(videos.iterdir())
+    ]
+    (tmp_path / "all.csv").write_text("id,path\n" + "".join(f"{v.id},{v.path}\n" for v in listed))
+    whole = FeatureStore.create(tmp_path / "whole")
+    undisturbed = Extraction(
+        listed, [make_extractor("motion")], whole, decoder="pyav", device=torch.device("cpu")
+    )
+    assert not any(outcome.failures for outcome in undisturbed.run())
+    command = [VQBANK, "extract", "--extractor", "motion", "--workers", "2"]
+    command += ["--videos", tmp_path / "all.csv", "--bank"]
+    rng = np.random.default_rng(15)
+    killed = dict.fromkeys(("run", "worker", "decoder"), 0)
+    banks = 0
+    while sum(killed.values()) < 60:
+        banks += 1
+        bank = tmp_path / str(banks)
+        ended = None
+        while ended != 0:
+            run = subprocess.Popen([*command, bank], stderr=subprocess.PIPE, start_new_session=True)
+            before = len(begun_in(bank))
+            assert until(lambda: run.poll() is not None or len(begun_in(bank)) > before)  # noqa: B023
+            while run.poll() is None and sum(killed.values()) < 60:
+                time.sleep(rng.uniform(0, 1))
+                family = family_of(run.pid) if is_alive(psutil.Process(run.pid)) else []
+                kind, victim = a_victim(run.pid, family, rng)
+                with suppress(psutil.NoSuchProcess):
+                    victim.kill()
+                    killed[kind] += 1
+                if kind == "run":
+                    break
+            _, told = run.communicate(timeout=SECONDS)
+            ended = run.returncode
+            assert b"Traceback" not in told
+            assert until(lambda: not any(map(is_alive, family)))  # noqa: B023
+        store = FeatureStore(bank)
+        assert list(diff(whole, store)) == []
+        (spec,) = store.specs()
+        shards = committed_shards(store.path / spec.key, spec)
+        assert sum(shard.record["videos"] for shard in shards) == len(listed)
+        assert not [e for e in read_ledger(bank) if "its worker died" in e.get("reason", "")]
+    with capsys.disabled():
+        sys.stdout.write(f"\n{killed} killed in {banks} banks: 0 differ, 0 computed twice\n")
+
+
+def a_victim(run, family, rng):
+    """One of the processes of a run, and what it is; its workers all have one parent."""
+    lines = {process: command_line(process) for process in family}
+    workers_too = [one for one, line in lines.items() if "forkserver" in line]
+    kinds = {
+        "run": [psutil.Process(run)] if rng.random() < 0.2 else [],
+        "worker": workers_too[1:],
+        "decoder": [one for one, line in lines.items() if "isolated.py" in line],
+    }
+    there = [kind for kind, processes in kinds.items() if processes] or ["run"]
+    kind = there[int(rng.integers(len(there)))]
+    some = kinds[kind] or [psutil.Process(run)]
+    return kind, some[int(rng.integers(len(some)))]
+
+
+def command_line(process):
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def is_alive(process):
