@@ -129,7 +129,7 @@ class SlowFast(WeightedExtractor):
     @property
     def modules(self) -> tuple[str, ...]:
         """pytorchvideo."""
-        return ("pytorchvideo.models.hub",)
+        return ("pytorchvideo.models.slowfast",)
 
     def build(self, device: torch.device) -> ClipFn:
         """The fast pathway, or both where the slow one is asked for.

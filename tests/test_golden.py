@@ -280,10 +280,10 @@ def test_a_recipe_of_other_entries_fails_with_what_is_missing(tmp_path):
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pytorchvideo.models.hub", None)
+    monkeypatch.setitem(sys.modules, "pytorchvideo.models.slowfast", None)
     run = vqbank_golden(copied(tmp_path, "slowfast_fast256"))
     assert run.exit_code == 1
-    assert "pytorchvideo.models.hub is not installed; extraction needs" in run.stdout
+    assert "pytorchvideo.models.slowfast is not installed; extraction needs" in run.stdout
 
 
 def test_a_folder_without_fixtures_is_an_error(tmp_path):
