@@ -36,7 +36,7 @@ from pipelines.results import (
     write_record,
 )
 from pipelines.splits import Split, named_splits, write_splits
-from regressors import make_head, pooling, sequence
+from regressors import make_head, pooling, parallel
 from regressors.metrics import quality_metrics
 from regressors.significance import confidence_of_median
 from store.bank import FeatureStore
@@ -529,13 +529,13 @@ def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeyp
     made = trial("mlp", splits="minimalistic5")
     expected = [made.run_splits("mlp", [split])[0] for split in enumerate(made.splits)]
     counts = []
-    train = sequence.train
+    train = parallel.train
 
-    def counting(series, jobs, **options):
-        counts.append(len(jobs))
-        return train(series, jobs, **options)
+    def counting(series, folds, method, **options):
+        counts.append(len(folds))
+        return train(series, folds, method, **options)
 
-    monkeypatch.setattr(sequence, "train", counting)
+    monkeypatch.setattr(parallel, "train", counting)
     told = []
     results = list(made.run(watch=told.append))
 
