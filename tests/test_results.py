@@ -36,7 +36,7 @@ from pipelines.results import (
     write_record,
 )
 from pipelines.splits import Split, named_splits, write_splits
-from regressors import make_head, pooling, parallel
+from regressors import make_head, parallel, pooling
 from regressors.metrics import quality_metrics
 from regressors.significance import confidence_of_median
 from store.bank import FeatureStore
