@@ -1,5 +1,6 @@
 """Try heads on splits of a table: fit on the training rows, predict the test rows, measure."""
 
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,15 +9,17 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, cpu_count, delayed
+from joblib import cpu_count
 from numpy.typing import NDArray
 from sklearn.base import clone
 
 from pipelines.entries import with_keys
+from pipelines.fitting import Telling
 from pipelines.labels import Labels, read_labels
 from pipelines.labels.match import Match, assumed_data_set, match, unclear_pair
 from pipelines.labels.videos import videos_of
 from pipelines.manifest import is_manifest, read_videos, scores
+from pipelines.processes import in_workers
 from pipelines.recipe import Protocol, Recipe, required
 from pipelines.splits import (
     SCHEMES,
@@ -32,9 +35,9 @@ from pipelines.splits import (
 )
 from regressors import make_head
 from regressors.base import Head, PooledHead
-from regressors.member import Watch
 from regressors.metrics import QualityMetrics, quality_metrics
-from regressors.pooling import PooledTable, pooled
+from regressors.pooling import PooledTable, pooled, pooled_width
+from regressors.progress import Cost
 from regressors.sequence import SequenceHead
 from store.bank import FeatureStore
 from store.errors import ManifestError, MissingFeatureError, RecipeError
@@ -46,6 +49,12 @@ WORTH_WORKERS_SECONDS = 10.0
 TOGETHER = 4
 """Splits whose networks are trained at the same time: a number that neither cores nor processes
 change, so that results are the same; more gain little, and leave other cores without work."""
+LONG_OPERATIONS = 1e10
+"""Of a fit, which then takes a few seconds or more: it is done in a process that can be killed."""
+MEASURED_VIDEOS = 600
+"""Of the small fit by which a long one is foretold."""
+
+
 Task = tuple[str, Sequence[tuple[int, Split]]]
 """A head, and the splits that it is tried on with their numbers."""
 DROPPED = "dropped_rows"
@@ -323,15 +332,15 @@ class Trial:
         """Whether any feature comes from weights that nobody trained."""
         return any(spec.uses_random_weights for spec in self.table.specs.values())
 
-    def run(self, *, jobs: int = 1, watch: Watch | None = None) -> Iterator[SplitResult]:
+    def run(self, *, jobs: int = 1, watch: Telling | None = None) -> Iterator[SplitResult]:
         """Every head on every split; heads are cloned, never fitted in place.
 
         Args:
             jobs: processes.  They start only if, by the time of the first splits, what is left
-                takes longer than starting them, but at once for networks too large for a stack;
-                results are the same.
-            watch: told of every epoch of networks that are trained in this process, and of those
-                too large for a stack.
+                takes longer than starting them, but at once for networks too large for a stack, and
+                for fits that take long, because a process can be ended; results are the same.
+            watch: told what fits that take long will cost, before the first of them, and of their
+                steps and the epochs of networks as they come, if in processes by a thread.
 
         Raises:
             RecipeError: as `check_splits` does, before anything is fitted.
@@ -353,8 +362,14 @@ class Trial:
             for name, head in rest.items()
             if isinstance(head, SequenceHead) and head.shares(trial.table)
         ]
-        alone = [name for name in rest if name not in large]
+        long = trial._long(rest)
+        if watch is not None:
+            costs = [trial.cost(n, splits[0][1].train, fits=len(splits), jobs=jobs) for n in long]
+            for cost in filter(None, costs):
+                watch(cost)
+        alone = [name for name in rest if name not in (*large, *long)]
         yield from trial._in_turn([(n, [one]) for one in splits for n in alone], jobs, watch)
+        yield from trial._in_processes([(n, [one]) for one in splits for n in long], jobs, watch)
         parts = [splits[at : at + TOGETHER] for at in range(0, len(splits), TOGETHER)]
         yield from trial._in_turn([(n, part) for part in parts for n in together], jobs, watch)
         # Networks that start processes by themselves, which share the features.
@@ -363,7 +378,7 @@ class Trial:
                 yield from trial.run_splits(name, splits[at : at + jobs], watch, jobs=jobs)
 
     def _in_turn(
-        self, tasks: Sequence[Task], jobs: int, watch: Watch | None
+        self, tasks: Sequence[Task], jobs: int, watch: Telling | None
     ) -> Iterator[SplitResult]:
         """One after the other, or in processes where that is worth it."""
         heads = len({name for name, _ in tasks})
@@ -372,20 +387,50 @@ class Trial:
             if number == heads and jobs > 1:  # every head has shown how long it takes
                 left = (len(tasks) - number) * (time.monotonic() - started) / number
                 if left > WORTH_WORKERS_SECONDS:
-                    yield from self._in_processes(tasks[number:], jobs)
+                    yield from self._in_processes(tasks[number:], jobs, watch)
                     return
             yield from self.run_splits(*task, watch)
 
-    def _in_processes(self, tasks: Sequence[Task], jobs: int) -> Iterator[SplitResult]:
-        parallel = Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator")
-        for results in parallel(delayed(self.run_splits)(*task) for task in tasks):
+    def _in_processes(
+        self, tasks: Sequence[Task], jobs: int, watch: Telling | None
+    ) -> Iterator[SplitResult]:
+        for results in in_workers(self.run_splits, tasks, jobs=jobs, watch=watch):
             yield from results
+
+    def _long(self, names: Iterable[str]) -> list[str]:
+        """Heads whose fits take long."""
+        most = max(len(split.train) for split in self.splits)
+        return [name for name in names if takes_long(self.heads[name], self.table, most)]
+
+    def cost(self, name: str, rows: NDArray[np.int64], *, fits: int, jobs: int = 1) -> Cost | None:
+        """What fits of a head on such rows will take, by one on a few of them.
+
+        Args:
+            name: of the head, one on pooled features.
+            rows: of the table, of one fit.
+            fits: how many there will be.
+            jobs: how many at the same time.
+
+        Returns:
+            None where the few rows have all the same score.
+        """
+        head = self.heads[name]
+        some = np.sort(np.random.default_rng(0).permutation(rows)[:MEASURED_VIDEOS])
+        if not isinstance(head, PooledHead) or len(np.unique(self.mos[some])) < 2:
+            return None
+        table, width = self.table.subset(some), pooled_width(self.table.specs.values())
+        small = head.small(len(rows))
+        started = time.monotonic()
+        small.fit(table, self.mos[some])
+        took = time.monotonic() - started
+        seconds = took * head.operations(len(rows), width) / small.operations(len(some), width)
+        return Cost(name, len(rows), seconds, fits, seconds * math.ceil(fits / jobs))
 
     def run_splits(
         self,
         name: str,
         splits: Sequence[tuple[int, Split]],
-        watch: Watch | None = None,
+        watch: Telling | None = None,
         *,
         jobs: int = 1,
     ) -> list[SplitResult]:
@@ -394,7 +439,7 @@ class Trial:
         Args:
             name: of the head.
             splits: with their numbers.
-            watch: told of every epoch of a network.
+            watch: told of every epoch of a network, and every step of another fit.
             jobs: processes that a network may start.
         """
         mos = self._training_mos(split for _, split in splits)
@@ -402,6 +447,8 @@ class Trial:
         for head in heads:
             if isinstance(head, SequenceHead):
                 head.watch, head.processes = watch, jobs
+            elif isinstance(head, PooledHead):
+                head.told = watch
         fitted = type(heads[0]).fit_many(
             heads,
             self.table,
@@ -448,6 +495,12 @@ class Trial:
             own = self.mos[sets == name]
             out[sets == name] = (own - own.mean()) / (own.std() or 1.0)
         return out
+
+
+def takes_long(head: Head, table: FeatureTable, videos: int) -> bool:
+    """Whether one fit on so many videos takes so long that Ctrl-C could not wait for it."""
+    width = pooled_width(table.specs.values())
+    return isinstance(head, PooledHead) and head.operations(videos, width) > LONG_OPERATIONS
 
 
 def all_cores() -> int:

@@ -1,4 +1,4 @@
-"""What a person sees of networks under training: a live line each, and TensorBoard if asked for."""
+"""What a person sees of fits: what they will cost, how far they are; TensorBoard if asked for."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,17 +9,21 @@ from typing import TypeVar
 from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 
 from pipelines.console import PlainConsole, Words, console
+from pipelines.stopping import stopped_by_signals
 from pipelines.terminal import say
 from regressors.member import Epoch, Watch
+from regressors.progress import Cost, Step
 from store.errors import RecipeError
 
 Result = TypeVar("Result")
+Telling = Callable[[Epoch | Step | Cost], None]
+"""Takes what a run tells of itself while it goes on."""
 LOG_SECONDS = 60.0
 """Between lines where the error stream is no terminal, at least."""
 
 
 @contextmanager
-def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Watch]:
+def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Telling]:
     """Shows epochs and the SRCC on held-out rows while heads are fitted.
 
     Where the error stream is no terminal, a line now and then.
@@ -43,12 +47,34 @@ def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Watch]:
             transient=True,
             disable=not shown_on.is_terminal,
         )
-        stack.enter_context(progress)
+        search = Progress(
+            Words("{task.description}"),
+            BarColumn(),
+            console=shown_on,
+            transient=True,
+            disable=not shown_on.is_terminal,
+        )
+        stack.enter_context(stopped_by_signals())
         tasks: dict[int, TaskID] = {}
+        shown: list[Progress] = []
         say_rarely = _now_and_then(shown_on)
         logs = [] if tensorboard is None else [_event_files(tensorboard, stack)]
 
-        def watch(epoch: Epoch) -> None:
+        def watch(epoch: Epoch | Step | Cost) -> None:
+            if isinstance(epoch, Cost):
+                say(_text(epoch), err=True)
+                return
+            display = search if isinstance(epoch, Step) else progress
+            if display not in shown:
+                shown.append(stack.enter_context(display))  # of one fit, one of the two
+            if isinstance(epoch, Step):
+                if 0 not in tasks:
+                    tasks[0] = search.add_task("")
+                search.update(
+                    tasks[0], description=_text(epoch), completed=epoch.done, total=epoch.total
+                )
+                say_rarely(_text(epoch))
+                return
             if epoch.member not in tasks:
                 tasks[epoch.member] = progress.add_task(
                     f"{title}, run {epoch.member + 1}", total=epoch.epochs, srcc=0.0, best=0.0
@@ -66,11 +92,11 @@ def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Watch]:
         yield watch
 
 
-def evaluated(run: Callable[[Watch], Iterator[Result]], *, total: int) -> list[Result]:
+def evaluated(run: Callable[[Telling], Iterator[Result]], *, total: int) -> list[Result]:
     """All that a run gives, with a line that says how far it is.
 
     Args:
-        run: called with what shall be told of epochs.
+        run: called with what shall be told of costs, steps and epochs.
         total: results that will come.
     """
     shown_on = console(err=True)
@@ -85,12 +111,15 @@ def evaluated(run: Callable[[Watch], Iterator[Result]], *, total: int) -> list[R
     )
     results: list[Result] = []
     say_rarely = _now_and_then(shown_on)
-    with progress:
+    with stopped_by_signals(), progress:
         task = progress.add_task("evaluate", total=total, network="")
 
-        def watch(epoch: Epoch) -> None:
-            progress.update(task, network=_text(epoch))
-            say_rarely(f"evaluate: {len(results)} of {total} fits; {_text(epoch)}")
+        def watch(told: Epoch | Step | Cost) -> None:
+            if isinstance(told, Cost):
+                shown_on.print(_text(told), soft_wrap=True)
+                return
+            progress.update(task, network=_text(told))
+            say_rarely(f"evaluate: {len(results)} of {total} fits; {_text(told)}")
 
         for result in run(watch):
             results.append(result)
@@ -99,11 +128,26 @@ def evaluated(run: Callable[[Watch], Iterator[Result]], *, total: int) -> list[R
     return results
 
 
-def _text(epoch: Epoch) -> str:
+def _text(told: Epoch | Step | Cost) -> str:
+    if isinstance(told, Cost):
+        each = f"a fit on {told.videos} videos takes about {_duration(told.fit_seconds)}"
+        if told.fits == 1:
+            return f"{told.head}: {each}"
+        return f"{told.head}: {each}, all {told.fits} about {_duration(told.seconds)}"
+    if isinstance(told, Step):
+        return f"{told.head}: {told.what}, {told.done / told.total:.0%} of a fit"
     return (
-        f"network {epoch.member + 1}, epoch {epoch.epoch} of {epoch.epochs}, held-out SRCC "
-        f"{epoch.srcc:.3f}, best {epoch.best_srcc:.3f}"
+        f"network {told.member + 1}, epoch {told.epoch} of {told.epochs}, held-out SRCC "
+        f"{told.srcc:.3f}, best {told.best_srcc:.3f}"
     )
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit of which there is one, such as "9 h"."""
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{max(1.0, seconds):.0f} s"
 
 
 def _now_and_then(shown_on: PlainConsole) -> Callable[..., None]:

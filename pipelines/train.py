@@ -10,15 +10,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipelines.entries import with_keys
-from pipelines.evaluate import Trial
-from pipelines.fitting import watched
+from pipelines.evaluate import Trial, takes_long
+from pipelines.fitting import Telling, watched
+from pipelines.processes import in_workers
 from pipelines.recipe import Recipe, required
 from regressors import make_head
-from regressors.base import Head, check_vacant
+from regressors.base import Head, PooledHead, check_vacant
+from regressors.pooling import PooledTable, pooled
 from regressors.sequence import SequenceHead
 from store.bank import FeatureStore
 from store.errors import HeadError, RecipeError
+from store.table import FeatureTable
 
 
 def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | None = None) -> Head:
@@ -50,7 +56,10 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
         if isinstance(head, SequenceHead):
             head.watch = watch
             head.checkpoint = checkpoint_of(folder)
-        fitted = head.fit(trial.table, trial.mos)
+        if takes_long(head, trial.table, len(trial.table)):
+            fitted = _fitted_apart(head, trial, watch)
+        else:
+            fitted = head.fit(trial.table, trial.mos)
     seen = {
         "videos": len(trial.table),
         "lowest": float(trial.mos.min()),
@@ -58,6 +67,24 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
     }
     _save(fitted, folder, recipe, {"score_name": trial.score_name, "trained_on": seen})
     return fitted
+
+
+def _fitted_apart(head: Head, trial: Trial, watch: Telling) -> Head:
+    """In a process that can be ended, after saying what it costs."""
+    if cost := trial.cost(next(iter(trial.heads)), np.arange(len(trial.table)), fits=1):
+        watch(cost)
+    table = PooledTable(trial.table, pooled(trial.table))
+    (fitted,) = in_workers(_fitted, [(head, table, trial.mos)], jobs=1, watch=watch)
+    return fitted
+
+
+def _fitted(head: Head, table: FeatureTable, mos: NDArray[np.float64], told: Telling) -> Head:
+    if isinstance(head, PooledHead):
+        head.told = told
+    head.fit(table, mos)
+    if isinstance(head, PooledHead):
+        head.told = None
+    return head
 
 
 def checkpoint_of(folder: Path) -> Path:

@@ -5,7 +5,7 @@ import json
 import re
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, get_type_hints
@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Literal, Self, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from regressors.pooling import pooled, pooled_width
+from regressors.progress import Step
 from store.documents import file_text, json_value, yaml_text, yaml_value
 from store.errors import BankError, HeadError, refusal
 from store.files import inside, write_atomically
@@ -406,10 +407,35 @@ class PooledHead(Head):
     suffix: ClassVar[str] = ".skops"
     steps: ClassVar[tuple[type, ...]]
     """Classes of the pipeline's steps; a saved head may hold no others."""
+    approximate_steps: ClassVar[tuple[type, ...]] = ()
+    """The same of a head that was fitted by approximation, where it can be."""
     parts: ClassVar[tuple[type, ...]] = ()
     """Further classes inside the steps that skops does not trust by itself."""
 
     model_: Pipeline
+    told: Callable[[Step], None] | None = None
+    """Told of every step of a fit.  No parameter: neither kept with the head, nor cloned."""
+
+    @abstractmethod
+    def operations(self, videos: int, width: int) -> float:
+        """Floating point operations of a fit, roughly: by these a measured fit is extrapolated.
+
+        Args:
+            videos: that are fitted.
+            width: of their pooled features.
+        """
+
+    def refit_operations(self, videos: int, width: int) -> float:
+        """Of a fit with hyper-parameters that are chosen already."""
+        return self.operations(videos, width)
+
+    def small(self, videos: int) -> Self:
+        """An unfitted head that fits a few videos in the way in which this one fits so many."""
+        return clone(self)
+
+    def _tell(self, done: int, total: int, what: str) -> None:
+        if self.told is not None:
+            self.told(Step(self.name, done, total, what))
 
     def _predict(self, table: FeatureTable) -> NDArray[np.float64]:
         return np.asarray(self.model_.predict(pooled(table).astype(np.float64)), np.float64)
@@ -431,7 +457,7 @@ class PooledHead(Head):
             raise HeadError(f"{path} is refused: {error}") from error
         except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
             raise HeadError(f"{path} is not a skops file, or damaged: {error}") from error
-        if type(model) is not Pipeline or [type(step) for _, step in model.steps] != [*self.steps]:
+        if not self.has_steps(model):
             names = " and ".join(step.__name__ for step in self.steps)
             raise HeadError(f"{path} is refused: it holds something other than {names}")
         width = pooled_width(self.specs_.values())
@@ -439,6 +465,12 @@ class PooledHead(Head):
             raise HeadError(f"{path} was not fitted on the {width} inputs that {CARD} describes")
         self._check_model(model, path)
         self.model_ = model
+
+    @classmethod
+    def has_steps(cls, model: Any) -> bool:
+        """Whether this is a pipeline of the steps that this head may have."""
+        steps = tuple(type(step) for _, step in model.steps) if type(model) is Pipeline else ()
+        return steps != () and steps in (cls.steps, cls.approximate_steps)
 
     def _check_model(self, model: Pipeline, path: Path) -> None:
         """Look into a restored pipeline of the right steps and width.

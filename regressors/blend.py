@@ -66,7 +66,11 @@ class Blend(PooledHead):
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
         if len(set(self.members)) < len(self.members):
             raise HeadError(f"{self.name}: members are {', '.join(self.members)}; each once")
-        heads = [MEMBERS[name]().fit(table, mos) for name in self.members]
+        heads = [MEMBERS[name]() for name in self.members]
+        for head in heads:
+            head.told = self.told
+            head.fit(table, mos)
+        self._tell(0, 1, "weights of the members")
         folds = scene_folds(table.videos, self.folds)
         stack = StackingRegressor(
             [(head.name, clone(head.model_)) for head in heads],
@@ -84,10 +88,15 @@ class Blend(PooledHead):
         )
         return f"weights by out-of-fold predictions over {len(folds)} training folds; {members}"
 
+    def operations(self, videos: int, width: int) -> float:
+        """Every member by its own rule, and once more for every fold."""
+        members = [MEMBERS[name]() for name in self.members]
+        search = sum(head.operations(videos, width) for head in members)
+        return search + self.folds * sum(head.refit_operations(videos, width) for head in members)
+
     def _check_model(self, model: Pipeline, path: Path) -> None:
         stack = model[-1]
         for name, fitted in stack.named_estimators_.items():
-            steps = [type(step) for _, step in fitted.steps] if type(fitted) is Pipeline else []
-            if name not in MEMBERS or steps != [*MEMBERS[name].steps]:
+            if name not in MEMBERS or not MEMBERS[name].has_steps(fitted):
                 raise HeadError(f"{path} is refused: it holds something other than its members")
             MEMBERS[name]()._check_model(fitted, path)

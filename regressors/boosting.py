@@ -42,16 +42,26 @@ class Boosting(PooledHead):
         inputs = pooled(table).astype(np.float64)
         folds = scene_folds(table.videos, self.folds)
         errors = np.zeros(self.most_trees)
-        for kept, held in folds:
+        for number, (kept, held) in enumerate(folds):
+            self._tell(number, len(folds) + 1, f"fold {number + 1} of {len(folds)}")
             regressor = self._regressor(self.most_trees).fit(inputs[kept], mos[kept])
             stages = regressor.staged_predict(inputs[held])
             errors += [np.sum((stage - mos[held]) ** 2) for stage in stages]
         trees = int(np.argmin(errors)) + 1
+        self._tell(len(folds), len(folds) + 1, f"{trees} trees on all videos")
         self.model_ = make_pipeline(self._regressor(trees)).fit(inputs, mos)
         return (
             f"{trees} trees of at most {self.most_trees} by squared error in "
             f"{len(folds)}-fold cross-validation over training scenes"
         )
+
+    def operations(self, videos: int, width: int) -> float:
+        """Every tree looks at all videos, and at some hundred bins of inputs whatever they are."""
+        return (self.folds + 1) * self.refit_operations(videos, width)
+
+    def refit_operations(self, videos: int, width: int) -> float:
+        """Of one fit."""
+        return 3.0 * self.most_trees * (videos + 2000) * (width + 30)
 
     def _regressor(self, trees: int) -> HistGradientBoostingRegressor:
         return HistGradientBoostingRegressor(

@@ -6,18 +6,20 @@ from typing import Annotated, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, Product, Sum, WhiteKernel
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 
 from regressors.base import PooledHead
 from regressors.pooling import pooled
-from store.errors import HeadError
 from store.table import FeatureTable
 
-MOST_VIDEOS = 10_000
+EXACT_VIDEOS = 10_000
 """The kernel of so many training videos takes 800 MB, and minutes to factorise."""
 QUANTILES = 100
 """Of each input; at most one for three videos, so that folds of a blend have as many."""
@@ -31,11 +33,16 @@ class Gaussian(PooledHead):
     Matern kernel (nu = 3/2, one length for all inputs) plus noise; all three parameters maximise
     the marginal likelihood of the training part (Rasmussen and Williams, 2006, chapter 5), so that
     no rows need to be held out.
+
+    Beyond `exact_videos` training videos, whose kernel no memory holds, the process is that of a
+    subset of regressors (Quinonero-Candela and Rasmussen, JMLR 6, 2005): the same kernel with
+    `landmarks` of the videos, by Nystroem's method, and ridge regression, its penalty the noise.
     """
 
     name: ClassVar[str] = "gaussian"
     min_videos: ClassVar[int] = 5
     steps: ClassVar[tuple[type, ...]] = (QuantileTransformer, GaussianProcessRegressor)
+    approximate_steps: ClassVar[tuple[type, ...]] = (QuantileTransformer, Nystroem, Ridge)
     parts: ClassVar[tuple[type, ...]] = (ConstantKernel, Matern, Product, Sum, WhiteKernel)
 
     def __init__(
@@ -43,23 +50,45 @@ class Gaussian(PooledHead):
         *,
         search_videos: Annotated[int, Field(ge=5)] = 1000,
         seed: Annotated[int, Field(ge=0)] = 0,
+        exact_videos: Annotated[int, Field(ge=0)] = EXACT_VIDEOS,
+        landmarks: Annotated[int, Field(ge=2)] = 1000,
     ) -> None:
         """Name the parameters.
 
         Args:
             search_videos: by so many training videos, drawn by `seed`, the kernel is chosen; the
                 process itself is fitted on all of them.
-            seed: see above.
+            seed: see above; it draws landmarks too.
+            exact_videos: training videos up to which the process is fitted on all of them.
+            landmarks: of the approximation beyond.
         """
         self.search_videos = search_videos
         self.seed = seed
+        self.exact_videos = exact_videos
+        self.landmarks = landmarks
+
+    def operations(self, videos: int, width: int) -> float:
+        """Some 60 likelihoods of the videos that are searched by, then one fit."""
+        searched = min(videos, self.search_videos)
+        return 60.0 * searched**2 * (searched + 30) + self.refit_operations(videos, width)
+
+    def refit_operations(self, videos: int, width: int) -> float:
+        """Of one fit."""
+        if videos <= self.exact_videos:
+            return videos**3 / 3 + 2.0 * videos**2 * (width + 30)
+        landmarks = min(self.landmarks, videos)
+        return 2.0 * videos * landmarks * (width + 30 + 2 * landmarks) + 10.0 * landmarks**3
+
+    def small(self, videos: int) -> "Gaussian":
+        """Exact or not, as so many videos are fitted."""
+        exact = EXACT_VIDEOS if videos <= self.exact_videos else 0
+        return clone(self).set_params(exact_videos=exact)
 
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
-        if len(mos) > MOST_VIDEOS:
-            raise HeadError(
-                f"{self.name} compares every pair of training videos: {len(mos)} are too many, "
-                f"{MOST_VIDEOS} the most; use svr or ridge"
-            )
+        exact = len(mos) <= self.exact_videos
+        if not exact:
+            order = np.argsort([video.id for video in table.videos])  # draws the same in any order
+            table, mos = table.subset(order), mos[order]
         inputs = pooled(table).astype(np.float64)
         scaler = QuantileTransformer(
             n_quantiles=min(QUANTILES, max(2, len(mos) // 3)),
@@ -67,15 +96,28 @@ class Gaussian(PooledHead):
             subsample=None,
         )
         ranked = scaler.fit_transform(inputs)
+        self._tell(0, 2, "kernel")
         order = np.random.default_rng(self.seed).permutation(len(mos))[: self.search_videos]
         kernel, at_bound = _best_kernel(ranked[order], mos[order])
-        regressor = GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True)
-        self.model_ = make_pipeline(scaler, regressor).fit(inputs, mos)
-        regressor.L_ = None  # n x n, and only for uncertainties
         (scale, length, noise) = np.exp(kernel.theta)
+        self._tell(1, 2, "all training videos")
+        approximated = ""
+        if exact:
+            regressor = GaussianProcessRegressor(kernel, optimizer=None, normalize_y=True)
+            self.model_ = make_pipeline(scaler, regressor).fit(inputs, mos)
+            regressor.L_ = None  # n x n, and only for uncertainties
+        else:
+            count = min(self.landmarks, len(mos))
+            landmarks = Nystroem(kernel.k1, n_components=count, random_state=self.seed)
+            self.model_ = make_pipeline(scaler, landmarks, Ridge(noise)).fit(inputs, mos)
+            approximated = (
+                f"; process approximated (Nystroem, {count} landmarks), as {len(mos)} training "
+                f"videos are more than exact_videos {self.exact_videos}"
+            )
         return (
             f"length {length:.3g}, signal {scale:.3g}, noise {noise:.3g} by marginal likelihood of "
             f"{len(order)} training videos{' (a bound was reached)' if at_bound else ''}"
+            f"{approximated}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Epochs of networks that are trained in other processes, told in this one as they come.
+"""Epochs and steps of what is fitted in other processes, told in this one as they come.
 
 By a socket file in a folder that only this user can enter, with a key that only our processes have,
 as lines of JSON: nothing that arrives is unpickled.  Whoever connects and says nothing, half of
@@ -10,15 +10,17 @@ import json
 import secrets
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hmac import compare_digest
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
-from regressors.member import Epoch, Watch
+from regressors.member import Epoch
+from regressors.progress import Step
 
 WAITING = 64
 """Connections that have not said who they are, at most: the oldest goes for one more."""
@@ -39,8 +41,8 @@ class Told:
     key: str
     """By which our processes are known."""
 
-    def __call__(self, epoch: Epoch) -> None:
-        """Tell of an epoch, and wait until that is done.
+    def __call__(self, epoch: Epoch | Step) -> None:
+        """Tell of an epoch or a step, and wait until that is done.
 
         Raises:
             EOFError: if `watch` failed.
@@ -55,7 +57,7 @@ class Told:
 
 
 @contextmanager
-def relayed(watch: Watch) -> Iterator[Told]:
+def relayed(watch: Callable[[Any], None]) -> Iterator[Told]:
     """A watch for other processes: what it is told there, `watch` is told here, by a thread.
 
     Raises:
@@ -94,13 +96,13 @@ async def _serve(
     listener: socket.socket,
     over: socket.socket,
     key: str,
-    watch: Watch,
+    watch: Callable[[Any], None],
     failures: list[Exception],
 ) -> None:
     loop = asyncio.get_running_loop()
     unknown: dict[asyncio.StreamWriter, None] = {}  # that have not said who they are, oldest first
 
-    def tell(epoch: Epoch) -> None:
+    def tell(epoch: Epoch | Step) -> None:
         if not failures:
             try:
                 watch(epoch)
@@ -131,7 +133,7 @@ async def _serve(
         server.close()
 
 
-def _epoch(line: bytes, key: str) -> Epoch | None:
+def _epoch(line: bytes, key: str) -> Epoch | Step | None:
     """What a line says, or None if it is not from one of our processes.
 
     Raises:
@@ -141,4 +143,4 @@ def _epoch(line: bytes, key: str) -> Epoch | None:
     said, *values = json.loads(line)
     if not compare_digest(str(said).encode(), key.encode()):
         return None
-    return Epoch(*values)
+    return Step(*values) if len(values) == len(Step._fields) else Epoch(*values)

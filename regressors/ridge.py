@@ -52,3 +52,11 @@ class Ridge(PooledHead):
             f"alpha = {alpha:g}, the best of {len(self.alphas)}, by squared error "
             f"in {len(folds)}-fold cross-validation over training scenes"
         )
+
+    def operations(self, videos: int, width: int) -> float:
+        """A Gram matrix of inputs or of videos, whichever is smaller, for each fold."""
+        return (self.folds + 1) * self.refit_operations(videos, width)
+
+    def refit_operations(self, videos: int, width: int) -> float:
+        """Of one fit."""
+        return 2.0 * videos * width * min(videos, width)

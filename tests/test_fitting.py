@@ -17,6 +17,7 @@ from pipelines.train import train
 from regressors import load_head
 from regressors.checkpoint import Journal
 from regressors.member import Epoch, Member
+from regressors.progress import Cost, Step
 from store.bank import FeatureStore
 from store.documents import yaml_text
 from store.errors import RecipeError
@@ -181,3 +182,29 @@ def test_progress_takes_every_epoch(capsys):
             watch(Epoch(0, epoch, 3, 0.5, float("nan"), 0, -float("inf")))
 
     assert capsys.readouterr().err == ""  # no terminal, no noise
+
+
+def test_what_fits_will_cost_is_told_before_they_begin(capsys):
+    def run(watch):
+        watch(Cost("svr", 31_049, 3300.0, 10, 33_000 / 2))
+        watch(Step("svr", 3, 31, "point 4 of 10"))
+        yield "first"
+
+    assert evaluated(run, total=10) == ["first"]
+    assert capsys.readouterr().err.splitlines() == [
+        "svr: a fit on 31049 videos takes about 55 min, all 10 about 4.6 h"
+    ]
+
+
+def test_a_head_that_takes_long_is_trained_in_a_process_and_comes_to_the_same(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    svr = recipe.model_copy(update={"heads": {"svr": {}}})
+    here = train(Trial.of(svr, title="t"), tmp_path / "here", recipe=svr)
+    monkeypatch.setattr("pipelines.evaluate.LONG_OPERATIONS", 0.0)
+    trial = Trial.of(svr, title="t")
+    there = train(trial, tmp_path / "there", recipe=svr)
+
+    assert "svr: a fit on 30 videos takes about 1 s" in capsys.readouterr().err
+    assert there.selection_ == here.selection_
+    assert there.predict(trial.table).tobytes() == here.predict(trial.table).tobytes()

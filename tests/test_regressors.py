@@ -18,6 +18,7 @@ from sklearn.svm import SVR
 
 from regressors import HEADS, load_head, make_head
 from regressors.base import Head, read_card
+from regressors.blend import MEMBERS
 from regressors.holdout import hold_out_scenes
 from regressors.pooling import pooled, pooled_width
 from store.documents import yaml_text, yaml_value
@@ -461,11 +462,66 @@ def test_a_blend_may_have_any_two_members_and_weighs_none_below_zero():
         make_head("blend", members=["ridge", "ridge"]).fit(table, mos)
 
 
-def test_a_gaussian_process_of_too_many_videos_is_refused(monkeypatch):
-    monkeypatch.setattr("regressors.gaussian.MOST_VIDEOS", 50)
+@pytest.mark.parametrize(("name", "draws"), [("svr", {"draws": 20}), ("gaussian", {})])
+def test_beyond_some_thousand_videos_a_kernel_is_approximated_and_the_head_says_so(
+    name, draws, tmp_path
+):
+    table, mos = synthetic(340)
+    train, test = np.arange(240), np.arange(240, 340)
+    fitted = table.subset(train), mos[train]
+    exact = make_head(name, **draws).fit(*fitted)
+    at_limit = make_head(name, **draws, exact_videos=240).fit(*fitted)
+    head = make_head(name, **draws, exact_videos=239, landmarks=120).fit(*fitted)
 
-    with pytest.raises(HeadError, match="60 are too many, 50 the most; use svr or ridge"):
-        make_head("gaussian").fit(*synthetic(60))
+    unseen = table.subset(test)
+    assert at_limit.predict(unseen).tobytes() == exact.predict(unseen).tobytes()
+    assert "approximated" not in exact.selection_ == at_limit.selection_
+    assert "approximated (Nystroem, 120 landmarks" in head.selection_
+    assert "as 240 training videos are more than exact_videos 239" in head.selection_
+    assert np.sqrt(np.mean((head.predict(unseen) - mos[test]) ** 2)) < 0.3 * mos.std()
+    np.testing.assert_allclose(head.predict(unseen), exact.predict(unseen), atol=0.5 * mos.std())
+    head.save(tmp_path)
+    loaded = load_head(tmp_path)
+    assert loaded.predict(unseen).tobytes() == head.predict(unseen).tobytes()
+    assert read_card(tmp_path)["parameters"]["exact_videos"] == 239
+    order = np.random.default_rng(0).permutation(240)
+    shuffled = clone(head).fit(table.subset(order), mos[order])
+    if name == "svr":  # the other searches by rows as they come
+        np.testing.assert_allclose(shuffled.predict(unseen), head.predict(unseen), rtol=1e-6)
+
+
+def test_a_blend_of_approximated_members_is_loaded(tmp_path, monkeypatch):
+    table, mos = synthetic(60)
+    taken = make_head("svr").has_steps
+    fit = MEMBERS["svr"]._fit
+    monkeypatch.setattr(
+        MEMBERS["svr"],
+        "_fit",
+        lambda head, *given: fit(head.set_params(exact_videos=0, landmarks=30), *given),
+    )
+    head = make_head("blend", folds=3).fit(table, mos)
+    head.save(tmp_path)
+
+    assert "approximated" in head.selection_
+    assert taken(head.model_[-1].named_estimators_["svr"])
+    assert load_head(tmp_path).predict(table).tobytes() == head.predict(table).tobytes()
+
+
+@pytest.mark.parametrize("name", ["ridge", "svr", "gaussian", "boosting", "blend"])
+def test_what_a_fit_costs_grows_with_videos_and_steps_are_told(name):
+    head = make_head(name, **QUICK[name])
+    costs = [head.operations(videos, 60) for videos in (100, 1000, 4000)]
+    assert costs == sorted(set(costs))
+    many = make_head(name)
+    assert many.operations(31_000, 120) < 1e13  # of a core's 1e10 a second: minutes
+
+    told = []
+    head.told = told.append
+    head.fit(*synthetic(60))
+    done = [step.done / step.total for step in told if step.head == name]
+    assert all(0 <= share < 1 for share in done)
+    assert done == sorted(done)
+    assert bool(told) == (name != "ridge")
 
 
 def test_one_long_tailed_input_does_not_hide_the_others_from_a_gaussian_process():
