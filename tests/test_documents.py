@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.cluster import read_cluster_file
 from pipelines.recipe import read_recipe
 from pipelines.splits import splits_file
+from pipelines.workers import read_cluster_file
 from regressors.base import read_card
 from store.documents import file_bytes, json_value, yaml_text, yaml_value
 from store.errors import BankError, HeadError, RecipeError, VqbankError
