@@ -438,14 +438,15 @@ class Extraction:
                 self._compute(batch, waiting)
 
     def _receive(self, lane: _Lane, *, ready: bool) -> None:
-        assert lane.video is not None
+        video = lane.video
+        assert video is not None
         try:
             if not ready:
                 lane.decoder.check()
                 return
             answer = lane.decoder.receive()
             if isinstance(answer, Probe):
-                self._begin(lane, lane.video, answer)
+                self._begin(lane, video, answer)
             elif isinstance(answer, End):
                 self._end_of_decoding(lane, shortfall=answer.shortfall)
             else:
@@ -453,13 +454,13 @@ class Extraction:
         except DecodeError as error:
             self._end_of_decoding(lane, error=error)
         except Exception as error:
-            if not is_out_of_memory(error):
-                error.add_note(f"at {lane.video.id}")
+            if lane.video is None or not is_out_of_memory(error):  # None: decoding has ended
+                error.add_note(f"at {video.id}")
                 raise
             lane.decoder.close()  # it may be in the middle of the video
             if lane.course is not None and not lane.jobs:
                 lane.course = None  # of which not all jobs were made
-            reason = f"{lane.video.path}: there is no memory to look at it: {one_line(error)}"
+            reason = f"{video.path}: there is no memory to look at it: {one_line(error)}"
             self._end_of_decoding(lane, error=DecodeError(reason))
 
     def _begin(self, lane: _Lane, video: Video, probe: Probe) -> None:

@@ -411,15 +411,16 @@ def is_missing(difference, store):
     return spec is None or difference.video not in store.video_ids(spec)
 
 
-def steps_of_a_run(videos, bank):
+def calls_of_a_run(videos, bank):
+    """What it asks of the disk, in order: what, and of which path."""
     with pytest.MonkeyPatch.context() as patch:
         disk = Disk(bank, patch)
         assert extract(videos, bank) == []
-    return len(disk.asked)
+    return disk.asked
 
 
 def refused_again_and_again(videos, whole, folder, tried, *, times, lasting):
-    steps = steps_of_a_run(videos, folder / "steps")
+    steps = len(calls_of_a_run(videos, folder / "steps"))
     assert steps > 150
     chosen = np.unique(np.linspace(1, steps, times).round().astype(int)).tolist()
     kinds = set()
@@ -433,9 +434,12 @@ def refused_again_and_again(videos, whole, folder, tried, *, times, lasting):
 
 
 def test_a_run_that_the_disk_refuses_names_the_file_and_goes_on(videos, whole, tmp_path):
-    """EIO at a rename, no space for a row: three of the steps of which the soak tries them all."""
-    for step, code in ((30, errno.EIO), (140, errno.ENOSPC)):
-        refused_at(step, code, videos, whole, tmp_path / str(step), lasting=step > 100)
+    """At lines of the ledger and at the name of a commit; the soak tries every kind of call."""
+    calls = list(enumerate(calls_of_a_run(videos, tmp_path / "steps"), start=1))
+    lines = [n for n, (what, path) in calls if what == "write" and "/ledger/" in path]
+    names = [n for n, (what, path) in calls if what == "link" and "/commits/" in path]
+    for number, step in enumerate([*lines[1:4], names[0]]):
+        refused_at(step, CODES[number], videos, whole, tmp_path / str(step), lasting=step in names)
 
 
 @pytest.mark.soak
