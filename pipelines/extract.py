@@ -78,6 +78,8 @@ UNWRITTEN_BYTES = 512 * 2**20
 """Rows of finished videos that may wait for the disk."""
 WRITING_MODULES = ("numcodecs.zstd",)
 """What the thread that writes needs, whatever it writes."""
+SOFTWARE = {name: version(name) for name in ("vqbank", "torch", "numpy")}
+"""As commits record it; asked for here because asking imports, and workers extract in threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ class Extraction:
         self._writers: dict[FeatureSpec, ShardWriter] = {}
         self._ledger = Ledger(store.path)
         self._provenance = {
-            "software": {name: version(name) for name in ("vqbank", "torch", "numpy")},
+            "software": SOFTWARE,
             "host": platform.node(),
             "device": str(device),
         }
@@ -922,7 +924,8 @@ def import_for(extractors: Iterable[Extractor]) -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what libraries say of each other
-        for extractor in extractors:
+        # Every run makes the motion series, to know whether others are chosen by it.
+        for extractor in (*extractors, make_extractor("motion")):
             for name in extractor.modules:
                 import_module(name)
         for name in WRITING_MODULES:

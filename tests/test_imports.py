@@ -119,6 +119,46 @@ def test_no_thread_of_a_run_imports_anything(tmp_path, video):
     assert not wrong_in(video, tmp_path, "nss+frames", "clip+slowfast", *EXTRACTORS)
 
 
+AT_A_WORKER = """
+import sys
+import threading
+from pathlib import Path
+
+from pipelines.cluster import Order, _extraction, _Preparation
+
+order = Order(Path(sys.argv[1]), (), "pyav", "cpu", (), 60.0, 1, ())
+_Preparation(order).setup(None)
+seen = []
+
+
+class Watch:
+    "Sees every first import."
+
+    def find_spec(self, name, path=None, target=None):
+        seen.append(name)
+
+
+sys.meta_path.insert(0, Watch())
+task = threading.Thread(target=_extraction, args=(order,))
+task.start()
+task.join()
+print(*seen)
+"""
+
+
+def test_no_task_of_a_worker_imports_anything(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", AT_A_WORKER, tmp_path / "bank"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+
+    assert ran.stdout.split() == []
+    assert ran.stderr == ""
+
+
 @pytest.mark.soak
 def test_no_thread_imports_anything_whichever_extractor_runs_alone(tmp_path, video):
     assert not wrong_in(video, tmp_path, *(f"{name}+" for name in EXTRACTORS))
