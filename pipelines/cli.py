@@ -671,7 +671,7 @@ def predict(
         wanted = banked = banked_videos(labels, store, list(scorer.head.specs_.values()))
     else:
         wanted = list(videos_to_score(videos))
-        banked = wanted if scorer.only_banked else scorer.as_banked(wanted, store)
+        banked = scorer.as_banked(wanted, store)
         _say_taken(wanted, banked, store)
         if not scorer.only_banked:
             failed = show_extraction(scorer.extraction(banked, store, device=_device(device)))

@@ -61,12 +61,18 @@ class Scorer:
         """The same videos, each under the id under which the bank has most of it.
 
         A file that is banked under another id, byte for byte, need not be decoded again.
+
+        Raises:
+            ChangedVideoError: if only banked videos can be scored, and a file at hand is not the
+                one that is banked under its id; where new ones can be, the extraction tells it.
         """
         banked = []
         known: dict[str, Video] = {}
-        specs = [s for one in self.extractors for s in specs_of(one, decoder=self.decoder).values()]
+        specs = list(self.head.specs_.values())
         for video in videos:
             taken = _as_banked(video, store, specs)
+            if self.only_banked and taken is video:
+                _check_file(video, store, specs)
             # The bytes of two files may be those of one banked video.
             banked.append(known.setdefault(taken.id, taken) if taken is not video else video)
         return banked
@@ -109,13 +115,28 @@ def score_table(videos: Sequence[Video], scores: NDArray[np.float64]) -> str:
     return text.getvalue()
 
 
+def _content(video: Video) -> Fingerprint | None:
+    """None where its file is not at hand."""
+    try:
+        return Fingerprint.of(video.path)
+    except (OSError, ValueError):  # for the extraction to tell; ValueError: a path with a NUL
+        return None
+
+
+def _check_file(video: Video, store: FeatureStore, specs: Sequence[FeatureSpec]) -> None:
+    content = _content(video)
+    if content is None:
+        return
+    for spec in specs:
+        imported = spec.identity.get("provenance") == "unknown"  # nobody has seen the video
+        if not imported and not store.missing(spec, [video]):
+            store.check_file(spec, video, content)
+
+
 def _as_banked(video: Video, store: FeatureStore, specs: Sequence[FeatureSpec]) -> Video:
     lacking = [spec for spec in specs if store.missing(spec, [video])]
-    if not lacking:
-        return video
-    try:
-        content = Fingerprint.of(video.path)
-    except (OSError, ValueError):  # for the extraction to tell; ValueError: a path with a NUL
+    content = _content(video) if lacking else None
+    if content is None:
         return video
     others = {store.ids_by_content(spec).get(content, video.id) for spec in lacking}
     known = [video, *(replace(video, id=other) for other in sorted(others - {video.id}))]

@@ -11,10 +11,12 @@ import pytest
 
 from pipelines.cli import app
 from pipelines.manifest import read_videos
+from pipelines.predict import Scorer
 from pipelines.results import read_records
 from regressors import load_head
 from store.bank import FeatureStore
-from store.errors import MissingFeatureError, RecipeError
+from store.errors import ChangedVideoError, MissingFeatureError, RecipeError
+from store.schema import Fingerprint, Video
 from store.verify import verify
 
 WRITTEN = Path(__file__).parent / "data" / "2f42a74"
@@ -84,3 +86,25 @@ def test_a_head_of_before_scores_what_is_banked_and_no_new_video(tmp_path, capsy
         app(["predict", head, phone])
     with pytest.raises(MissingFeatureError, match=r"phone\.3gp"):
         app(["predict", head, phone, "--bank", str(bank)])
+
+
+def test_a_head_of_before_knows_banked_files_by_content_and_refuses_others(tmp_path):
+    scorer = Scorer(WRITTEN / "heads" / "ridge", weights={})
+    assert scorer.only_banked
+    shutil.copytree(WRITTEN / "bank", tmp_path / "bank")
+    store = FeatureStore(tmp_path / "bank")
+    path = tmp_path / "renamed.mp4"
+    path.write_bytes(b"a video")
+    for spec in scorer.head.specs_.values():
+        writer = store.writer(spec, provenance={}, durable=False)
+        feature = store.read(spec, store.video_ids(spec)[0])
+        writer.add("set/first.mp4", feature, fingerprint=Fingerprint.of(path), probe={})
+        writer.commit()
+    store.refresh()
+
+    (taken,) = scorer.as_banked([Video("set/renamed.mp4", path)], store)
+    assert taken == Video("set/first.mp4", path)
+    assert scorer.as_banked([taken], store) == [taken]
+    path.write_bytes(b"another")
+    with pytest.raises(ChangedVideoError, match=r"set/first.mp4: .*renamed.mp4"):
+        scorer.as_banked([taken], store)
