@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -43,9 +44,14 @@ class Registry(Mapping[str, type[Kind]], Generic[Kind]):
         """
         module, attribute = self._place(name)
         try:
-            kind: type[Kind] = getattr(importlib.import_module(module), attribute)
-        except AttributeError as error:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not _is_in(module, error.name):
+                raise  # it is there, and needs something that is not
             raise self._misplaced(name, module, attribute) from error
+        kind: type[Kind] | None = getattr(found, attribute, None)
+        if kind is None:
+            raise self._misplaced(name, module, attribute)
         return kind
 
     def __contains__(self, name: object) -> bool:
@@ -59,21 +65,27 @@ class Registry(Mapping[str, type[Kind]], Generic[Kind]):
         return len(self._own) + len(self._others)
 
     def text(self, name: str) -> str:
-        """The first sentence of the class's docstring, read from its file and not imported.
+        """The first line of the class's docstring.
+
+        Read from the file where the class should be, and imported only where that has it from
+        another one.
 
         Raises:
             UnknownNameError: as for the class.
             VqbankError: if another package's class is not where its entry point says.
         """
         module, attribute = self._place(name)
-        spec = importlib.util.find_spec(module)
+        try:
+            spec = importlib.util.find_spec(module)
+        except ModuleNotFoundError as error:  # of a package that is not there
+            raise self._misplaced(name, module, attribute) from error
         if spec is None or spec.origin is None:
             raise self._misplaced(name, module, attribute)
         tree = ast.parse(Path(spec.origin).read_bytes())
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and node.name == attribute:
                 return (ast.get_docstring(node) or "").split("\n", 1)[0]
-        raise self._misplaced(name, module, attribute)
+        return (inspect.getdoc(self[name]) or "").split("\n", 1)[0]
 
     def _place(self, name: str) -> tuple[str, str]:
         place = self._own.get(name) or self._others.get(name)
@@ -93,3 +105,8 @@ class Registry(Mapping[str, type[Kind]], Generic[Kind]):
         """Those of other packages; none of them replaces ours."""
         found = {entry.name: entry.value for entry in entry_points(group=self._group)}
         return {name: found[name] for name in sorted(found.keys() - self._own.keys())}
+
+
+def _is_in(module: str, name: str | None) -> bool:
+    """Whether `name` is the module, or a package that it would lie in."""
+    return name is not None and f"{module}.".startswith(f"{name}.")

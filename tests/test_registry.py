@@ -59,7 +59,22 @@ def test_another_package_adds_a_name_and_replaces_none_of_ours(tmp_path, monkeyp
     assert table.text("theirs") == "A head of somebody else."
 
 
-@pytest.mark.parametrize("place", ["somebodys:Other", "store:Head"])
+def test_a_class_that_its_package_has_from_another_file_is_told_too(tmp_path, monkeypatch):
+    (tmp_path / "shelf.py").write_text("from somebodys import Head\n")
+    table = package(tmp_path, monkeypatch, "shelf:Head")
+
+    assert table.text("theirs") == table["theirs"].__doc__.splitlines()[0]
+
+
+def test_what_a_class_of_another_package_lacks_is_named(tmp_path, monkeypatch):
+    (tmp_path / "hungry.py").write_text("import no_such_library\n")
+    table = package(tmp_path, monkeypatch, "hungry:Head")
+
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        table["theirs"]
+
+
+@pytest.mark.parametrize("place", ["somebodys:Other", "store:Head", "nothing:Head", "no.thing:Head"])
 def test_a_place_where_nothing_is_names_the_group(tmp_path, monkeypatch, place):
     table = package(tmp_path, monkeypatch, place)
 
