@@ -5,6 +5,7 @@ to the bank, which all of them see under the same path.  Scheduling, lost worker
 join later are Dask's.
 """
 
+import os
 import platform
 import queue
 import secrets
@@ -242,18 +243,15 @@ def run_portion(order: Order, videos: Sequence[Video], attempt: str) -> list[Out
         worker = get_worker()
         if order.device == "cuda" and isinstance(worker, LocalWorker):
             order = replace(order, device=f"cuda:{worker.place % torch.cuda.device_count()}")
-        outcomes = []
         try:
             extraction = _extraction(order)
             extraction.take(videos, attempt=attempt)
-            for outcome in extraction.run():
-                outcomes.append(outcome)  # noqa: PERF402 (what has come is kept at a stop)
-        except KeyboardInterrupt:  # this worker is told to stop, and nobody asks for the rest
-            _extraction.cache_clear()
+            return list(extraction.run())
+        except KeyboardInterrupt:  # this worker is told to stop, and has committed what is finished
+            os._exit(0)  # an answer without the other videos would be taken for a whole one
         except BaseException:  # one that broke off is not used again
             _extraction.cache_clear()
             raise
-        return outcomes
 
 
 @lru_cache(maxsize=1)

@@ -163,7 +163,7 @@ def _keep(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipelines.cluster"])
     places = [_Place(place) for place in range(number)]
-    starts, in_vain = count(), 0
+    starts, in_vain, how = count(), 0, ""
     while not over.wait(_LOOKING_SECONDS):
         for place in places:
             now = time.monotonic()
@@ -172,20 +172,20 @@ def _keep(
             elif place.process is not None and now - place.known > START_SECONDS:
                 place.process.kill()
             if place.process is None or not place.process.is_alive():
-                in_vain += place.process is not None and not place.has_begun
+                if place.process is not None and not place.has_begun:
+                    in_vain, how = in_vain + 1, f"with exit code {place.process.exitcode}"
                 if in_vain >= STARTS:
-                    assert place.process is not None
                     failures.append(
                         WorkersError(
                             f"{in_vain} workers in a row ended before they had begun, the last one "
-                            f"with exit code {place.process.exitcode}; what was finished is "
-                            "banked.  Is there memory for as many?  See --workers"
+                            f"{how}; what was finished is banked.  Is there memory for as many?  "
+                            "See --workers"
                         )
                     )
                     over.set()
                     break
                 place.name, place.known, place.has_begun = f"local-{next(starts)}", now, False
-                place.process = context.Process(
+                process = context.Process(
                     target=_work,
                     args=(
                         *(scheduler.address, security, place.number, place.name, folder),
@@ -193,7 +193,13 @@ def _keep(
                     ),
                     daemon=True,
                 )
-                place.process.start()
+                place.process = None
+                try:
+                    process.start()
+                except (OSError, EOFError) as error:  # no process or no memory is left
+                    in_vain, how = in_vain + 1, f"as it could not be started: {in_words(error)}"
+                else:
+                    place.process = process
     processes = [place.process for place in places if place.process is not None]
     for process in processes:
         process.terminate()

@@ -1,5 +1,6 @@
 """Many processes, many machines: Dask's workers write, the client only hands out work."""
 
+import errno
 import logging
 import os
 import signal
@@ -245,6 +246,30 @@ def test_no_video_is_charged_with_a_worker_that_died_before_it_began(videos, tmp
     assert not any(outcome.failures for outcome in outcomes)
 
 
+def test_a_worker_that_is_told_to_stop_gives_no_half_answer(videos, tmp_path):
+    some = read_videos(videos)[:3]
+    with local_workers(1) as working:
+        working.client.register_plugin(_Leaving(tmp_path / "told"))
+        outcomes = list(distribute(working, order_of(some, tmp_path), some))
+
+    assert sorted(outcome.video.id for outcome in outcomes) == [video.id for video in some]
+    assert not any(outcome.failures for outcome in outcomes)
+
+
+class _Leaving(distributed.WorkerPlugin):
+    """Tells the first worker to stop, whose answer still arrives."""
+
+    def __init__(self, told):
+        self.told = told
+
+    def setup(self, worker):
+        from pipelines.workers import LEAVING
+
+        if not self.told.exists():
+            self.told.touch()
+            LEAVING.set()
+
+
 class _Dying(distributed.WorkerPlugin):
     """Lets a worker die with a task that it has not begun with, so many times."""
 
@@ -286,6 +311,19 @@ def test_workers_that_cannot_start_end_the_run(tmp_path, monkeypatch, videos):
     some = read_videos(videos)[:1]
     with (
         pytest.raises(WorkersError, match="2 workers in a row ended before they had begun"),
+        local_workers(1) as working,
+    ):
+        list(distribute(working, order_of(some, tmp_path), some))
+
+
+def test_workers_for_which_no_process_is_left_end_the_run(tmp_path, monkeypatch, videos):
+    def refuse(process):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(workers.ForkServerProcess, "start", refuse)
+    some = read_videos(videos)[:1]
+    with (
+        pytest.raises(WorkersError, match="could not be started: .*temporarily unavailable"),
         local_workers(1) as working,
     ):
         list(distribute(working, order_of(some, tmp_path), some))
