@@ -323,7 +323,7 @@ def test_workers_for_which_no_process_is_left_end_the_run(tmp_path, monkeypatch,
     monkeypatch.setattr(workers.ForkServerProcess, "start", refuse)
     some = read_videos(videos)[:1]
     with (
-        pytest.raises(WorkersError, match="could not be started: .*temporarily unavailable"),
+        pytest.raises(WorkersError, match=r"could not be started: .*temporarily unavailable"),
         local_workers(1) as working,
     ):
         list(distribute(working, order_of(some, tmp_path), some))

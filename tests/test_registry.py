@@ -74,7 +74,9 @@ def test_what_a_class_of_another_package_lacks_is_named(tmp_path, monkeypatch):
         table["theirs"]
 
 
-@pytest.mark.parametrize("place", ["somebodys:Other", "store:Head", "nothing:Head", "no.thing:Head"])
+@pytest.mark.parametrize(
+    "place", ["somebodys:Other", "store:Head", "nothing:Head", "no.thing:Head"]
+)
 def test_a_place_where_nothing_is_names_the_group(tmp_path, monkeypatch, place):
     table = package(tmp_path, monkeypatch, place)
 
