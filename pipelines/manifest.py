@@ -14,6 +14,8 @@ from store.errors import ManifestError, naming, unknown_name
 from store.schema import Part, Video
 
 COLUMNS = ("id", "path", "mos", "scene", "part", "std", "n_ratings")
+MOST_DIGITS = 10
+"""Of a number of people; Python makes no number of more than 4,300."""
 VIDEO_SUFFIXES = frozenset([
     ".264", ".265", ".266", ".3g2", ".3gp", ".amv", ".apv", ".asf", ".avc", ".avi", ".avs2",
     ".avs3", ".bik", ".cavs", ".dav", ".divx", ".dnxhd", ".dnxhr", ".dv", ".dvd", ".evc", ".evo",
@@ -139,8 +141,8 @@ def _number(where: str, column: str, text: str, *, least: float = -math.inf) -> 
 
 
 def _count(where: str, text: str) -> int | None:
-    if text and not text.isdecimal():
-        raise ManifestError(f"{where}: n_ratings {text!r} is not a number of people")
+    if text and (not text.isdecimal() or len(text) > MOST_DIGITS):
+        raise ManifestError(f"{where}: n_ratings {text[:20]!r} is not a number of people")
     return int(text) if text else None
 
 

@@ -70,6 +70,7 @@ def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, ending, encoding
         ("path,part\na.mp4,trian\n", r"set.csv:2: unknown part 'trian'. Did you mean 'train'"),
         ("path,std\na.mp4,-1\n", r"set.csv:2: std '-1' is below 0"),
         ("path,n_ratings\na.mp4,1.5\n", r"set.csv:2: n_ratings '1.5' is not a number of people"),
+        (f"path,n_ratings\na.mp4,{'9' * 5000}\n", r"set.csv:2: n_ratings '9{20}' is not a number"),
         ("path,mos\n", r"set.csv names no videos"),
         ("", r"set.csv:1: no column 'path'"),
         ('path,mos\n"a.mp4,1\n', r"set.csv:\d: unexpected end of data"),
