@@ -40,6 +40,7 @@ from extractors.isolated import PATIENCE_SECONDS, Chunk, Decoder, End
 from extractors.sampling import MotionSampling, Timeline
 from extractors.video import DECODERS, Probe
 from pipelines.jobs import Batch, Course, Job, Retained, Room, is_out_of_memory, one_line
+from pipelines.stopping import ASKED
 from store.bank import FeatureStore, writing
 from store.errors import (
     BankError,
@@ -140,7 +141,8 @@ class Extraction:
             batch_clips: Clips in a batch by extractor's name, where it is not to be found out.
             patience_seconds: How long a decoder may show no sign of life.
             threads: Cores to use on a CPU; all if None.
-            leaving: Once set, by another thread, a run ends as by Ctrl-C.
+            leaving: Once set, by another thread, a run ends as by Ctrl-C; None for what Ctrl-C
+                itself sets, in case that Python loses its exception.
 
         Raises:
             ManifestError: if two files stand under one id.
@@ -167,7 +169,7 @@ class Extraction:
         self.device = device
         self.batch_clips = dict(batch_clips or {})
         self.patience_seconds = patience_seconds
-        self._leaving = leaving or threading.Event()
+        self._leaving = leaving or ASKED
         self._attempt: str | None = None
         self._specs = {extractor: specs_of(extractor, decoder=decoder) for extractor in extractors}
         motion = make_extractor("motion")

@@ -350,13 +350,13 @@ def _show_video(
                 f"{key}: banked {_date(shard.record['time'])} on {host}, {record.row_count} rows, "
                 f"shard {shard.id}"
             )
-        elif failure is not None:
+        if failure is not None and (place is None or failure.changed):
             more = f"; {store.path / ROOM / failure.traceback}" if failure.traceback else ""
             times = "once" if failure.times == 1 else f"{failure.times} times"
             lines.append(
                 f"{key}: failed {times}, last {_date(failure.time)}: {failure.reason}{more}"
             )
-        else:
+        elif place is None:
             lines.append(f"{key}: missing")
     decoded = history.decoded.get(video)
     if record is None and decoded is None and (video not in {v for v, _ in history.failures}):

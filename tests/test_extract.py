@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipelines import extract
 from pipelines.extract import Extraction
 from pipelines.jobs import Batch, Job, Room
 from pipelines.status import History, failed_videos, show_status
+from pipelines.stopping import ASKED, stopped_by_signals
 from store.bank import FeatureStore
 from store.errors import ManifestError, WeightsError
 from store.schema import Video
@@ -235,7 +237,9 @@ def test_a_video_damaged_late_keeps_the_features_that_were_complete(tmp_path):
     assert store.video_ids(store.resolve("nss.brisque")) == ["late"]
 
 
-def test_another_file_under_a_banked_id_fails_alone_until_the_old_one_is_back(tmp_path, videos):
+def test_another_file_under_a_banked_id_fails_alone_until_the_old_one_is_back(
+    tmp_path, videos, capsys
+):
     """Also where the run asks for a feature more, which must not be made of the other file."""
     path = tmp_path / "a.mp4"
     shutil.copy(videos[0].path, path)
@@ -255,6 +259,10 @@ def test_another_file_under_a_banked_id_fails_alone_until_the_old_one_is_back(tm
     assert not any(other.failures for other in others)
     assert {(k, v): c for (k, v), c in contents(store).items() if v == changed.id} == before
     assert failed_videos(store, run.specs) == {changed.id}
+    show_status(store.path, video=changed.id)
+    shown = capsys.readouterr().out
+    name = r"nss\.brisque@\w+"
+    assert re.search(rf"{name}: banked .*\n{name}: failed once.* is not the file", shown)
 
     shutil.copy(videos[0].path, path)
     store, run, (outcome,) = bank(tmp_path / "bank", [changed], "nss", "motion")
@@ -405,6 +413,19 @@ def test_a_run_that_crashes_says_so_and_where(tmp_path, videos, monkeypatch, cap
     assert " crashed " in shown
     assert f"crashed: process {os.getpid()} on" in shown
     assert "IndexError: a bug; in nss, at set/0.mp4" in shown
+
+
+def test_a_run_stops_also_where_python_lost_the_interrupt(tmp_path, videos):
+    """As it does where it comes in the middle of a collection of garbage."""
+    store = FeatureStore.create(tmp_path / "bank")
+    with stopped_by_signals():
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            list(extraction(videos, store, "motion").run())
+
+    assert not ASKED.is_set()
+    assert History.of(store.path).runs[-1].ending == "stopped"
 
 
 def test_a_run_that_is_left_says_that_it_was_stopped(tmp_path, videos):
