@@ -17,62 +17,34 @@ from pipelines.evaluate import SplitResult, Trial
 from pipelines.provenance import seen_by_weights, unknown_provenance
 from pipelines.results import (
     NO_INTERVAL,
+    SEEN_MARK,
     SHOWN,
     Record,
     Row,
+    cautions,
     rows_of,
     selection_text,
     shown,
-    undefined_text,
 )
 from regressors.metrics import fit_mapping
 from store.errors import naming
 
 COLOURS = ("#3b6fb6", "#c1592f", "#4d8f5b", "#8a5aa8", "#8c6d1f", "#5b7083")
 """One per head, in order of appearance."""
-SEEN_MARK = "*"
-"""At a result on data that the weights of a feature were trained on."""
 INK = "#22262b"
 GRID = "#d9dde2"
 
 
 def result_table(record: Record) -> Table:
     """The table for a terminal."""
+    seen = bool(record.seen_by_weights)
     title = [f"{record.title}: median (standard deviation) over test parts"]
     if record.random_weights:
         title.append("RANDOM WEIGHTS: these numbers say nothing about any network")
     caption = [
         f"{record.splits} 95 %: of the median, by bootstrap over splits; - where that says "
         f"nothing ({NO_INTERVAL}).",
-        *undefined_text([record]),
-    ]
-    seen = record.seen_by_weights
-    if seen:
-        caption.append(f"{SEEN_MARK} The weights of a feature were trained on {', '.join(seen)}.")
-    if record.weights_unknown:
-        unknown = ", ".join(record.weights_unknown)
-        caption.append(f"What the weights of {unknown} were trained on is not known.")
-    if record.provenance_unknown:
-        imported = ", ".join(record.provenance_unknown)
-        caption.append(f"Provenance unknown, because imported: {imported}.")
-    if record.taken_for:
-        caption.append(
-            f"The videos' names do not state {record.taken_for}; they were taken for its videos "
-            "in the bank."
-        )
-    for name, count in record.filled.items():
-        caption.append(
-            f"{name}: {count} videos had values that were not finite; their import filled these "
-            "with means over all videos, tested ones included."
-        )
-    for name, count in record.left_out.items():
-        caption.append(
-            f"{name}: {count} rows of its file had no finite value; their import left them out."
-        )
-    fits = [fit for head in record.heads for fit in head.fits]
-    caption += [
-        f"PLCC and RMSE of {fits.count(fit)} of {len(fits)} fits: {fit}."
-        for fit in dict.fromkeys(filter(None, fits))
+        *cautions(record),
     ]
     caption += [f"{head.name}: {selection_text(head)}." for head in record.heads]
     table = Table(title=styled(*title), caption=styled(*caption))
@@ -114,7 +86,8 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     _write_results(trial, results, folder / "results.csv")
     _write_predictions(trial, results, folder / "predictions.csv")
-    with mpl.rc_context({"font.size": 9, "axes.edgecolor": INK, "text.color": INK}):
+    style = {"font.size": 9, "axes.edgecolor": INK, "text.color": INK, "text.parse_math": False}
+    with mpl.rc_context(style):  # names are text: `$` begins no formula
         picture = _picture(results, record)
     with naming(folder / "result.png"):
         (folder / "result.png").write_bytes(picture)
@@ -128,7 +101,7 @@ def write_report(
         rows=rows_of([record]),
         metrics=SHOWN,
         mark=SEEN_MARK,
-        notes=undefined_text([record]),
+        notes=cautions(record),
         no_interval=NO_INTERVAL,
         shown=shown,
         splits_text=splits_text,

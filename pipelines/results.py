@@ -7,23 +7,34 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from pipelines.evaluate import SplitResult, Trial
 from pipelines.provenance import seen_by_weights, unknown_provenance, unknown_weights
 from pipelines.splits import first_alike
 from pipelines.terminal import plain
 from regressors.significance import FEWEST, confidence_of_median
+from store.documents import MOST_JSON_BYTES
 from store.errors import RecipeError, in_words, naming, unknown_name
 
 METRICS = ("srcc", "krcc", "plcc", "rmse", "plcc_raw", "plcc_extremes")
 LESS_IS_BETTER = frozenset(["rmse"])
 SHOWN = ("srcc", "krcc", "plcc", "rmse")
 """Metrics of a table."""
+SEEN_MARK = "*"
+"""At a result on data that the weights of a feature were trained on."""
 SPREAD = ("srcc", "plcc")
 """Metrics whose deviation stands in Markdown and LaTeX beside the median."""
 
@@ -41,6 +52,8 @@ Number = Annotated[
     BeforeValidator(_from_null),
     PlainSerializer(lambda value: value if math.isfinite(value) else None),
 ]
+Rows = Annotated[int, Field(ge=1)]
+"""How many videos a part of a split has."""
 
 
 class _Strict(BaseModel):
@@ -81,6 +94,17 @@ class HeadRecord(_Strict):
     predictions: dict[str, float]
     """By video id, the mean over the splits that test it."""
 
+    def problem(self, splits: int) -> str:
+        """What no run of so many splits has written; empty where all is as it should be."""
+        for name, by_metric in (("statistics", self.statistics), ("per_split", self.per_split)):
+            if lacking := set(METRICS) - by_metric.keys():
+                return f"{name} of {self.name} have no {min(lacking)}"
+        counts = {**{m: len(v) for m, v in self.per_split.items()}, "fits": len(self.fits)}
+        for name, count in {**counts, "selection": len(self.selection)}.items():
+            if count != splits:
+                return f"{name} of {self.name} has {count} values for {splits} splits"
+        return ""
+
 
 class Record(_Strict):
     """One run: some heads on some splits of the features of some videos."""
@@ -115,15 +139,29 @@ class Record(_Strict):
     """Of every video's id and score: numbers of other scores are other numbers."""
     mos_kind: str
     """Which kind of MOS, where the data set has several and the label file tells."""
-    test_videos: list[int]
+    test_videos: list[Rows] = Field(min_length=1)
     """Per split."""
-    train_videos: list[int]
+    train_videos: list[Rows]
     same_test_as: list[int] = []
     """Per split the number of the first one with the same test part; not told before 3."""
     directions: list[str] = []
     """Per split, from which data sets to which, where whole ones are left out."""
     number_selected_by: Literal["median over all splits"] = "median over all splits"
-    heads: list[HeadRecord]
+    heads: list[HeadRecord] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """What is stated per split is stated of every split: who reads a record counts on it."""
+        splits = len(self.test_videos)
+        counts = {"train_videos": [splits], "same_test_as": [0, splits], "directions": [0, splits]}
+        for name, may_be in counts.items():
+            if (count := len(getattr(self, name))) not in may_be:
+                raise ValueError(f"{name} has {count} values for {splits} splits")
+        if any(not 0 <= first <= place for place, first in enumerate(self.same_test_as)):
+            raise ValueError("same_test_as names a split that is no earlier one")
+        for problem in filter(None, (head.problem(splits) for head in self.heads)):
+            raise ValueError(problem)
+        return self
 
     @property
     def different(self) -> list[int]:
@@ -244,25 +282,29 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         RecipeError: naming file and line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {in_words(error)}") from error
     records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            records.append(Record.model_validate_json(line))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(str(step) for step in problem["loc"])
-            raise RecipeError(
-                f"{path}:{number}: no record of a run: {place} {problem['msg'].lower()}"
-            ) from error
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(MOST_JSON_BYTES + 1), b""), 1):
+                if len(line) > MOST_JSON_BYTES:
+                    raise RecipeError(f"{path}:{number}: longer than any record of a run")
+                if line.strip():
+                    records.append(_record(line, f"{path}:{number}"))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {in_words(error)}") from error
     if not records:
         raise RecipeError(f"{path} has no records; `vqbank evaluate --json {path.name}` writes one")
     return records
+
+
+def _record(line: bytes, where: str) -> Record:
+    try:
+        return Record.model_validate_json(line)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = "".join(f"{step}: " for step in problem["loc"])
+        what = problem["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{where}: no record of a run: {place}{what}") from error
 
 
 # Tables.  Runs of equal videos and splits are compared.
@@ -320,6 +362,40 @@ def undefined_text(records: Sequence[Record]) -> list[str]:
     ]
 
 
+def cautions(record: Record) -> list[str]:
+    """What terminal and page say below their numbers, a sentence or two each."""
+    lines = undefined_text([record])
+    if seen := ", ".join(record.seen_by_weights):
+        lines.append(
+            f"{SEEN_MARK} The weights of a feature were trained on {seen}. These numbers are too "
+            "good for data that no network has seen."
+        )
+    if unknown := ", ".join(record.weights_unknown):
+        lines.append(f"What the weights of {unknown} were trained on is not known.")
+    if imported := ", ".join(record.provenance_unknown):
+        lines.append(f"Provenance unknown, because imported: {imported}.")
+    if record.taken_for:
+        lines.append(
+            f"The videos' names do not state {record.taken_for}; they were taken for its videos "
+            "in the bank."
+        )
+    lines += [
+        f"{name}: {count} videos had values that were not finite; their import filled these "
+        "with means over all videos, tested ones included."
+        for name, count in record.filled.items()
+    ]
+    lines += [
+        f"{name}: {count} rows of its file had no finite value; their import left them out."
+        for name, count in record.left_out.items()
+    ]
+    fits = [fit for head in record.heads for fit in head.fits]
+    lines += [
+        f"PLCC and RMSE of {fits.count(fit)} of {len(fits)} fits: {fit}."
+        for fit in dict.fromkeys(filter(None, fits))
+    ]
+    return lines
+
+
 def _names(record: Record) -> str:
     return " + ".join(key.partition("@")[0] for key in record.features.values())
 
@@ -336,6 +412,7 @@ def _marks(record: Record) -> list[str]:
             f"{count} rows of {name} without any finite value left out"
             for name, count in record.left_out.items()
         ),
+        *([f"taken for videos of {record.taken_for}"] if record.taken_for else []),
         *(["weights saw the test data"] if record.seen_by_weights else []),
     ]
 

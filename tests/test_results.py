@@ -5,6 +5,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from html import escape
 from io import StringIO
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pipelines.results import (
     METRICS,
     SHOWN,
     Record,
+    cautions,
     read_records,
     record_of,
     shown,
@@ -106,6 +108,37 @@ def test_a_line_that_is_no_record_is_named(record, tmp_path, line):
 
     with pytest.raises(RecipeError, match=r"runs\.jsonl:2: no record of a run"):
         read_records(tmp_path / "runs.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run.update(same_test_as=[9] * 6), "same_test_as names a split that is no"),
+        (lambda run: run.update(directions=["a"]), "directions has 1 values for 6 splits"),
+        (lambda run: run.update(train_videos=[0] * 6), "train_videos: 0: Input should be"),
+        (lambda run: run["heads"][0]["statistics"].pop("rmse"), "of ridge have no rmse"),
+        (lambda run: run["heads"][0]["per_split"].update(srcc=[1]), "srcc of ridge has 1 values"),
+        (lambda run: run["heads"][0].update(selection=[]), "selection of ridge has 0 values"),
+        (lambda run: run.update(heads=[]), "heads: List should have at least 1 item"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused_in_one_line(record, tmp_path, change, message):
+    run = json.loads(record.model_dump_json())
+    change(run)
+    (tmp_path / "run.json").write_text(json.dumps(run))
+
+    with pytest.raises(RecipeError, match=rf"run\.json:1: no record of a run: .*{message}"):
+        read_records(tmp_path / "run.json")
+
+
+def test_a_record_is_one_line_whatever_its_titles_hold(record, tmp_path, monkeypatch):
+    odd = record.model_copy(update={"title": "a\u2028b\x85c\x1cd"})
+    write_record(odd, tmp_path / "run.json")
+    assert read_records(tmp_path / "run.json") == [odd]
+
+    monkeypatch.setattr("pipelines.results.MOST_JSON_BYTES", 1000)
+    with pytest.raises(RecipeError, match=r"run\.json:1: longer than any record"):
+        read_records(tmp_path / "run.json")
 
 
 def test_a_record_says_how_every_number_was_selected(record):
@@ -803,6 +836,42 @@ def test_videos_that_an_import_filled_are_counted_in_every_table(tmp_path):
     assert "imported.x: 1 videos had values" in write_report(
         made, results, record, tmp_path / "report"
     ).read_text(encoding="utf-8")
+
+
+def test_terminal_and_page_say_the_same_of_what_a_record_holds(record, tmp_path):
+    made = trial("ridge", "svr", splits="random6")
+    made_of = results_of(made, "ridge", [made.mos[split.test] for split in made.splits])
+    odd = record.model_copy(
+        update={
+            "seen_by_weights": ["KVQ (a.b)"],
+            "weights_unknown": ["c.d"],
+            "provenance_unknown": ["imported.x"],
+            "taken_for": "KVQ",
+            "filled": {"imported.x": 2},
+            "left_out": {"imported.x": 3},
+            "heads": [record.heads[0].model_copy(update={"fits": ["line", *[""] * 5]})],
+        }
+    )
+    page = write_report(made, made_of, odd, tmp_path).read_text(encoding="utf-8")
+    caption = str(result_table(odd).caption)
+
+    assert len(cautions(odd)) == 7
+    for line in cautions(odd):
+        assert line in caption
+        assert escape(line, quote=True).replace("&#x27;", "&#39;") in page
+    for table in (to_markdown, to_latex, to_csv):
+        assert "3 rows of imported.x without any finite value left out" in table([odd])
+        assert "taken for videos of KVQ" in table([odd])
+
+
+def test_a_heads_label_is_no_formula_in_pictures(tmp_path):
+    made = replace(trial("ridge", splits="random2"), heads={r"$\frac{$": make_head("ridge")})
+    made = replace(made, score_name=r"$\x$")
+    found = list(made.run())
+
+    write_report(made, found, record_of(made, found), tmp_path)
+
+    assert (tmp_path / "result.png").stat().st_size > 1000
 
 
 def test_videos_and_labels_together_are_refused(store, tmp_path):
