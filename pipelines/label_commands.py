@@ -188,7 +188,7 @@ def _read(file: Path, score: str | None, patterns: list[str] | None, *, fallback
     rows = tuple(
         replace(row, scene=name) for row, name in zip(labels.rows, found.scenes, strict=True)
     )
-    return replace(labels, rows=rows, scene_rule=found.rule)
+    return replace(labels, rows=rows, scene_rule=found.rule, scene_note="")
 
 
 def _refuse_unnamed(read: "list[Labels]", videos: Path) -> None:
@@ -228,7 +228,7 @@ def _describe(labels: "Labels") -> None:
     if labels.orders is not None:
         orders, groups = labels.orders.orders.shape
         say(f"  index: {orders} orders of {groups} {labels.orders.meaning}")
-    for note in labels.notes:
+    for note in filter(None, (labels.scene_note, *labels.notes)):
         say(f"  {note}")
 
 

@@ -1,14 +1,31 @@
 """Recipes: a YAML file that names videos, bank, extractors, features, heads and protocol."""
 
+import os
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.manifest import VIDEO_SUFFIXES
 from store.documents import file_text, yaml_value
 from store.errors import RecipeError, UnknownNameError, unknown_name
+
+Name = TypeVar("Name", str, Path)
+
+
+def _possible_name(name: Name) -> Name:
+    """Text of YAML may hold what no file can be called by: a zero byte, half a character."""
+    try:
+        possible = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ValueError("no file can have this name")
+    return name
+
+
+File = Annotated[Path, AfterValidator(_possible_name)]
 
 
 class Protocol(BaseModel):
@@ -16,7 +33,7 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    splits: str = "scene"
+    splits: Annotated[str, AfterValidator(_possible_name)] = "scene"
     """Random parts with no scene on two sides; or a name of `pipelines.splits.SCHEMES`, such as
     `official`, `videval100`; or a file (`.json`) that `vqbank split make` wrote, relative to the
     recipe's folder.  All but `scene` take no further keys."""
@@ -40,13 +57,13 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    videos: Path | None = None
+    videos: File | None = None
     """Manifest (.csv), folder, or one video."""
-    labels: Path | None = None
+    labels: File | None = None
     """Instead of `videos`, where features are banked: a label file of any layout."""
     score: str | None = None
     """The column of the label file that is the MOS, where it has several."""
-    bank: Path | None = None
+    bank: File | None = None
     decoder: str = "pyav"
     extractors: dict[str, dict[str, Any]] = {}
     """Parameters by extractor name.  Several of one kind have names of their own, each with

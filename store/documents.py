@@ -208,9 +208,9 @@ def _value(node: Node) -> Any:
         return [_value(item) for item in node.value]
     if isinstance(node, ScalarNode):
         match kind:
-            case "null":
+            case "null" if node.value.lower() in ("", "~", "null"):
                 return None
-            case "bool":
+            case "bool" if node.value.lower() in ("true", "false"):
                 return node.value.lower() == "true"
             case "int" | "float":
                 return _number(node, kind)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from store import mat5
 from store.bank import FeatureStore
 from store.errors import BankError, InvalidFeatureError, in_words
+from store.files import inside
 from store.hdf5 import Hdf5File, is_hdf5, open_hdf5
 from store.incoming import (
     NPY_DTYPES,
@@ -445,7 +446,7 @@ def _without_holes(
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise BankError(f"{folder} is no folder; give the one that holds the .npy files")
-    paths = sorted(folder.rglob("*.npy"))
+    paths = [inside(folder, path) for path in sorted(folder.rglob("*.npy"))]
     if not paths:
         raise BankError(f"{folder} has no .npy files")
     return paths

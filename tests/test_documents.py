@@ -20,6 +20,12 @@ from store.selection import read_selection
 CASES = Path(__file__).parent / "data" / "cases"
 
 
+@pytest.mark.parametrize("text", ["!!bool maybe", "!!null x"])
+def test_a_tag_makes_no_truth_and_no_nothing_of_text(text):
+    with pytest.raises(RecipeError, match=r"it:1: .* is no value of YAML's core"):
+        yaml_value(f"a: {text}", "it", RecipeError)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -268,6 +268,7 @@ def test_import_says_how_scenes_were_found_or_that_they_were_not(tmp_path):
         vqbank(*some)
     code, answer = vqbank(*some, "--scene-fallback")
     assert "12 scenes by --scene" in answer
+    assert "no rule of a data set" not in answer
     assert "9 names are scenes of their own" in answer
     assert [v.scene for v in read_manifest(manifest)][:6] == [
         "100", "1001", "1002", "1003", "1004", "00",
@@ -275,5 +276,8 @@ def test_import_says_how_scenes_were_found_or_that_they_were_not(tmp_path):
     assert (
         vqbank("split", "make", manifest, "--splits", "scene10", "-o", tmp_path / "s.json")[0] == 0
     )
+    named = ("labels", "check", CASES / "labels_kvq_names.csv")
+    assert "these scenes are a guess" in vqbank(*named)[1]
+    assert "these scenes are a guess" not in vqbank(*named, "--scene", "(.+)")[1]
     with pytest.raises(RecipeError, match="give --scene too"):
         vqbank("labels", "import", labels, "-o", manifest, "--scene-fallback")

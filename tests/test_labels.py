@@ -710,8 +710,8 @@ def test_scenes_that_a_file_states_go_before_those_of_its_names(tmp_path):
     assert labels.scene_rule == "column content_id"
     guessed = read(tmp_path, "filename,mos\n" + "".join(f"{name},3\n" for name in names))
     assert [row.scene for row in guessed.rows] == ["train-001"] * 7 + ["train-002"] * 7
-    assert any("a guess from names that any data set may have" in note for note in guessed.notes)
-    assert not any("a guess" in note for note in labels.notes)
+    assert "a guess from names that any data set may have" in guessed.scene_note
+    assert not labels.scene_note
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "webm", "y4m", "YUV"])

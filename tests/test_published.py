@@ -1,6 +1,8 @@
 """Caches that others published come into a bank as what they are."""
 
 import contextlib
+import shutil
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -156,6 +158,20 @@ def test_a_row_or_column_of_holes_is_refused(tmp_path, store, place, what):
 
     with pytest.raises(InvalidFeatureError, match=f"{what} of feats_mat has no finite value"):
         import_feats_mat(version_5(tmp_path / "x.mat", feats_mat=rows), store, name="x", ids=IDS)
+
+
+def test_a_tree_of_numbered_files_leads_nowhere_else(tmp_path, store):
+    np.save(tmp_path / "private.npy", ROWS)
+    for name, imported in (
+        ("0_x.npy", partial(import_numbered_npy, ids=["a"], mos=[None])),
+        ("v/feature_0_x_feature.npy", partial(import_per_second_npy, ids={})),
+    ):
+        link = tmp_path / "tree" / name
+        link.parent.mkdir(parents=True)
+        link.symlink_to(tmp_path / "private.npy")
+        with pytest.raises(BankError, match=rf"{link.name} is a symbolic link"):
+            imported(tmp_path / "tree", store, name="x")
+        shutil.rmtree(tmp_path / "tree")
 
 
 def test_equal_rows_of_a_file_are_different_videos(tmp_path, store):

@@ -662,6 +662,17 @@ def test_a_run_has_no_more_splits_than_there_are_different_test_parts(name):
     assert np.isnan(low) == (possible < 6)
 
 
+def test_a_file_of_splits_is_read_once_and_may_have_any_name(tmp_path, monkeypatch):
+    made = trial("ridge", splits="random2")
+    write_splits(tmp_path / "s.json", "random99999", made.table.videos, made.splits)
+    made = replace(made, protocol=Protocol(splits=str(tmp_path / "s.json")))
+    found = list(made.run())
+    assert made.splits_name == "random99999"
+    (tmp_path / "s.json").unlink()
+
+    assert record_of(made, found).splits.startswith("The 2 splits random99999 of s.json.")
+
+
 def test_published_splits_that_repeat_are_kept_and_counted_once():
     made = trial("ridge", splits="fastvqa60", n=10)
     numbers = [tuple(split.test) for split in made.splits]

@@ -422,7 +422,8 @@ def _labels(
         named=names is not None,
         split_columns=split_columns,
         orders=orders,
-        notes=(*notes, *filter(None, (scene_note, order_note))),
+        scene_note=scene_note,
+        notes=(*notes, *filter(None, (order_note,))),
     )
 
 

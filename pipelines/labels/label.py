@@ -103,6 +103,8 @@ class Labels:
     """Which kind of MOS that is, where a data set has several (CVD2014: original, realigned)."""
     scene_rule: str = ""
     """By which rule rows got their scene; empty where they have none."""
+    scene_note: str = ""
+    """What a reader should know of these scenes, or of why there are none."""
     named: bool = True
     """Whether the file names its videos."""
     split_columns: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """One file to labels, whatever its layout."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.labels import matlab, text, vmaf
@@ -33,12 +34,10 @@ def read_labels(path: Path, *, score: str | None = None) -> Labels:
         raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
     labels = with_kind(_read(path, content, score))
     pattern = likely_pattern(labels.names) if labels.named and not labels.scene_rule else None
-    hint = (
-        f"names look like versions of contents; if they are, --scene '{pattern}' groups them"
-        if pattern is not None
-        else ""
-    )
-    return labels.with_notes(hint)
+    if pattern is None:
+        return labels
+    hint = f"names look like versions of contents; if they are, --scene '{pattern}' groups them"
+    return replace(labels, scene_note="; ".join(filter(None, (labels.scene_note, hint))))
 
 
 def _read(path: Path, content: bytes, score: str | None) -> Labels:
