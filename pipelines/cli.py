@@ -729,6 +729,7 @@ def _say_agreement(videos: "list[Video]", predicted: "NDArray[np.float64]") -> N
     """How well scores agree with those that people gave, where there are such."""
     import numpy as np
 
+    from pipelines.results import SHOWN, shown
     from regressors.metrics import quality_metrics
 
     mos = np.array([np.nan if video.mos is None else video.mos for video in videos], np.float64)
@@ -736,11 +737,8 @@ def _say_agreement(videos: "list[Video]", predicted: "NDArray[np.float64]") -> N
     if rated.sum() < 2:
         return
     found = quality_metrics(mos[rated], predicted[rated])
-    say(
-        f"against {found.n} scores of people: SRCC {found.srcc:.4f}, KRCC {found.krcc:.4f}, "
-        f"PLCC {found.plcc:.4f}, RMSE {found.rmse:.4f}",
-        err=True,
-    )
+    numbers = (f"{metric.upper()} {shown(getattr(found, metric))}" for metric in SHOWN)
+    say(f"against {found.n} scores of people: {', '.join(numbers)}", err=True)
 
 
 @app.command()

@@ -86,8 +86,14 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     _write_results(trial, results, folder / "results.csv")
     _write_predictions(trial, results, folder / "predictions.csv")
-    style = {"font.size": 9, "axes.edgecolor": INK, "text.color": INK, "text.parse_math": False}
-    with mpl.rc_context(style):  # names are text: `$` begins no formula
+    with mpl.rc_context(
+        {
+            "font.size": 9,
+            "axes.edgecolor": INK,
+            "text.color": INK,
+            "text.parse_math": False,  # names are text: `$` begins no formula
+        }
+    ):
         picture = _picture(results, record)
     with naming(folder / "result.png"):
         (folder / "result.png").write_bytes(picture)

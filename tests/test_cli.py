@@ -18,7 +18,7 @@ import torch
 
 from extractors import EXTRACTORS
 from extractors import video as decoding
-from pipelines.cli import main
+from pipelines.cli import _say_agreement, main
 from regressors import HEADS
 from regressors.gru import Gru
 from store.bank import FeatureStore
@@ -200,6 +200,13 @@ def test_scores_of_people_in_a_manifest_or_a_label_file_are_held_against_the_hea
     (tmp_path / "strange.csv").write_text("name,MOS\nx.mp4,1\ny.mp4,2\n")
     line = refused("predict", tmp_path / "head", tmp_path / "strange.csv", *of_bank, cwd=tmp_path)
     assert "2 of the 2 videos of" in line
+
+
+def test_an_agreement_that_is_not_defined_is_a_dash_as_in_tables(capsys):
+    rated = [Video(f"set/{n}.mp4", Path("x"), mos=float(n)) for n in range(3)]
+    _say_agreement(rated, np.ones(3))
+
+    assert "scores of people: SRCC -, KRCC -, PLCC -, RMSE 0.8165" in capsys.readouterr().err
 
 
 def test_published_weights_of_a_head_score_without_labels(project, tmp_path):
@@ -479,7 +486,7 @@ def test_mistakes_that_need_no_network_are_refused_without_loading_any(tmp_path)
     (tmp_path / "head" / "card.yaml").touch()
     script = """
 import sys
-from pipelines.cli import main
+from pipelines.cli import _say_agreement, main
 for arguments in (
     ["extract", "set.csv"], ["extract", "nowhere"], ["extract", "--extractor", "nss"],
     ["extract", "--extractor", "nss", "--videos", "set.csv"],
