@@ -230,6 +230,15 @@ class WeightedExtractor(Extractor):
         return self.weights == TINY
 
     @property
+    def is_random(self) -> bool:
+        """Whether weights are asked for that nobody trained, so that no file is read.
+
+        Raises:
+            WeightsError: as `tiny`.
+        """
+        return self.weights == RANDOM or self.tiny
+
+    @property
     @abstractmethod
     def files(self) -> tuple[WeightFile, ...]:
         """The published files; a local one may be in the container of any of them."""
@@ -275,7 +284,7 @@ class WeightedExtractor(Extractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
-        if self.weights == RANDOM or self.tiny:
+        if self.is_random:
             with random_weights():
                 return architecture()
         path = find_weights(

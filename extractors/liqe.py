@@ -16,7 +16,6 @@ from extractors.base import ClipFn, Output, WeightedExtractor
 from extractors.sampling import KeyFrames
 from extractors.views import CLIP_MEAN, CLIP_STD, normalise
 from extractors.weights import (
-    RANDOM,
     WeightFile,
     check_keys,
     find_weights,
@@ -210,7 +209,7 @@ class Liqe(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
-        if self.weights == RANDOM or self.tiny:
+        if self.is_random:
             with random_weights():
                 return self.architecture()
         path = find_weights(self.weights, *self.files, extractor=self.name, has_tiny=True)

@@ -17,7 +17,6 @@ from extractors.sampling import FRAME_SAMPLINGS, MotionSampling, Sampling
 from extractors.tail import open_clip_text, tower
 from extractors.views import normalise
 from extractors.weights import (
-    RANDOM,
     WeightFile,
     check_keys,
     find_weights,
@@ -282,7 +281,7 @@ class Pe(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
-        if self.weights == RANDOM or self.tiny:
+        if self.is_random:
             with random_weights():
                 network = PeCore(self.sizes, self.rope)
                 # timm starts so small that features vanish in half precision.

@@ -16,7 +16,6 @@ from extractors.networks.mplug_owl2 import IMAGE, TEXT, Configuration, MplugOwl2
 from extractors.sampling import KeyFrames
 from extractors.views import CLIP_MEAN, CLIP_STD, normalise, resize_last_axis
 from extractors.weights import (
-    RANDOM,
     WeightFile,
     check_keys,
     check_names,
@@ -168,7 +167,7 @@ class QAlign(WeightedExtractor):
             WeightsError: also if the folder's keys are those of another network, before its 16 GB
                 are read for their sha256.
         """
-        if not self.tiny and self.weights != RANDOM:
+        if not self.is_random:
             published = self.weights == self.file.choice
             path = locate(self.file) if published else Path(self.weights).expanduser()
             if path is not None and path.exists():
@@ -216,7 +215,7 @@ class QAlign(WeightedExtractor):
         dtype = getattr(torch, self.compute_dtype)
         # Quantised weights alone go to the device: the others may not fit there.
         at_first = torch.device("cpu") if self.quantised else device
-        if self.tiny or self.weights == RANDOM:
+        if self.is_random:
             with random_weights():
                 network = MplugOwl2(self.configuration).to(at_first, dtype)
         else:

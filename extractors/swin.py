@@ -13,7 +13,6 @@ from extractors.networks.bottleneck_transformer import BottleneckStack
 from extractors.sampling import KeyFrames
 from extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
 from extractors.weights import (
-    RANDOM,
     WeightFile,
     check_keys,
     find_weights,
@@ -166,7 +165,7 @@ class Swin(WeightedExtractor):
         return average
 
     def _network(self) -> SpatialBranch:
-        if self.tiny or self.weights == RANDOM:
+        if self.is_random:
             with random_weights():
                 return SpatialBranch(depths=_TINY_DEPTHS if self.tiny else _DEPTHS)
         path = find_weights(self.weights, *self.files, extractor=self.name, has_tiny=True)

@@ -28,6 +28,8 @@ from store.errors import WeightsError, in_words, naming
 
 RANDOM = "random"
 """The choice that asks for weights that nobody trained."""
+FILE_MODULES = ("torch.utils.serialization.config", "huggingface_hub.file_download")
+"""What finding and reading a file imports first."""
 TINY = "random-tiny"
 """The choice that asks for them in a small network of the same kind, for tests and demos."""
 

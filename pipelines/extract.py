@@ -35,10 +35,11 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 
 from extractors import make_extractor, specs_of
-from extractors.base import Extractor
+from extractors.base import Extractor, WeightedExtractor
 from extractors.isolated import PATIENCE_SECONDS, Chunk, Decoder, End
 from extractors.sampling import MotionSampling, Timeline
 from extractors.video import DECODERS, Probe
+from extractors.weights import FILE_MODULES
 from pipelines.jobs import Batch, Course, Job, Retained, Room, is_out_of_memory, one_line
 from pipelines.stopping import ASKED
 from store.bank import FeatureStore, writing
@@ -928,7 +929,8 @@ def import_for(extractors: Iterable[Extractor]) -> None:
         warnings.simplefilter("ignore")  # what libraries say of each other
         # Every run makes the motion series, to know whether others are chosen by it.
         for extractor in (*extractors, make_extractor("motion")):
-            for name in extractor.modules:
+            trained = isinstance(extractor, WeightedExtractor) and not extractor.is_random
+            for name in (*extractor.modules, *(FILE_MODULES if trained else ())):
                 import_module(name)
         for name in WRITING_MODULES:
             import_module(name)
