@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import get_args
 
 from pipelines.terminal import say
+from store.documents import file_text
 from store.errors import ManifestError, naming, unknown_name
 from store.schema import Part, Video
 
 COLUMNS = ("id", "path", "mos", "scene", "part", "std", "n_ratings")
+MOST_BYTES = 2**27
+"""A million rows."""
 MOST_DIGITS = 10
 """Of a number of people; Python makes no number of more than 4,300."""
 VIDEO_SUFFIXES = frozenset([
@@ -56,12 +59,7 @@ def read_manifest(manifest: Path) -> list[Video]:
     Raises:
         ManifestError: naming file and line.
     """
-    try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ManifestError(f"{manifest} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{manifest} is not UTF-8 text: {error}") from error
+    text = file_text(manifest, ManifestError, most_bytes=MOST_BYTES, what="UTF-8 text")
     videos: dict[str, tuple[int, Video]] = {}
     for line, video in _rows(manifest, text):
         if video.id in videos:
@@ -78,7 +76,7 @@ def is_manifest(source: Path) -> bool:
     """Whether a file begins as our manifests do: a header with `path` and no foreign column."""
     try:
         with source.open(encoding="utf-8-sig") as file:
-            header = file.readline().strip().split(",")
+            header = file.readline(MOST_BYTES).strip().split(",")
     except (OSError, UnicodeDecodeError):
         return False  # reading it as what it may be says what is wrong
     return "path" in header and set(header) <= set(COLUMNS)

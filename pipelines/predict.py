@@ -66,16 +66,18 @@ class Scorer:
             ChangedVideoError: if only banked videos can be scored, and a file at hand is not the
                 one that is banked under its id; where new ones can be, the extraction tells it.
         """
-        banked = []
-        known: dict[str, Video] = {}
         specs = list(self.head.specs_.values())
-        for video in videos:
-            taken = _as_banked(video, store, specs)
-            if self.only_banked and taken is video:
+        banked = [_as_banked(video, store, specs) for video in videos]
+        own = [taken for taken, video in zip(banked, videos, strict=True) if taken is video]
+        if self.only_banked:
+            for video in own:
                 _check_file(video, store, specs)
-            # The bytes of two files may be those of one banked video.
-            banked.append(known.setdefault(taken.id, taken) if taken is not video else video)
-        return banked
+        # The bytes of several files may be those of one banked video, which may be among them.
+        known = {video.id: video for video in own}
+        return [
+            taken if taken is video else known.setdefault(taken.id, taken)
+            for taken, video in zip(banked, videos, strict=True)
+        ]
 
     def extraction(
         self, videos: Sequence[Video], store: FeatureStore, *, device: torch.device

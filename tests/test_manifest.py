@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from extractors.video import probe
+from pipelines.labels import read_labels
 from pipelines.manifest import (
     VIDEO_SUFFIXES,
     is_manifest,
@@ -86,6 +87,16 @@ def test_a_manifest_that_is_not_utf8_or_not_there_is_refused(tmp_path):
         read_manifest(manifest(tmp_path, "path\nü.mp4\n", "latin-1"))
     with pytest.raises(ManifestError, match="cannot be read: No such file"):
         read_manifest(tmp_path / "none.csv")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no file without end")
+def test_a_manifest_or_label_file_without_end_is_read_no_further_than_it_may_be(monkeypatch):
+    for module, name in (("manifest", "MOST_BYTES"), ("labels.reader", "LARGEST_BYTES")):
+        monkeypatch.setattr(f"pipelines.{module}.{name}", 1000)
+    assert not is_manifest(Path("/dev/zero"))
+    for read in (read_manifest, read_labels):
+        with pytest.raises(ManifestError, match="has more than 1,000 bytes"):
+            read(Path("/dev/zero"))
 
 
 def test_a_folder_gives_its_videos_by_relative_path(tmp_path):

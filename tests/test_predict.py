@@ -188,6 +188,17 @@ def test_what_is_banked_is_found_by_content_too(recipe, head, tmp_path, monkeypa
     assert "copies/new/a.mp4 is set/2-10.mp4" in told.err
 
 
+def test_a_copy_beside_the_banked_video_itself_is_taken_for_it(recipe, head, tmp_path):
+    (video,) = [v for v in videos_to_score([recipe.videos]) if v.id == "set/2-10.mp4"]
+    copy = Video("new/a.mp4", Path(shutil.copy(video.path, tmp_path / "a.mp4")))
+    store, scorer = FeatureStore(recipe.bank), Scorer(head, weights={})
+
+    for given in ([video, copy], [copy, video]):
+        banked = scorer.as_banked(given, store)
+        assert banked == [video, video]
+        assert len(scorer.extraction(banked, store, device=CPU).videos) == 1
+
+
 def test_each_index_is_read_once_to_find_videos_by_content(recipe, head, tmp_path, monkeypatch):
     for number in range(5):
         clip(tmp_path / "new" / f"{number}.mp4", noise=1, seed=20 + number)

@@ -9,6 +9,7 @@ from pipelines.labels.kinds import with_kind
 from pipelines.labels.label import Labels
 from pipelines.labels.scenes import likely_pattern
 from pipelines.labels.sheet import Sheet
+from store.documents import file_bytes
 from store.errors import ManifestError
 
 LARGEST_BYTES = 256 * 2**20
@@ -26,12 +27,7 @@ def read_labels(path: Path, *, score: str | None = None) -> Labels:
         ManifestError: if the file fits no layout or two, or is damaged; names what was seen, and
             line and column.
     """
-    try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise ManifestError(f"{path} has {path.stat().st_size} bytes; it is no label file")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ManifestError(f"{path} cannot be read: {error.strerror}") from error
+    content = file_bytes(path, ManifestError, most_bytes=LARGEST_BYTES)
     labels = with_kind(_read(path, content, score))
     pattern = likely_pattern(labels.names) if labels.named and not labels.scene_rule else None
     if pattern is None:
