@@ -19,6 +19,7 @@ MOST_BYTES = 2**27
 """A million rows."""
 MOST_DIGITS = 10
 """Of a number of people; Python makes no number of more than 4,300."""
+MOST_HEADER_CHARACTERS = 4096
 VIDEO_SUFFIXES = frozenset([
     ".264", ".265", ".266", ".3g2", ".3gp", ".amv", ".apv", ".asf", ".avc", ".avi", ".avs2",
     ".avs3", ".bik", ".cavs", ".dav", ".divx", ".dnxhd", ".dnxhr", ".dv", ".dvd", ".evc", ".evo",
@@ -76,7 +77,7 @@ def is_manifest(source: Path) -> bool:
     """Whether a file begins as our manifests do: a header with `path` and no foreign column."""
     try:
         with source.open(encoding="utf-8-sig") as file:
-            header = file.readline(MOST_BYTES).strip().split(",")
+            header = file.readline(MOST_HEADER_CHARACTERS).strip().split(",")
     except (OSError, UnicodeDecodeError):
         return False  # reading it as what it may be says what is wrong
     return "path" in header and set(header) <= set(COLUMNS)

@@ -1,6 +1,7 @@
 """What a head is: a scikit-learn estimator on a FeatureTable that can be saved without pickle."""
 
 import hashlib
+import io
 import json
 import re
 import zipfile
@@ -19,8 +20,8 @@ from threadpoolctl import threadpool_limits
 
 from regressors.pooling import pooled, pooled_width
 from regressors.progress import Step
-from store.documents import file_text, json_value, yaml_text, yaml_value
-from store.errors import BankError, HeadError, refusal
+from store.documents import file_bytes, file_text, json_value, yaml_text, yaml_value
+from store.errors import BankError, HeadError, in_words, refusal
 from store.files import inside, write_atomically
 from store.schema import FeatureSpec
 from store.table import FeatureTable
@@ -29,6 +30,13 @@ CARD = "card.yaml"
 OLD_CARD = "card.json"
 """How cards were written first; such heads still load."""
 FORMAT = 1
+MOST_MODEL_BYTES = 2**30
+"""A Gaussian process on 10,000 videos has 655 MB at 8,192 inputs."""
+_SCHEMA = "schema.json"
+MOST_SCHEMA_BYTES = 2**24
+MOST_UNFOLDED_BYTES = 2**26
+MOST_GROWTH = 3
+"""Times that a longer model file may unfold: skops does not compress."""
 
 
 class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
@@ -236,10 +244,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         head.record_ = card["record"]
         path = folder / card["model"]["file"]
         _refuse_link(folder, path)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise HeadError(f"{path} cannot be read: {error.strerror}") from error
+        content = file_bytes(path, HeadError, most_bytes=MOST_MODEL_BYTES)
         if hashlib.sha256(content).hexdigest() != card["model"]["sha256"]:
             raise HeadError(f"{path} is damaged: its sha256 is not the one in {CARD}")
         head._restore(content, path)
@@ -401,6 +406,32 @@ def check_vacant(folder: Path) -> None:
         )
 
 
+def _check_archive(content: bytes, path: Path) -> None:
+    """Refuse an archive that would unfold to much more than a model has.
+
+    One of its files may be asked for many times by the description of the model beside them.
+
+    Raises:
+        HeadError: naming the file.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        left = max(MOST_UNFOLDED_BYTES, MOST_GROWTH * len(content))
+        left -= sum(sizes.values())
+        if left < 0 or sizes[_SCHEMA] > MOST_SCHEMA_BYTES:
+            raise HeadError(f"{path} would unfold to {sum(sizes.values()):,} bytes; no model does")
+        waiting = [json_value(archive.read(_SCHEMA), f"{path}: {_SCHEMA}", HeadError)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            left -= sizes.get(str(node.get("file")), 0)
+            if left < 0:
+                raise HeadError(f"{path} would unfold to many times its length; no model does")
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+
+
 class PooledHead(Head):
     """A scikit-learn pipeline on pooled features."""
 
@@ -451,12 +482,24 @@ class PooledHead(Head):
 
         trusted = [f"{part.__module__}.{part.__qualname__}" for part in self.parts]
         try:
+            _check_archive(content, path)
             # No type is trusted beyond skops's own scikit-learn and NumPy ones, and `parts`.
             model = skops.io.loads(content, trusted=trusted)
+        except HeadError:
+            raise
         except UntrustedTypesFoundException as error:
-            raise HeadError(f"{path} is refused: {error}") from error
-        except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise HeadError(f"{path} is not a skops file, or damaged: {error}") from error
+            raise HeadError(f"{path} is refused: {in_words(error)}") from error
+        except Exception as error:  # skops raises whatever damaged files lead it to
+            raise HeadError(f"{path} is not a skops file, or damaged: {in_words(error)}") from error
+        try:
+            self._check(model, path)
+        except HeadError:
+            raise
+        except Exception as error:  # so does scikit-learn, of parts that are of other kinds
+            raise HeadError(f"{path} is damaged: it cannot predict: {in_words(error)}") from error
+        self.model_ = model
+
+    def _check(self, model: Any, path: Path) -> None:
         if not self.has_steps(model):
             names = " and ".join(step.__name__ for step in self.steps)
             raise HeadError(f"{path} is refused: it holds something other than {names}")
@@ -464,7 +507,9 @@ class PooledHead(Head):
         if getattr(model, "n_features_in_", None) != width:
             raise HeadError(f"{path} was not fitted on the {width} inputs that {CARD} describes")
         self._check_model(model, path)
-        self.model_ = model
+        score = np.asarray(model.predict(np.zeros((1, width))), np.float64)
+        if score.shape != (1,):
+            raise HeadError(f"{path} is damaged: it gives {score.shape} scores for one video")
 
     @classmethod
     def has_steps(cls, model: Any) -> bool:

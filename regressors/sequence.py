@@ -447,12 +447,9 @@ class SequenceHead(Head):
 
     def _check_state(self, path: Path) -> None:
         """Compare names and shapes of what was read with the network's."""
-        wanted = {
-            name: (self.runs, *value.shape)
-            for name, value in self._network(
-                _widths(self.specs_), torch.Generator()
-            ).named_parameters()
-        }
+        with torch.device("meta"):  # no memory for what a card may say, before the file agrees
+            network = self._network(_widths(self.specs_), torch.Generator())
+        wanted = {name: (self.runs, *value.shape) for name, value in network.named_parameters()}
         got = {name: tuple(value.shape) for name, value in self.state_.items()}
         if wanted != got:
             wrong = min(
@@ -479,8 +476,13 @@ class SequenceHead(Head):
             slope, intercept = tensors.pop("line").tolist()
             self.line_ = slope, intercept
             self.reference_ = tensors.pop("reference")
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise HeadError(f"{path} does not fit this head, or is damaged: {error}") from error
+        except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise HeadError(
+                f"{path} does not fit this head, or is damaged: {in_words(error)}"
+            ) from error
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32:
+                raise HeadError(f"{path} is damaged: {name} holds {tensor.dtype}")
         self.state_ = {
             name.removeprefix("network."): value
             for name, value in tensors.items()
@@ -492,8 +494,8 @@ class SequenceHead(Head):
             widths = _widths(self.specs_)
             for role, width in widths.items():
                 for kind in ("mean", "deviation"):
-                    value = tensors.get(f"scaling.{role}.{kind}", self.reference_)
-                    if value.shape != (self.runs, width):
+                    value = tensors.get(f"scaling.{role}.{kind}")
+                    if value is None or value.shape != (self.runs, width):
                         raise HeadError(f"{path} is damaged: no {kind} of {role}")
             self.scalings_ = [
                 Scaling(

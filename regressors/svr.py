@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.svm import SVR
 from regressors.base import PooledHead
 from regressors.holdout import scene_folds
 from regressors.pooling import pooled
+from store.errors import HeadError
 from store.schema import Video
 from store.table import FeatureTable
 
@@ -162,6 +164,10 @@ class Svr(PooledHead):
         landmarks = Nystroem(gamma=gamma, n_components=count, random_state=self.seed)
         return make_pipeline(MinMaxScaler(), landmarks, Ridge(penalty))
 
+    def _check_model(self, model: Pipeline, path: Path) -> None:
+        if type(model[-1]) is SVR:  # not where its kernel is approximated
+            check_support(model[-1], model.n_features_in_, path)
+
     def _points(self, videos: Sequence[Video]) -> list[tuple[int, int]]:
         """Points of the grid as exponents, by gamma, because points of one gamma share a kernel."""
         names = "\n".join(sorted(video.id for video in videos))
@@ -223,6 +229,47 @@ class Svr(PooledHead):
         )
         regressor.random_state = 0  # libsvm's unused seed would come from NumPy's global generator
         return regressor
+
+
+def check_support(regressor: SVR, inputs: int, path: Path) -> None:
+    """Refuse support vectors whose parts do not fit each other: libsvm, in C, does not look.
+
+    Args:
+        regressor: restored.
+        inputs: of a video.
+        path: of its file, for messages.
+
+    Raises:
+        HeadError: if arrays are not of the shapes and dtypes that fitting gives, or it is another
+            kind of machine.
+    """
+    state = vars(regressor)
+    count = len(np.atleast_1d(state.get("support_", ())))
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        "support_": ("int32", (count,)),
+        "support_vectors_": ("float64", (count, inputs)),
+        "_n_support": ("int32", (2,)),
+        "dual_coef_": ("float64", (1, count)),
+        "_dual_coef_": ("float64", (1, count)),
+        "intercept_": ("float64", (1,)),
+        "_intercept_": ("float64", (1,)),
+        "_probA": ("float64", (0,)),
+        "_probB": ("float64", (0,)),
+    }
+    for name, (dtype, shape) in wanted.items():
+        value = state.get(name)
+        if not isinstance(value, np.ndarray) or (value.dtype.name, value.shape) != (dtype, shape):
+            raise HeadError(f"{path} is refused: {name} is not of {shape} {dtype}")
+    sound = (
+        "_impl" not in state
+        and regressor.kernel == "rbf"
+        and state.get("_sparse") is False
+        and isinstance(state.get("_gamma"), float)
+        and state["_n_support"].tolist() in ([count, 0], [count, count])
+        and state.get("shape_fit_", ())[1:] == (inputs,)
+    )
+    if not sound:
+        raise HeadError(f"{path} is refused: its support vectors are of another kind of machine")
 
 
 def _spread(inputs: NDArray[np.float64]) -> float:

@@ -7,6 +7,7 @@ memory than an honest document of the bounds below, and what is refused is told 
 
 import io
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,13 +46,15 @@ def file_bytes(path: Path, error: type[VqbankError], *, most_bytes: int) -> byte
     """
     try:
         with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
+            length = os.fstat(file.fileno()).st_size  # 0 of pipes
+            content = b"" if length > most_bytes else file.read(most_bytes + 1)
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}") from problem
     except ValueError as problem:  # a zero byte in the name
         raise error(f"{str(path)!r} cannot be read: {problem}") from problem
-    if len(content) > most_bytes:
-        raise error(f"{path} has more than {most_bytes:,} bytes, the most of such a file")
+    length = max(length, len(content))
+    if length > most_bytes:
+        raise error(f"{path} has {length:,} bytes, and {most_bytes:,} are the most of such a file")
     return content
 
 

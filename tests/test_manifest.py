@@ -242,3 +242,29 @@ def test_a_manifest_is_known_by_its_header(tmp_path):
     assert not is_manifest(manifest(tmp_path, "filename,score\na,1\n"))
     assert not is_manifest(manifest(tmp_path, "path,mos,width\na,1,2\n"))
     assert not is_manifest(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "path,n_ratings\na.mp4," + "9" * 5000,
+            r"m\.csv:2: n_ratings .9+. is not a number",
+        ),
+        ("path,mos\na.mp4," + "9" * 5000, r"m\.csv:2: mos '9+' is not a finite number"),
+        ("path,mos\na\0.mp4,1\n" + "x" * 200_000, r"m\.csv:"),
+        ("path," * 100_000, r"m\.csv:1: column 'path' stands there twice"),
+    ],
+    ids=["digits", "score", "field", "header"],
+)
+def test_a_hostile_manifest_is_refused_with_its_line(tmp_path, text, told):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(ManifestError, match=told):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_a_manifest_without_end_is_not_read(tmp_path):
+    with (tmp_path / "m.csv").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ManifestError, match="are the most of such a file"):
+        read_manifest(tmp_path / "m.csv")

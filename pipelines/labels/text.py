@@ -10,6 +10,8 @@ from pipelines.labels.sheet import Sheet, is_number
 from store.errors import ManifestError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+MOST_CELLS = 4_000_000
+"""Of 150,000 videos, 26 columns each; a million cells take some 100 MB."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -49,6 +51,9 @@ def sheets(path: Path, text: str) -> list[Sheet]:
     """
     if not text.strip():
         raise ManifestError(f"{path} is empty")
+    cells = text.count("\n") + max(text.count(delimiter) for delimiter in DELIMITERS)
+    if cells > MOST_CELLS:
+        raise ManifestError(f"{path} has some {cells:,} cells; {MOST_CELLS:,} are the most")
     found: list[Sheet] = []
     failed: dict[str, ManifestError] = {}
     for delimiter, name in DELIMITERS.items():
