@@ -235,7 +235,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             }
             keys = {role: spec.key for role, spec in head.specs_.items()}
         except (KeyError, TypeError, ValueError) as error:
-            raise HeadError(f"{folder / CARD} is damaged or of another version: {error}") from error
+            told = _first_problem(error) if isinstance(error, ValidationError) else in_words(error)
+            raise HeadError(f"{folder / CARD} is damaged or of another version: {told}") from error
         if keys != card["keys"]:
             raise HeadError(
                 f"{folder / CARD} is damaged: its features have other keys than it says"
@@ -348,11 +349,14 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         return _Card.model_validate(value_of(text, path, HeadError)).model_dump()
     except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"{step}: " for step in first["loc"])
         raise HeadError(
-            f"{path} is not the card of a head of format {FORMAT}: {place}{first['msg'].lower()}"
+            f"{path} is not the card of a head of format {FORMAT}: {_first_problem(error)}"
         ) from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return "".join(f"{step}: " for step in first["loc"]) + str(first["msg"]).lower()
 
 
 def _refuse_link(folder: Path, path: Path) -> None:

@@ -631,7 +631,7 @@ def test_a_card_that_is_none_is_refused(tmp_path, text):
         ({"parameters": {"beta": 1}}, "beta"),
         ({"parameters": {"folds": 1}}, "parameter 'folds' cannot be 1"),
         ({"features": {}}, "features: .* at least 1 item"),
-        ({"features": {"spatial": {}}}, "damaged or of another version: 'name'"),
+        ({"features": {"spatial": {}}}, "damaged or of another version: name: field required"),
         ({"keys": {"spatial": "x.y@0"}}, "its features have other keys than it says"),
         ({"model": {"file": "../model-0123456789abcdef.skops", "sha256": ""}}, "model: file: "),
     ],
