@@ -52,9 +52,8 @@ def file_bytes(path: Path, error: type[VqbankError], *, most_bytes: int) -> byte
         raise error(f"{path} cannot be read: {problem.strerror}") from problem
     except ValueError as problem:  # a zero byte in the name
         raise error(f"{str(path)!r} cannot be read: {problem}") from problem
-    length = max(length, len(content))
-    if length > most_bytes:
-        raise error(f"{path} has {length:,} bytes, and {most_bytes:,} are the most of such a file")
+    if max(length, len(content)) > most_bytes:
+        raise error(f"{path} has more than {most_bytes:,} bytes, the most of such a file")
     return content
 
 

@@ -128,7 +128,7 @@ def test_hostile_json_is_refused_in_a_moment(text, told):
 def test_a_file_is_read_no_further_than_it_may_be_long(tmp_path):
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(2**40)
-    with pytest.raises(BankError, match=r"sparse has 1,099,511,627,776 bytes, and 1,000 are"):
+    with pytest.raises(BankError, match=r"sparse has more than 1,000 bytes"):
         file_bytes(tmp_path / "sparse", BankError, most_bytes=1000)
     with pytest.raises(BankError, match="cannot be read"):
         file_bytes(tmp_path, BankError, most_bytes=1000)
@@ -175,7 +175,7 @@ def test_every_reader_of_documents_refuses_a_file_without_end(tmp_path, name):
     with (tmp_path / name).open("wb") as file:
         file.truncate(2**40)
     started = time.monotonic()
-    with pytest.raises(error, match="are the most of such a file"):
+    with pytest.raises(error, match="the most of such a file"):
         read(tmp_path / name)
     assert time.monotonic() - started < 5
 

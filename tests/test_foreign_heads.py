@@ -191,6 +191,6 @@ def test_a_model_file_without_end_is_not_read(head):
     with model(folder).open("r+b") as file:
         file.truncate(2**40)
     started = time.monotonic()
-    with pytest.raises(HeadError, match="has 1,099,511,627,776 bytes, and 1,073,741,824 are the"):
+    with pytest.raises(HeadError, match="has more than 1,073,741,824 bytes, the most"):
         load_head(folder)
     assert time.monotonic() - started < 5
