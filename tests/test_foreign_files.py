@@ -130,10 +130,10 @@ def many_fill_values(file):
 @pytest.mark.parametrize("make", [fill_value, bomb, huge_chunk, one_cell_often, many_fill_values])
 def test_a_feature_file_that_unfolds_to_gigabytes_is_refused(tmp_path, make):
     path = hdf5(tmp_path / "m.mat", make)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(BankError, match="unfold"):
         import_mat(path, tmp_path)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_groups_that_hold_themselves_are_refused(tmp_path):
@@ -144,10 +144,10 @@ def test_groups_that_hold_themselves_are_refused(tmp_path):
             for other in "abcdefghij":
                 file[name][other] = file[other]
 
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ManifestError, match=r"more than 10,000 entries|nested more than 8 deep"):
         read_labels(hdf5(tmp_path / "m.mat", circle))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_heap_without_end_does_not_hang_the_reader(tmp_path):
@@ -224,10 +224,10 @@ def test_a_compressed_variable_that_unfolds_to_gigabytes_is_refused(tmp_path):
     body = b"".join(pack.compress(bytes(2**24)) for _ in range(12)) + pack.flush()
     path = tmp_path / "m.mat"
     path.write_bytes(HEADER + struct.pack("<II", 15, len(body)) + body)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(BankError, match="it would unfold from"):
         import_mat(path, tmp_path)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_matlab_files_are_read_as_scipy_reads_them():

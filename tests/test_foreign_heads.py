@@ -113,10 +113,10 @@ def test_a_skops_file_that_unfolds_or_nests_is_refused(head, change):
     folder = head("svr")
     own = parts(folder)
     change(own)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(HeadError, match=r"model-[^\n]*$"):
         load_head(changed(folder, archive(own, zipfile.ZIP_DEFLATED)))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_support_vectors_that_do_not_fit_each_other_never_reach_libsvm(head):
@@ -190,7 +190,7 @@ def test_a_model_file_without_end_is_not_read(head):
     folder = head("svr")
     with model(folder).open("r+b") as file:
         file.truncate(2**40)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(HeadError, match="has more than 1,073,741,824 bytes, the most"):
         load_head(folder)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5

@@ -1050,14 +1050,14 @@ def test_vmaf_literals_that_grow_or_nest_are_refused_in_a_moment_with_their_line
     tmp_path, text, line
 ):
     path = write(tmp_path, text)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ManifestError, match=rf"x\.txt:{line}\b"):
         read_labels(path)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_text_of_millions_of_cells_is_no_label_file(tmp_path):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ManifestError, match=r"x\.txt has some 4,500,000 cells; 4,000,000 are"):
         read(tmp_path, "a,1\n" * 2_250_000)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
