@@ -24,8 +24,8 @@ from store.errors import VqbankError
 
 MOST_YAML_BYTES = 2**20
 MOST_YAML_NODES = 10_000
-"""Keys and values of a document: half a second of ruamel.yaml's reader in Python, which alone is safe
-from deep nesting.  The card of a head has some hundred."""
+"""Keys and values of a document: half a second of ruamel.yaml's reader in Python, which alone is
+safe from deep nesting.  The card of a head has some hundred."""
 MOST_JSON_BYTES = 2**26
 """A hundred splits of 39,000 videos take 25 MB."""
 MOST_JSON_LISTS = 2**20
