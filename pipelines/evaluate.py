@@ -39,7 +39,7 @@ from regressors.pooling import PooledTable, pooled, pooled_width
 from regressors.progress import Cost
 from regressors.sequence import SequenceHead
 from store.bank import FeatureStore
-from store.errors import ManifestError, MissingFeatureError, RecipeError, VqbankError
+from store.errors import HeadError, ManifestError, MissingFeatureError, RecipeError, VqbankError
 from store.schema import FeatureSpec, Video
 from store.table import FeatureTable
 
@@ -411,7 +411,7 @@ class Trial:
             jobs: how many at the same time.
 
         Returns:
-            None where the few rows have all the same score.
+            None where the few rows cannot be fitted: they share a score, or have too few scenes.
         """
         head = self.heads[name]
         some = np.sort(np.random.default_rng(0).permutation(rows)[:MEASURED_VIDEOS])
@@ -420,7 +420,10 @@ class Trial:
         table, width = self.table.subset(some), pooled_width(self.table.specs.values())
         small = head.small(len(rows))
         started = time.monotonic()
-        small.fit(table, self.mos[some])
+        try:
+            small.fit(table, self.mos[some])
+        except HeadError:  # all rows may have scenes enough; if not, their own fit says so
+            return None
         took = time.monotonic() - started
         seconds = took * head.operations(len(rows), width) / small.operations(len(some), width)
         return Cost(name, len(rows), seconds, fits, seconds * math.ceil(fits / jobs))

@@ -557,6 +557,20 @@ def test_processes_change_nothing(monkeypatch):
     assert record_of(made, list(made.run(jobs=2))).model_dump_json() == alone
 
 
+def test_a_cost_that_a_few_rows_cannot_tell_ends_no_run(monkeypatch):
+    """The few rows that are measured may lie in one scene, though all rows have several."""
+    made = trial("svr", n=60)
+    videos = [
+        replace(v, scene="one" if row else "other") for row, v in enumerate(made.table.videos)
+    ]
+    table = FeatureTable.from_arrays(videos, {"x": [made.table.series("x", r) for r in range(60)]})
+    made = replace(made, table=table)
+    assert made.cost("svr", np.arange(60), fits=1).seconds > 0
+    monkeypatch.setattr("pipelines.evaluate.MEASURED_VIDEOS", 20)
+
+    assert made.cost("svr", np.arange(1, 60), fits=1) is None
+
+
 def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeypatch):
     made = trial("mlp", splits="minimalistic5")
     expected = [made.run_splits("mlp", [split])[0] for split in enumerate(made.splits)]
