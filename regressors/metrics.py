@@ -45,6 +45,14 @@ class MosMapping:
             return slope * predicted + intercept
         return predicted
 
+    @property
+    def falls(self) -> bool:
+        """Whether higher predictions are mapped to lower scores."""
+        if self.kind == "logistic":
+            high, low, _, _ = self.parameters
+            return high < low
+        return self.kind == "linear" and self.parameters[0] < 0
+
 
 @dataclass(frozen=True, slots=True)
 class QualityMetrics:
@@ -59,7 +67,12 @@ class QualityMetrics:
     krcc: float
     """Kendall's tau-b of the raw predictions."""
     plcc: float
-    """Pearson's correlation after `mapping`; 0 where the mapping came out flat."""
+    """Pearson's correlation after `mapping`; 0 where the mapping came out flat.
+
+    Negative where the mapping falls.  The field's code fits whatever way is better and reports the
+    correlation with the fitted curve, by which a head that ranks videos upside down is a good one.
+    Under a straight line it is `plcc_raw`.
+    """
     rmse: float
     """After `mapping`, in MOS units."""
     plcc_raw: float
@@ -86,16 +99,17 @@ def quality_metrics(mos: NDArray[np.float64], predicted: NDArray[np.float64]) ->
         nan = float("nan")
         return QualityMetrics(nan, nan, nan, rmse, nan, len(mos), "none", mapping.how)
     extremes = extreme_rows(mos)
+    sign = -1.0 if mapping.falls else 1.0
     return QualityMetrics(
         srcc=srcc(mos, predicted),
         krcc=float(kendalltau(mos, predicted).statistic),
-        plcc=0.0 if is_constant(mapped) else _pearson(mos, mapped),
+        plcc=0.0 if is_constant(mapped) else sign * _pearson(mos, mapped),
         rmse=rmse,
         plcc_raw=_pearson(mos, predicted),
         n=len(mos),
         mapping=mapping.kind,
         fit=mapping.how,
-        plcc_extremes=_defined_pearson(mos[extremes], mapped[extremes]),
+        plcc_extremes=sign * _defined_pearson(mos[extremes], mapped[extremes]),
     )
 
 

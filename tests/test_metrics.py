@@ -112,6 +112,31 @@ def test_a_fit_that_converges_from_nowhere_is_a_line_and_says_so(monkeypatch):
     assert (got.mapping, got.fit) == ("linear", "straight line: the logistic did not converge")
 
 
+@pytest.mark.parametrize("n", [2, 4, 5, 40])
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+def test_a_head_that_ranks_videos_upside_down_has_a_negative_plcc(n, scale):
+    mos = np.linspace(1, 5, n)
+    predicted = scale * (np.sin(3 * mos) / 10 - mos)
+
+    got = quality_metrics(mos, predicted)
+
+    assert got.srcc < -0.7
+    assert got.plcc < -0.7
+    assert got.plcc_extremes < -0.7
+    assert got.rmse < np.std(mos) / 2  # which is after the fit, as ever
+
+
+def test_plcc_under_a_straight_line_is_the_raw_one(monkeypatch):
+    def gives_up(*args, **options):
+        raise RuntimeError
+
+    monkeypatch.setattr("regressors.metrics.curve_fit", gives_up)
+    for predicted in np.random.default_rng(0).normal(size=(20, 12)):
+        got = quality_metrics(np.arange(12.0), predicted)
+        assert got.mapping == "linear"
+        assert got.plcc == pytest.approx(got.plcc_raw)
+
+
 def test_the_extreme_set_is_the_worst_and_the_best_fifth():
     assert extreme_rows(np.array([3.0, 1, 4, 2, 5, 9, 8, 7, 6, 0])).tolist() == [1, 5, 6, 9]
     assert extreme_rows(np.array([2.0, 1])).tolist() == [0, 1]
