@@ -22,6 +22,7 @@ from pipelines.results import (
     Record,
     Row,
     cautions,
+    mapping_text,
     rows_of,
     selection_text,
     shown,
@@ -108,6 +109,7 @@ def write_report(
         metrics=SHOWN,
         mark=SEEN_MARK,
         notes=cautions(record),
+        mapping_text=mapping_text(record),
         no_interval=NO_INTERVAL,
         shown=shown,
         splits_text=splits_text,
@@ -158,7 +160,10 @@ def _write_predictions(trial: Trial, results: Sequence[SplitResult], path: Path)
 
 
 def _picture(results: Sequence[SplitResult], record: Record) -> bytes:
-    """Scatter of each head's test predictions, then the SRCC of every split."""
+    """Scatter of each head's test predictions, then the SRCC of every split.
+
+    The curves are those of which PLCC and RMSE were taken: one per split, over its predictions.
+    """
     count = len(record.heads)
     figure = Figure(figsize=(3.3 * count + 3.0, 3.6), layout="constrained")
     panels = figure.subplots(1, count + 1, width_ratios=[*[1.0] * count, 0.85])
@@ -170,8 +175,11 @@ def _picture(results: Sequence[SplitResult], record: Record) -> bytes:
         mos = np.concatenate([result.mos for result in own])
         predicted = np.concatenate([result.predicted for result in own])
         panel.scatter(predicted, mos, s=14, color=colour, alpha=0.55, linewidths=0)
-        grid = np.linspace(predicted.min(), predicted.max(), 200)
-        panel.plot(grid, fit_mapping(mos, predicted)(grid), color=INK, linewidth=1.2)
+        for result in own:
+            mapping = fit_mapping(result.mos, result.predicted)
+            if mapping.kind != "none":
+                grid = np.linspace(result.predicted.min(), result.predicted.max(), 200)
+                panel.plot(grid, mapping(grid), color=INK, linewidth=1.2, alpha=len(own) ** -0.5)
         median = head.statistics["srcc"].median
         panel.set_title(f"{head.name}: median SRCC {shown(median)}", fontsize=10)
         panel.set_xlabel("predicted")

@@ -396,6 +396,16 @@ def cautions(record: Record) -> list[str]:
     return lines
 
 
+def mapping_text(record: Record) -> str:
+    """What PLCC and RMSE of a run were taken after; `cautions` tells of other fits one by one."""
+    fits = [fit for head in record.heads for fit in head.fits]
+    logistic = sum(not fit or fit.startswith("logistic") for fit in fits)
+    if not logistic:
+        return "PLCC and RMSE after no logistic, see above."
+    others = "" if logistic == len(fits) else " where nothing else is said above"
+    return f"PLCC and RMSE after the 4-parameter logistic{others}."
+
+
 def _names(record: Record) -> str:
     return " + ".join(key.partition("@")[0] for key in record.features.values())
 

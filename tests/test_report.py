@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from rich.console import Console
 
 from pipelines.evaluate import Trial
@@ -15,6 +16,7 @@ from pipelines.recipe import Protocol
 from pipelines.report import result_table, write_report
 from pipelines.results import record_of
 from regressors import make_head
+from regressors.metrics import fit_mapping
 from regressors.significance import confidence_of_median
 from store.bank import FeatureStore
 from store.schema import Feature, FeatureSpec, Fingerprint, Video
@@ -135,3 +137,39 @@ def test_weights_of_unknown_training_are_named(trial, tmp_path):
     sentence = "What the weights of local.feature were trained on is not known."
     assert sentence in " ".join(printed(one, results).split())
     assert sentence in written(one, results, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "said", "curve"),
+    [
+        (14, "PLCC and RMSE after no logistic, see above.", "linear"),
+        (40, "PLCC and RMSE after the 4-parameter logistic", "logistic"),
+    ],
+)
+def test_page_and_picture_tell_of_the_fits_that_the_numbers_used(
+    trial, tmp_path, monkeypatch, count, said, curve
+):
+    one = trial([replace(v, scene=v.id) for v in videos_of("a", "b")][:count], x=())
+    results = list(one.run())
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda panel, *xy, **how: drawn.append(xy) or plot(panel, *xy, **how)
+    )
+
+    page = written(one, results, tmp_path)
+
+    fitted = [
+        result
+        for head in one.heads
+        for result in results
+        if result.head == head and result.metrics.mapping != "none"
+    ]
+    assert {result.metrics.mapping for result in fitted} == {curve}
+    assert said in page
+    assert ("4-parameter logistic" in page) == (curve == "logistic")
+    assert len(drawn) == len(fitted)
+    for (_, curve_of), result in zip(drawn, fitted, strict=True):
+        mapping = fit_mapping(result.mos, result.predicted)
+        ends = np.array([result.predicted.min(), result.predicted.max()])
+        assert curve_of[[0, -1]] == pytest.approx(mapping(ends))
