@@ -163,8 +163,10 @@ class FeatureStore:
     def find(self, spec: FeatureSpec, video_ids: Sequence[str]) -> list[tuple[Shard, int] | None]:
         """The winning shard of each video and the video's place in it; None where there is none."""
         return [
-            None if found is None else self._found(spec, *found)
-            for found in self._catalogue(spec).find(video_ids)
+            None if found is None else self._found(spec, *found, video_id)
+            for found, video_id in zip(
+                self._catalogue(spec).find(video_ids), video_ids, strict=True
+            )
         ]
 
     def ids_by_content(self, spec: FeatureSpec) -> Mapping[Fingerprint, str]:
@@ -275,12 +277,15 @@ class FeatureStore:
             self._catalogues[spec.key] = Catalogue.of(self.path / spec.key, spec)
         return self._catalogues[spec.key]
 
-    def _found(self, spec: FeatureSpec, shard_id: str, place: int) -> tuple[Shard, int]:
+    def _found(
+        self, spec: FeatureSpec, shard_id: str, place: int, video_id: str
+    ) -> tuple[Shard, int]:
         shard = self._shard(spec, shard_id)
-        if not 0 <= place < len(shard):
+        if not shard.holds(place, video_id):  # a catalogue is a stranger's word
             kept = self.path / spec.key / CATALOGUE_FILE
             raise DamagedShardError(
-                f"{kept} names a video that {shard.id} does not have; remove it"
+                f"{kept} says that {video_id} is number {place} of {shard.id}, where it is not; "
+                "remove it"
             )
         return shard, place
 

@@ -29,6 +29,8 @@ from store.schema import FeatureSpec
 from store.shard import committed_shards
 
 FILE = "catalogue.npz"
+MOST_BYTES = 256 * 2**20
+"""Of a catalogue that is read: some millions of videos.  A longer one is made anew."""
 WORTH_KEEPING = 256
 """Videos below which making a catalogue is quicker than reading one."""
 
@@ -76,6 +78,19 @@ class Catalogue:
         if len(made) >= WORTH_KEEPING and isinstance(feature_folder, Path):
             made._keep(feature_folder / FILE, records)
         return made
+
+    @classmethod
+    def is_wrong(cls, feature_folder: Path, spec: FeatureSpec) -> bool:
+        """Whether a catalogue is kept that says something else than the records it was made of.
+
+        Raises:
+            DamagedShardError: as `of`.
+        """
+        records = record_names(feature_folder)
+        kept = cls._read(feature_folder / FILE, records)
+        if kept is None or kept._packed([]) == cls._made(feature_folder, spec)._packed([]):
+            return False
+        return record_names(feature_folder) == records  # else somebody committed meanwhile
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -135,7 +150,9 @@ class Catalogue:
             DamagedShardError: if it is a link.
         """
         try:
-            file = io.BytesIO(content(path.parents[1], path, limit=None))
+            if path.stat().st_size > MOST_BYTES:
+                return None
+            file = io.BytesIO(content(path.parents[1], path, limit=MOST_BYTES))
             with zipfile.ZipFile(file) as packed:
                 if any(one.compress_type != zipfile.ZIP_STORED for one in packed.infolist()):
                     return None  # it could unpack to anything
@@ -183,6 +200,16 @@ class Catalogue:
 
     def _keep(self, path: Path, records: Sequence[str]) -> None:
         """Put it beside the commits; where that is not possible, the next reader makes it anew."""
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            temporary.write_bytes(self._packed(records))
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):  # a read-only file system
+                temporary.unlink(missing_ok=True)
+
+    def _packed(self, records: Sequence[str]) -> bytes:
+        """The content of the file; the same for the same rows and records."""
         text = json.dumps({"records": list(records), "shards": list(self.shards)})
         packed = io.BytesIO()
         np.savez(
@@ -194,13 +221,7 @@ class Catalogue:
             id_start=self._id_start,
             ids=np.frombuffer(self._ids, np.uint8),
         )
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            temporary.write_bytes(packed.getvalue())
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):  # a read-only file system
-                temporary.unlink(missing_ok=True)
+        return packed.getvalue()
 
 
 def _hash(video_id: bytes) -> int:

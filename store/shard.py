@@ -615,6 +615,13 @@ class Shard:
         except UnicodeDecodeError as error:
             raise DamagedShardError(f"{self.folder}: an id in its index is no UTF-8") from error
 
+    def holds(self, place: int, video_id: str) -> bool:
+        """Whether the video at `place` is this one."""
+        if not 0 <= place < len(self):
+            return False
+        start, length = self.index[place, 2:4].tolist()
+        return self._text[start : start + length] == video_id.encode()
+
     def video(self, place: int) -> VideoRecord:
         """What is known of the video at `place`."""
         row = self.index[place].tolist()

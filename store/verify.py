@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from store.bank import FeatureStore, is_key, writing
+from store.catalogue import FILE as CATALOGUE
+from store.catalogue import Catalogue
 from store.errors import BankError, DamagedShardError, in_words
 from store.files import CHANGED, MISSING, damage, links_in, listed, sync_folder
 from store.ledger import ROOM as LEDGER
@@ -42,9 +44,9 @@ def verify(store: FeatureStore, specs: Iterable[FeatureSpec] | None = None) -> I
     """Read everything that is committed and live, and yield what is not as it was committed.
 
     Checked are commit records, length and CRC-32C of every file, the CRC-32C of every array of
-    every video, that values are finite, length and sha256 of every file of a tail, and the lines of
-    ledgers.  Rows that
-    are superseded or marked bad are passed over, and so are shards without a commit record.
+    every video, that values are finite, length and sha256 of every file of a tail, the lines of
+    ledgers, and that a catalogue says what the commit records say.  Rows that are superseded or
+    marked bad are passed over, and so are shards without a commit record.
 
     Args:
         store: The bank.
@@ -77,6 +79,10 @@ def verify(store: FeatureStore, specs: Iterable[FeatureSpec] | None = None) -> I
                 yield Problem(spec.key, "", path.name, None, LINK)
             if not links:
                 yield from _verify_feature(folder, spec)
+                with suppress(FileNotFoundError, DamagedShardError):  # which was named already
+                    if Catalogue.is_wrong(folder, spec):
+                        what = "says something else than the commit records; remove it"
+                        yield Problem(spec.key, "", CATALOGUE, None, what)
                 for name, what in damaged(folder / TAIL):
                     yield Problem(spec.key, "", f"{TAIL}/{name}", None, what)
 
@@ -86,7 +92,7 @@ def mark(store: FeatureStore, problems: Iterable[Problem]) -> None:
 
     A damaged commit record, or mark of bad rows, is moved aside to `.NAME.damaged`: its shard no
     longer counts, and what only this record superseded counts again.  So is a damaged file of a
-    tail, which the next extraction writes anew.
+    tail, which the next extraction writes anew; a wrong catalogue is removed.
 
     Args:
         store: The bank.
@@ -102,7 +108,9 @@ def mark(store: FeatureStore, problems: Iterable[Problem]) -> None:
             path = store.path / problem.key / problem.file
             if problem.key == LEDGER or not problem.file:
                 continue  # nothing that is read as a feature: `prune` removes links
-            if path.parent.name in ("commits", "bad"):
+            if problem.file == CATALOGUE:
+                path.unlink(missing_ok=True)
+            elif path.parent.name in ("commits", "bad"):
                 with suppress(FileNotFoundError):  # somebody else has moved it
                     path.replace(path.with_name(f".{path.name}.damaged"))
                 sync_folder(path.parent)

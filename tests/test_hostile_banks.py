@@ -6,6 +6,7 @@ import resource
 import shutil
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +18,15 @@ from pipelines import cli
 from regressors.base import read_card
 from store import catalogue
 from store.bank import FeatureStore
-from store.errors import VqbankError
+from store.errors import DamagedShardError, VqbankError
 from store.files import OPEN_FILES, allow_open_files, crc32c
 from store.ledger import Ledger
-from store.records import seal
+from store.records import record_names, seal
 from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
 from store.shard import mark_bad
 from store.tail import Tail, Tower, read_tower, tail_folder, write_tail
 from store.text import TextBank, read_text, text_spec, write_text
+from store.verify import mark, verify
 
 IMAGE = FeatureSpec(
     "clip.image", (4,), "float16", {"weights": "one"}, side=(SideSpec("offsets", (2,), "int16"),)
@@ -530,3 +532,33 @@ def test_what_a_bank_says_is_shown_whole_and_has_no_power(tmp_path, monkeypatch,
 
 def raise_again(error):
     raise error
+
+
+def test_a_catalogue_that_lies_gives_no_video_the_rows_of_another(good, tmp_path):
+    bank = tmp_path / "bank"
+    shutil.copytree(good, bank)
+    folder, path = bank / IMAGE.key, bank / IMAGE.key / catalogue.FILE
+    true = catalogue.Catalogue.of(folder, IMAGE)
+    assert list(verify(FeatureStore(bank))) == []
+    lie = replace(true, _place=true._place[::-1].copy())
+    lie._keep(path, record_names(folder))
+
+    for video in IDS:
+        with pytest.raises(DamagedShardError, match=f"says that {video} is number .* remove it"):
+            FeatureStore(bank).read(IMAGE, video)
+    (problem,) = verify(FeatureStore(bank))
+    assert problem.file == catalogue.FILE
+    mark(FeatureStore(bank), [problem])
+    assert not path.exists()
+    for video in IDS:
+        found, expected = (FeatureStore(one).read(IMAGE, video).values for one in (bank, good))
+        assert np.array_equal(found, expected)
+
+
+def test_a_catalogue_without_end_is_made_anew(good, tmp_path):
+    bank = tmp_path / "bank"
+    shutil.copytree(good, bank)
+    with (bank / IMAGE.key / catalogue.FILE).open("r+b") as file:
+        file.truncate(2**40)
+
+    assert FeatureStore(bank).video_ids(IMAGE) == list(IDS)
