@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from pipelines.terminal import say
+from pipelines.terminal import counted, say
 
 if TYPE_CHECKING:
     from store.bank import FeatureStore
@@ -152,9 +152,13 @@ def merge(
     say(f"{report.shards} shards copied ({_bytes(report.size)}), {report.present} were there")
     if report.duplicates:
         other = [duplicate for duplicate in report.duplicates if not duplicate.same]
+        videos, differing = (
+            len({duplicate.video for duplicate in some}) for some in (report.duplicates, other)
+        )
+        features = len({duplicate.key for duplicate in report.duplicates})
         say(
-            f"{len(report.duplicates)} videos in more than one bank, {len(other)} of them with "
-            "other bytes; the first that was committed counts"
+            f"{counted(videos, 'video')} in more than one bank, with {counted(features, 'feature')}"
+            f"; {differing} of them with other bytes; the first that was committed counts"
         )
         for duplicate in other[:SHOWN]:
             say(f"other bytes: {duplicate.key}  {duplicate.video}")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pipelines.console import console
 from pipelines.manifest import read_videos
-from pipelines.terminal import say
+from pipelines.terminal import counted, say
 from store.bank import FeatureStore
 from store.errors import MissingFeatureError, similar_ids
 from store.ledger import ROOM, Failure, failures, read_ledger
@@ -220,17 +220,24 @@ def _show_features(
     complete = set(wanted or ())
     for key, ids in sorted(banked.items()):
         failed = {failure.video for failure in lasting if failure.key == key}
-        counts = [len(ids if wanted is None else ids & wanted), len(failed)]
+        sound = (ids if wanted is None else ids & wanted) - failed
+        counts = [len(sound), len(failed)]
         if wanted is not None:
-            counts.append(len(wanted - ids - failed))
-            complete &= ids
+            counts.append(len(wanted - sound - failed))
+            complete &= sound
         table.add_row(key, *map(str, counts))
     if not banked:
         say("nothing is banked, and no run has written here")
         return
     console(width=160).print(table)
     if wanted is not None:
-        say(f"{len(complete)} of {len(wanted)} videos have all of these")
+        say(f"{len(complete)} of {counted(len(wanted), 'video')} have all of these")
+    changed = {failure.video for failure in lasting if failure.changed}
+    if changed:
+        say(
+            f"of {counted(len(changed), 'video')} another file was found than the one that is "
+            "banked: counted as failed, and the bank keeps what it has of the old file"
+        )
 
 
 def _show_runs(runs: Sequence[Run]) -> None:

@@ -18,6 +18,11 @@ def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as `1 video` and `2 videos`, of nouns that take an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def say(*cells: "str | Path", err: bool = False) -> None:
     """Print a line, on standard output or standard error; between several cells stand tabs."""
     typer.echo("\t".join(plain(str(cell)) for cell in cells), err=err)

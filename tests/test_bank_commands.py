@@ -155,9 +155,19 @@ def test_merge_makes_a_bank_and_reports_duplicates(bank, tmp_path):
 
     assert code == 0
     assert re.match(r"4 shards copied \(.*\), 0 were there\n", output)
-    assert "2 videos in more than one bank, 1 of them with other bytes" in output
+    assert "2 videos in more than one bank, with 1 feature; 1 of them with other bytes" in output
     assert f"other bytes: {WHAT.key}  c.mp4" in output
     assert vqbank("diff", bank, tmp_path / "new")[0] == 0
+
+
+def test_merge_counts_videos_however_many_of_their_features_both_banks_have(bank, tmp_path):
+    for name in ("one", "two"):
+        for spec in (WHAT, MOTION, SWAPPED):
+            put(tmp_path / name, {"a.mp4": 1}, spec)
+
+    _, output = vqbank("merge", tmp_path / "new", tmp_path / "one", tmp_path / "two")
+
+    assert "1 video in more than one bank, with 3 features; 0 of them" in output
 
 
 def test_a_selection_is_written_and_checked(bank, tmp_path):

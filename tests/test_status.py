@@ -177,6 +177,20 @@ def test_only_videos_of_the_manifest_count(tmp_path, store, capsys):
     assert [line.split()[0] for line in table[1:]] == ["b"]
 
 
+def test_a_video_whose_file_changed_is_counted_once_as_failed(tmp_path, store, capsys):
+    manifest = tmp_path / "set.csv"
+    manifest.write_text("id,path\n" + "".join(f"{n},{n}.mp4\n" for n in "abcd"))
+    put(store, ONE, "a", "b", "c")
+    ledger(store.path, {**failed("a"), "changed": True})
+
+    lines = said(capsys, store.path, videos=manifest)
+
+    assert row(lines, ONE.key) == [ONE.key, "2", "1", "1"]
+    assert "2 of 4 videos have all of these" in lines
+    assert any(line.startswith("of 1 video another file was found") for line in lines)
+    assert row(said(capsys, store.path), ONE.key) == [ONE.key, "2", "1"]
+
+
 def test_writers_run_or_have_ended_or_fell_silent(store, capsys):
     day = 24 * 3600
     ledger(store.path, started(host="gone"), told("running", 1), age=3 * day)
