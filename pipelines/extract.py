@@ -523,7 +523,7 @@ class Extraction:
                     continue
                 course.jobs.append(Job(course, extractor, specs, clips))
             except InvalidFeatureError as error:
-                self._fail(course, specs, f"{video.id}: {error}")
+                self._fail(course, specs, str(error))
                 self._settle(course, 1)
 
     def _look(self, lane: _Lane, chunk: Chunk) -> None:
@@ -562,7 +562,7 @@ class Extraction:
             if not self._is_refusal(error):
                 error.add_note(f"in the view of {job.extractor.name}, at {job.course.video.id}")
                 raise
-            self._refuse(job, f"{job.course.video.id}: {one_line(error)}")
+            self._refuse(job, one_line(error))
             return
         for clip, tensor in clips:
             self._add(job, clip, tensor)
@@ -578,7 +578,7 @@ class Extraction:
                 raise
             if retained in course.retained:
                 course.retained.remove(retained)
-                self._fail(course, retained.specs, f"{course.video.id}: {one_line(error)}")
+                self._fail(course, retained.specs, one_line(error))
                 self._settle(course, 1)
 
     @staticmethod
@@ -613,7 +613,7 @@ class Extraction:
                     raise
                 if isinstance(error, InvalidFeatureError):  # all clips have the same shape
                     for job in jobs:
-                        self._refuse(job, f"{job.course.video.id}: {error}")
+                        self._refuse(job, str(error))
                     return
                 # On a CPU a batch keeps its shape, so that no bit changes: it can only be tried
                 # while nothing else needs memory, and then no clip of this shape fits.
@@ -625,7 +625,7 @@ class Extraction:
                     what = f"a batch of {size} clips" if fixed else "one clip"
                     for job in jobs:
                         reason = f"{what} of {batch.extractor.name} does not fit into memory"
-                        self._refuse(job, f"{job.course.video.id}: {reason}: {one_line(error)}")
+                        self._refuse(job, f"{reason}: {one_line(error)}")
                     return
                 batch.size = min(batch.size, max(1, size // 2))  # the other thread may have halved
                 half = len(waiting) // 2
@@ -713,6 +713,7 @@ class Extraction:
         if job.ended:
             return
         job.drop()
+        reason = _without_id(reason, job.course.video)
         self._fail(job.course, job.specs, reason, traceback)
         if job.extractor == self._motion:
             for retained in job.course.retained:
@@ -736,7 +737,7 @@ class Extraction:
             try:
                 job = waited.job(course.motion)
             except InvalidFeatureError as error:
-                self._fail(course, waited.specs, f"{course.video.id}: {error}")
+                self._fail(course, waited.specs, str(error))
                 self._settle(course, 1)
                 continue
             if waited.again:
@@ -806,6 +807,7 @@ class Extraction:
         *,
         changed: bool = False,
     ) -> None:
+        reason = _without_id(reason, course.video)
         with writing(self.store.path):
             kept = self._ledger.keep_traceback(traceback) if traceback else None
             about = {"changed": True} if changed else {}
@@ -910,6 +912,11 @@ def _distinct(videos: Sequence[Video]) -> tuple[Video, ...]:
         if first.path != video.path:
             raise ManifestError(f"{first.path} and {video.path} both have the id {video.id!r}")
     return tuple(by_id.values())
+
+
+def _without_id(reason: str, video: Video) -> str:
+    """A reason stands beside the video's id, with which many errors begin."""
+    return reason.removeprefix(f"{video.id}: ")
 
 
 def _is_due(writer: ShardWriter) -> bool:
