@@ -970,8 +970,16 @@ def _check_head(folder: Path) -> None:
     from store.errors import HeadError
 
     if not any((folder / card).is_file() for card in ("card.yaml", "card.json")):
+        if folder.is_file():
+            raise HeadError(
+                f"{folder} is a file and no head: the head's folder comes first, and the videos "
+                "after it: vqbank predict HEAD VIDEOS"
+            )
         why = "no such folder" if not folder.exists() else "it has no card.yaml"
-        raise HeadError(f"{folder} holds no head: {why}; `vqbank train -o {folder}` writes one")
+        raise HeadError(
+            f"{folder} holds no head: {why}; `vqbank train -o HEAD` writes one, and its folder "
+            "comes before the videos"
+        )
 
 
 def _check_target(file: Path | None, option: str) -> None:

@@ -455,6 +455,7 @@ def test_names_are_checked_before_features(project, tmp_path, arguments, message
          "--device gpu: a device is cpu, cuda (the first GPU), cuda:1 (the second)"),
         (["predict", "head", "set.csv", "--device", "gpu"], "--device gpu: a device is cpu"),
         (["predict", "nothere", "set.csv"], "nothere holds no head: no such folder; `vqbank train"),
+        (["predict", "set.csv", "head"], "set.csv is a file and no head: the head's"),
         (["predict", ".", "set.csv"], ". holds no head: it has no card.yaml"),
         (["predict", "head", "nothere.mp4", "set.csv", "gone.mp4"],
          "there is no such file or folder: nothere.mp4, gone.mp4"),

@@ -471,6 +471,7 @@ def test_vmafs_raw_scores_become_mean_deviation_and_number(tmp_path):
         ('name,mos\n"a,3\nb,4\n', r"x.txt:3: unexpected end of data"),
         ("a.mp4;1,5\nb.mp4;2,5\n", r"x.txt fits two layouts"),
         (b"name,mos\nb\x00,3\n", r"x.txt:2:2: character '\\x00' has no place"),
+        (b"\x00\x00\x00\x18ftyp\xe9", r"x.txt is no text but a video or other data; give the file"),
         ("name,mos\nü,3\n".encode("latin-1"), r"x.txt:2:1: byte 0xfc is no UTF-8 text; if .*iconv"),
         (b"\x80\x04}", "x.txt is a pickle"),
         (b"PK\x03\x04xl", "x.txt is a zip archive or a spreadsheet"),

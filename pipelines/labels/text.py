@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.labels.sheet import Sheet, is_number
+from pipelines.manifest import VIDEO_SUFFIXES
 from store.errors import ManifestError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -19,12 +20,18 @@ def decode(path: Path, content: bytes) -> str:
     """The text of a file: UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-        ManifestError: with line and column of the first byte that is neither.
+        ManifestError: with line and column of the first byte that is neither; or if it is other
+            data, such as a video.
     """
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
+        if path.suffix.lower() in VIDEO_SUFFIXES or b"\0" in content:
+            raise ManifestError(
+                f"{path} is no text but a video or other data; give the file that lists names "
+                "and scores"
+            ) from error
         before = content[: error.start]
         line = before.count(b"\n") + 1
         column = error.start - (before.rfind(b"\n") + 1) + 1
