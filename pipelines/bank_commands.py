@@ -23,7 +23,7 @@ app = typer.Typer(
 Bank = Annotated[Path, typer.Argument(help="Folder of the bank.")]
 Feature = Annotated[
     list[str] | None,
-    typer.Option("--feature", metavar="NAME[@KEY]", help="May be repeated (default: all)."),
+    typer.Option("--features", metavar="NAME[@KEY]", help="May be repeated (default: all)."),
 ]
 TEXT = "text"
 """The room of text banks, itself a bank; `store.text` says so too."""
@@ -39,7 +39,7 @@ def diff(
     ] = None,
     feature: Annotated[
         list[str] | None,
-        typer.Option("--feature", metavar="NAME[@KEY]", help="May be repeated; two without B."),
+        typer.Option("--features", metavar="NAME[@KEY]", help="May be repeated; two without B."),
     ] = None,
 ) -> None:
     """Compare two banks, or two features of one, video by video; exits 1 where they differ."""
@@ -51,7 +51,9 @@ def diff(
     first = FeatureStore(one)
     if two is None:
         if feature is None or len(feature) != 2:
-            raise BankError(f"one bank: give --feature twice, or a second bank to compare {one} to")
+            raise BankError(
+                f"one bank: give --features twice, or a second bank to compare {one} to"
+            )
         found = diff_features(first, *(first.resolve(name) for name in feature))
     else:
         second = FeatureStore(two)
@@ -258,7 +260,7 @@ def export(
         export_npy(store, specs[0], target)
     else:
         raise RecipeError(
-            f"a tree of .npy files holds one feature, not {len(specs)}; give one --feature, or "
+            f"a tree of .npy files holds one feature, not {len(specs)}; give one --features, or "
             "name a file that ends in .h5"
         )
     say(f"{', '.join(spec.key for spec in specs)}: {target}")

@@ -21,6 +21,7 @@ from pipelines.manifest import is_manifest, read_videos, scores
 from pipelines.processes import in_workers
 from pipelines.recipe import Protocol, Recipe, required
 from pipelines.splits import (
+    LEAST_TESTED,
     SCHEMES,
     Split,
     first_alike,
@@ -31,6 +32,7 @@ from pipelines.splits import (
     scheme_of,
     splits_file,
     splits_without,
+    too_small,
 )
 from regressors import make_head
 from regressors.base import Head, PooledHead
@@ -300,16 +302,11 @@ class Trial:
         fewest = max(head.min_videos for head in self.heads.values())
         epochs = any(isinstance(head, SequenceHead) for head in self.heads.values())
         for number, split in enumerate(self.splits):
-            parts = [("training", split.train, fewest), ("test", split.test, 2)]
+            parts = [("training", split.train, fewest), ("test", split.test, LEAST_TESTED)]
             if epochs and len(split.validation):
                 parts.append(("validation", split.validation, 2))
             for part, rows, least in parts:
-                problem = ""
-                if len(rows) < least:
-                    problem = f"{len(rows)} video" + "s" * (len(rows) != 1)
-                elif len(np.unique(self.mos[rows])) < 2:
-                    problem = f"{len(rows)} videos of one score, {self.mos[rows[0]]:g}"
-                if problem:
+                if problem := too_small(rows, self.mos, least):
                     first = f" ({self.table.videos[rows[0]].id})" if len(rows) else ""
                     raise RecipeError(
                         f"split {number} of {self.splits_name}: its {part} part has {problem}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.terminal import say
+from pipelines.terminal import counted, say
 
 if TYPE_CHECKING:
     from pipelines.labels import Label, Labels
@@ -292,17 +292,38 @@ def make(
     score: Score = None,
 ) -> None:
     """Write splits as JSON, by video id."""
-    from pipelines.splits import named_splits, write_splits
+    import numpy as np
+
+    from pipelines.splits import LEAST_TESTED, named_splits, scheme_of, too_small, write_splits
 
     videos, stated = _videos(source, name, labels, score)
     made = named_splits(splits, videos, labels=stated)
+    asked = 0 if splits.endswith(".json") else scheme_of(splits)[1]
+    if len(made) < asked:
+        say(
+            f"{splits}: {len(made)} splits in place of {asked}: {counted(len(videos), 'video')} "
+            "make no more different test parts",
+            err=True,
+        )
+    mos = np.array([np.nan if video.mos is None else video.mos for video in videos], np.float64)
+    problems = [too_small(split.test, mos, LEAST_TESTED) for split in made]
+    small = [number for number, problem in enumerate(problems) if problem]
+    if small:
+        say(
+            f"warning: `vqbank evaluate` refuses these splits: {len(small)} of {len(made)} test "
+            f"parts are too small, the first is that of split {small[0]}, with "
+            f"{problems[small[0]]}; {LEAST_TESTED} or more with different scores are needed",
+            err=True,
+        )
     write_splits(output, splits, videos, made)
     sizes = sorted(
         {(len(s.train) - len(s.validation), len(s.validation), len(s.test)) for s in made}
     )
     shown = ", ".join("/".join(map(str, size)) for size in sizes[:3])
     more = " and other sizes" if len(sizes) > 3 else ""
-    say(f"{output}: {len(made)} splits of {len(videos)} videos, {shown}{more}")
+    say(
+        f"{output}: {counted(len(made), 'split')} of {counted(len(videos), 'video')}, {shown}{more}"
+    )
 
 
 @split_app.command()

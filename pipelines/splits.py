@@ -18,6 +18,7 @@ from sklearn.model_selection import GroupKFold, train_test_split
 
 from pipelines.labels import Labels, Orders
 from pipelines.labels.match import match
+from pipelines.terminal import counted
 from regressors.holdout import hold_out_scenes, scenes_of
 from store.documents import MOST_JSON_BYTES, file_bytes, json_value
 from store.errors import HeadError, RecipeError, UnknownNameError, naming, unknown_name
@@ -25,6 +26,8 @@ from store.schema import Part, Video
 
 SPLITS_FORMAT = 1
 MOST_SPLITS = 10_000
+LEAST_TESTED = 2
+"""Videos of a test part: of fewer there is no correlation."""
 
 
 def _no_rows() -> NDArray[np.int64]:
@@ -177,6 +180,21 @@ def first_alike(splits: Sequence[Split]) -> list[int]:
     """
     first: dict[bytes, int] = {}
     return [first.setdefault(split.test.tobytes(), place) for place, split in enumerate(splits)]
+
+
+def too_small(rows: NDArray[np.int64], mos: NDArray[np.float64], least: int) -> str:
+    """What a part of a split has, where it is too little to fit or to measure; else empty.
+
+    Args:
+        rows: of the part.
+        mos: [n], of all videos; NaN where there is no score.
+        least: videos that it needs.
+    """
+    if len(rows) < least:
+        return counted(len(rows), "video")
+    if np.isfinite(mos[rows]).all() and len(np.unique(mos[rows])) < 2:
+        return f"{counted(len(rows), 'video')} of one score, {mos[rows[0]]:g}"
+    return ""
 
 
 def refuse_without_scenes(name: str, videos: Sequence[Video]) -> None:

@@ -91,21 +91,21 @@ def test_diff_exits_with_one_and_shows_the_worst(bank, tmp_path):
     largest = [float(line.split()[1]) for line in lines[1:]]
     assert largest == sorted(largest, reverse=True)
     assert vqbank("diff", bank, bank)[0] == 0
-    assert vqbank("diff", bank, tmp_path / "two", "--feature", "motion.series")[1].startswith("2 ")
+    assert vqbank("diff", bank, tmp_path / "two", "--features", "motion.series")[1].startswith("2 ")
 
 
 def test_diff_compares_two_features_of_one_bank(bank):
     put(bank, {"a.mp4": 1, "b.mp4": 7, "c.mp4": 3}, SWAPPED)
 
-    code, output = vqbank("diff", bank, "--feature", WHAT.key, "--feature", SWAPPED.key)
+    code, output = vqbank("diff", bank, "--features", WHAT.key, "--features", SWAPPED.key)
 
     assert code == 1
     assert output.splitlines()[0].endswith("1 differ")
     assert "b.mp4  (values)" in output
-    with pytest.raises(BankError, match="give --feature twice"):
+    with pytest.raises(BankError, match="give --features twice"):
         vqbank("diff", bank)
     with pytest.raises(MissingFeatureError, match=r"Did you mean 'clip.embedding'"):
-        vqbank("diff", bank, bank, "--feature", "clip.embeding")
+        vqbank("diff", bank, bank, "--features", "clip.embeding")
 
 
 def test_verify_says_which_videos_to_redo_and_marks_only_when_asked(bank):
@@ -117,7 +117,7 @@ def test_verify_says_which_videos_to_redo_and_marks_only_when_asked(bank):
     assert code == 1
     assert "values/c/0/0: has changed since it was committed\n  redo: b.mp4\n" in output
     assert FeatureStore(bank).video_ids(WHAT) == ["a.mp4", "b.mp4", "c.mp4"]
-    assert vqbank("verify", bank, "--feature", "motion.series")[0] == 0
+    assert vqbank("verify", bank, "--features", "motion.series")[0] == 0
     assert vqbank("verify", bank, "--mark")[0] == 1
     assert FeatureStore(bank).video_ids(WHAT) == ["a.mp4", "c.mp4"]
     assert vqbank("verify", bank)[0] == 0
@@ -142,7 +142,7 @@ def test_compact_then_prune(bank):
 def test_compact_exits_with_one_where_a_shard_is_damaged(bank):
     spoil(bank, WHAT, "b.mp4")
 
-    code, output = vqbank("compact", bank, "--feature", "clip.embedding")
+    code, output = vqbank("compact", bank, "--features", "clip.embedding")
 
     assert code == 1
     assert "was left as it is: b.mp4: values in" in output
@@ -200,9 +200,9 @@ def test_what_is_exported_comes_back_the_same(bank, tmp_path):
     assert f"{WHAT.key}: 3 videos banked, 0 were there" in output
     assert vqbank("diff", bank, tmp_path / "new")[0] == 0
 
-    vqbank("export", bank, tmp_path / "tree", "--feature", "motion.series")
+    vqbank("export", bank, tmp_path / "tree", "--features", "motion.series")
     vqbank("import", tmp_path / "tree", tmp_path / "npy")
-    assert vqbank("diff", bank, tmp_path / "npy", "--feature", "motion.series")[0] == 0
+    assert vqbank("diff", bank, tmp_path / "npy", "--features", "motion.series")[0] == 0
     with pytest.raises(RecipeError, match="holds one feature, not 2"):
         vqbank("export", bank, tmp_path / "other")
     with pytest.raises(RecipeError, match="is not there"):
@@ -225,7 +225,7 @@ def test_a_foreign_tree_is_imported_under_the_given_name(tmp_path):
 
 
 def test_a_packed_folder_is_a_bank_with_a_card(bank, tmp_path):
-    options = ["--feature", "clip.embedding", "--title", "Clips of three videos"]
+    options = ["--features", "clip.embedding", "--title", "Clips of three videos"]
     code, _ = vqbank("pack", bank, tmp_path / "packed", *options)
 
     assert code == 0

@@ -123,7 +123,7 @@ def readings(bank, good, out):
             "-o", lock,
         ),
         "export h5": partial(run, "export", bank, out / "out.h5"),
-        "export npy": partial(run, "export", bank, out / "npy", "--feature", FRAMES.name),
+        "export npy": partial(run, "export", bank, out / "npy", "--features", FRAMES.name),
         "pack": partial(run, "pack", bank, out / "packed"),
         "table": partial(read_table, bank),
         "text": lambda: read_text(FeatureStore(bank), TEXT.name),
@@ -464,7 +464,7 @@ def test_no_command_needs_a_file_for_each_shard(tmp_path, out, monkeypatch):
     try:
         assert "0 differ" in run("diff", bank, copy)
         run("export", bank, out / "all.h5")
-        run("export", bank, out / "all", "--feature", IMAGE.name)
+        run("export", bank, out / "all", "--features", IMAGE.name)
         run("verify", bank)
         values, _ = table.read("image", range(150))
         table.prefetch("image", range(150))

@@ -127,6 +127,22 @@ def test_the_score_of_a_label_file_can_be_named_wherever_it_is_read(tmp_path):
         vqbank("split", "make", manifest, *made[3:], "--score", "mos")
 
 
+def test_fewer_splits_than_asked_for_and_test_parts_that_evaluate_refuses_are_told(tmp_path):
+    labels = write(tmp_path / "l.csv", "name,mos\n" + "".join(f"{n},{n % 2}\n" for n in range(6)))
+    made = ("split", "make", labels, "-o", tmp_path / "s.json", "--splits")
+
+    _, answer = vqbank(*made, "random10")
+
+    assert "random10: 6 splits in place of 10: 6 videos make no more different" in answer
+    assert "refuses these splits: 6 of 6 test parts are too small, the first is that of" in answer
+    assert "split 0, with 1 video; 2 or more" in answer
+    labels.write_text("name,mos\n" + "".join(f"{n},{n}\n" for n in range(20)))
+    _, answer = vqbank(*made, "random10")
+    assert "10 splits of 20 videos" in answer
+    assert "refuses" not in answer
+    assert "in place of" not in answer
+
+
 def test_import_finds_files_and_tells_what_is_left_over(tmp_path):
     labels = write(tmp_path / "labels.txt", "a.mp4,1\nbee,2\ncolour_1.mp4,3\n")
     for name in ("x/a.mkv", "bee.mp4", "color_1.mp4"):
