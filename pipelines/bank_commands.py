@@ -64,8 +64,8 @@ def diff(
         found = differences(first, second, specs)
     summary = summarise(found, worst=SHOWN)
     say(
-        f"{summary.only_in_one} videos only in the first, {summary.only_in_two} only in the "
-        f"second, {summary.differing} differ"
+        f"{counted(summary.only_in_one, 'video')} only in the first, "
+        f"{summary.only_in_two} only in the second, {summary.differing} differ"
     )
     for worst in summary.worst:
         rows = f"{worst.rows[0]} and {worst.rows[1]} rows"
@@ -123,8 +123,8 @@ def compact(bank: Bank, feature: Feature = None) -> None:
     for spec in _specs(store, feature):
         done = compact_feature(store, spec, provenance=_provenance("compact"))
         say(
-            f"{spec.key}: {len(done.replaced)} shards into {len(done.written)}, "
-            f"{done.videos} videos"
+            f"{spec.key}: {counted(len(done.replaced), 'shard')} into {len(done.written)}, "
+            f"{counted(done.videos, 'video')}"
         )
         for problem in done.left:
             left = True
@@ -151,7 +151,8 @@ def merge(
     texts = [room for source in sources for room in _rooms(source)[1:]]
     if texts:
         merge_banks(FeatureStore.create(inside(target, target / TEXT)), texts)
-    say(f"{report.shards} shards copied ({_bytes(report.size)}), {report.present} were there")
+    copied = counted(report.shards, "shard")
+    say(f"{copied} copied ({_bytes(report.size)}), {report.present} were there")
     if report.duplicates:
         other = [duplicate for duplicate in report.duplicates if not duplicate.same]
         videos, differing = (
@@ -196,7 +197,7 @@ def prune(
         say(f"{path}  {_bytes(removal.size)}  {removal.why}")
     total = _bytes(sum(removal.size for removal in removals))
     did = "removed" if yes else "nothing removed; with --yes would go"
-    say(f"{did}: {len(removals)} items, {total}")
+    say(f"{did}: {counted(len(removals), 'item')}, {total}")
 
 
 @app.command()
@@ -231,14 +232,14 @@ def selection(
             raise RecipeError("--check takes BANK, FILE and perhaps --videos")
         read = read_selection(file)
         check_selection(store, read, read_videos(videos) if videos is not None else None)
-        say(f"{bank} gives what {file} names: {len(read)} videos, {read.snapshot[:12]}")
+        say(f"{bank} gives what {file} names: {counted(len(read), 'video')}, {read.snapshot[:12]}")
         return
     if file is not None or not features or videos is None or output is None:
         raise RecipeError("give --features, --videos and -o to write; or FILE --check")
     written = write_selection(output, store, roles_of(features), read_videos(videos))
     for role, key in written.features.items():
         say(f"{role}: {key}")
-    say(f"selection: {output}: {len(written)} videos, {written.snapshot[:12]}")
+    say(f"selection: {output}: {counted(len(written), 'video')}, {written.snapshot[:12]}")
 
 
 @app.command()
@@ -460,7 +461,8 @@ def labelled_videos(source: Path, dataset: str | None, score: str | None) -> "li
 
 def _say_imported(done: "list[Imported]") -> None:
     for imported in done:
-        say(f"{imported.spec.key}: {imported.banked} videos banked, {imported.skipped} were there")
+        banked = counted(imported.banked, "video")
+        say(f"{imported.spec.key}: {banked} banked, {imported.skipped} were there")
         for note in imported.notes[:SHOWN]:
             say(f"  {note}")
         if len(imported.notes) > SHOWN:

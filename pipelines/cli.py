@@ -12,7 +12,7 @@ import typer
 from pipelines import bank_commands, label_commands
 from pipelines import weights as weight_commands
 from pipelines.stopping import STOPPED
-from pipelines.terminal import say, say_lines
+from pipelines.terminal import counted, say, say_lines
 from store.errors import VqbankError, naming, refusal
 
 if TYPE_CHECKING:
@@ -738,7 +738,7 @@ def _say_agreement(videos: "list[Video]", predicted: "NDArray[np.float64]") -> N
         return
     found = quality_metrics(mos[rated], predicted[rated])
     numbers = (f"{metric.upper()} {shown(getattr(found, metric))}" for metric in SHOWN)
-    say(f"against {found.n} scores of people: {', '.join(numbers)}", err=True)
+    say(f"against {counted(found.n, 'score')} of people: {', '.join(numbers)}", err=True)
 
 
 @app.command()
@@ -807,7 +807,7 @@ def show(
         feature = store.read(spec, name)
         first, last = feature.pts_seconds[[0, -1]]
         say(
-            f"{spec.key}: {len(feature.values)} rows, {first:.3f} to {last:.3f} s, "
+            f"{spec.key}: {counted(len(feature.values), 'row')}, {first:.3f} to {last:.3f} s, "
             f"values {feature.values.min():.4g} to {feature.values.max():.4g}"
         )
 

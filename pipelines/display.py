@@ -18,7 +18,7 @@ from rich.table import Table
 from pipelines.console import console, styled
 from pipelines.extract import Extraction, Outcome
 from pipelines.stopping import stopped_by_signals
-from pipelines.terminal import plain, say
+from pipelines.terminal import counted, plain, say
 
 LOG_SECONDS = 60.0
 """Between two lines where there is no terminal."""
@@ -164,11 +164,11 @@ class Display:
         speed, _ = self._speeds()
         left = self.seconds_left
         eta = f"{_clock(left)} left" if left is not None else "time left not known yet"
-        return f"{ended} of {self.total} videos{failed}, {speed:.2f} videos/s, {eta}"
+        return f"{ended} of {counted(self.total, 'video')}{failed}, {speed:.2f} videos/s, {eta}"
 
     def summary(self) -> str:
         """What was done, in one line."""
-        text = f"{self.total} videos: {self._counts()}; {self.frames} frames decoded"
+        text = f"{counted(self.total, 'video')}: {self._counts()}; {self.frames} frames decoded"
         if self._snapshot is None:
             return text
         # A video that could not be opened counts as one pass here, and had none.
@@ -180,7 +180,7 @@ class Display:
         seen = self.cached + self.extracted + len(self.failed)
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self.total, completed=seen, width=BAR_COLUMNS)
-        head.add_row(bar, f"{seen} of {self.total} videos: {self._counts()}")
+        head.add_row(bar, f"{seen} of {counted(self.total, 'video')}: {self._counts()}")
         facts = [styled(line, overflow="ellipsis", no_wrap=True) for line in self._facts()]
         failures = [
             styled(line, style="red", overflow="ellipsis", no_wrap=True)

@@ -28,7 +28,7 @@ from extractors.views import ClipView
 from pipelines import jobs
 from pipelines.console import console
 from pipelines.extract import Extraction, Outcome
-from pipelines.terminal import say
+from pipelines.terminal import counted, say
 from store.bank import BANK_FILE, FeatureStore
 from store.errors import DecodeError, InvalidFeatureError
 from store.schema import FeatureSpec, Video, storage_dtype
@@ -293,7 +293,8 @@ def show_estimate(found: Estimate) -> None:
     absent = f", the files of {found.absent} of these are not there" if found.absent else ""
     absent += f", the files of {found.empty} are empty" if found.empty else ""
     say(
-        f"{found.videos} videos: {found.videos - found.missing} done, {found.missing} to do{absent}"
+        f"{counted(found.videos, 'video')}: {found.videos - found.missing} done, "
+        f"{found.missing} to do{absent}"
     )
     if not found.sample:
         return
@@ -324,8 +325,9 @@ def show_estimate(found: Estimate) -> None:
         f"{low:.2f} to {high:.2f} {what}, workers: {found.workers}"
     )
     say(f"memory of a worker: {_size(found.memory_bytes)}{device}")
-    say(f"extra passes for frames chosen by motion: {found.extra_passes} videos")
-    say(f"extrapolated by bytes of the video files, from {len(found.sample)} videos that were run")
+    say(f"extra passes for frames chosen by motion: {counted(found.extra_passes, 'video')}")
+    sample = counted(len(found.sample), "video")
+    say(f"extrapolated by bytes of the video files, from {sample} that ran")
 
 
 def _wanted(extraction: Extraction) -> dict[Extractor, list[FeatureSpec]]:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 
 from pipelines.console import PlainConsole, Words, console
 from pipelines.stopping import stopped_by_signals
-from pipelines.terminal import say
+from pipelines.terminal import counted, say
 from regressors.member import Epoch, Watch
 from regressors.progress import Cost, Step
 from store.errors import RecipeError
@@ -130,7 +130,7 @@ def evaluated(run: Callable[[Telling], Iterator[Result]], *, total: int) -> list
 
 def _text(told: Epoch | Step | Cost) -> str:
     if isinstance(told, Cost):
-        each = f"a fit on {told.videos} videos takes about {_duration(told.fit_seconds)}"
+        each = f"a fit on {counted(told.videos, 'video')} takes about {_duration(told.fit_seconds)}"
         if told.fits == 1:
             return f"{told.head}: {each}"
         return f"{told.head}: {each}, all {told.fits} about {_duration(told.seconds)}"

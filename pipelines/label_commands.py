@@ -206,7 +206,10 @@ def _describe(labels: "Labels") -> None:
     say(f"{labels.path}: {labels.layout}")
     extent = f" from {min(scores):g} to {max(scores):g}" if scores else ""
     kind = f", {labels.kind}" if labels.kind else ""
-    say(f"  {len(labels)} rows; mos: {labels.score}, {len(scores)} scores{extent}{kind}")
+    say(
+        f"  {counted(len(labels), 'row')}; mos: {labels.score}, "
+        f"{counted(len(scores), 'score')}{extent}{kind}"
+    )
     others = list(dict.fromkeys(name for row in labels.rows for name in row.other_scores))
     if others:
         say(f"  further scores, by --score: {', '.join(others)}")
@@ -236,9 +239,10 @@ def _report(found: "Reconciled", rows: int, folder: Path) -> None:
     files = len(found.videos) + len(found.without_label)
     unclear_files = {file for _, several in found.unclear for file in several}
     say(
-        f"{rows} labels, {files + len(unclear_files)} files in {folder}: {len(found.videos)} "
-        f"matched, {len(found.without_file)} labels without a file, {len(found.without_label)} "
-        f"files without a label, {len(found.unclear)} labels with several files"
+        f"{counted(rows, 'label')}, {counted(files + len(unclear_files), 'file')} in {folder}: "
+        f"{len(found.videos)} matched, {counted(len(found.without_file), 'label')} without a file, "
+        f"{counted(len(found.without_label), 'file')} without a label, "
+        f"{counted(len(found.unclear), 'label')} with several files"
     )
 
     def label_line(row: "Label") -> str:
@@ -263,7 +267,7 @@ def _some(what: str, lines: list[str]) -> None:
 def _say_written(manifest: Path, videos: "list[Video]") -> None:
     from pipelines.labels.videos import RAW_SUFFIX
 
-    say(f"manifest: {manifest}: {len(videos)} videos")
+    say(f"manifest: {manifest}: {counted(len(videos), 'video')}")
     raw = sum(video.path.suffix.lower() == RAW_SUFFIX for video in videos)
     if raw:
         say(
@@ -382,7 +386,10 @@ def audit(
         say(f"{len(pairs)} pairs of videos are nearer than {near:g} across a split")
         _some(
             "near",
-            [f"{p.train} | {p.test}: {p.distance:.4f}, in {len(p.splits)} splits" for p in pairs],
+            [
+                f"{p.train} | {p.test}: {p.distance:.4f}, in {counted(len(p.splits), 'split')}"
+                for p in pairs
+            ],
         )
     if scenes or pairs:
         raise typer.Exit(1)

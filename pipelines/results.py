@@ -24,7 +24,7 @@ from pydantic import (
 from pipelines.evaluate import SplitResult, Trial
 from pipelines.provenance import seen_by_weights, unknown_provenance, unknown_weights
 from pipelines.splits import first_alike
-from pipelines.terminal import plain
+from pipelines.terminal import counted, plain
 from regressors.significance import FEWEST, confidence_of_median
 from store.documents import MOST_JSON_BYTES
 from store.errors import RecipeError, in_words, naming, unknown_name
@@ -380,12 +380,13 @@ def cautions(record: Record) -> list[str]:
             "in the bank."
         )
     lines += [
-        f"{name}: {count} videos had values that were not finite; their import filled these "
-        "with means over all videos, tested ones included."
+        f"{name}: {counted(count, 'video')} had values that were not finite; their import "
+        "filled these with means over all videos, tested ones included."
         for name, count in record.filled.items()
     ]
     lines += [
-        f"{name}: {count} rows of its file had no finite value; their import left them out."
+        f"{name}: {counted(count, 'row')} of its file had no finite value; their import "
+        "left them out."
         for name, count in record.left_out.items()
     ]
     fits = [fit for head in record.heads for fit in head.fits]
@@ -415,11 +416,12 @@ def _marks(record: Record) -> list[str]:
         *(["random weights"] if record.random_weights else []),
         *(["provenance unknown"] if record.provenance_unknown else []),
         *(
-            f"{count} videos of {name} filled with means over all videos, tested ones included"
+            f"{counted(count, 'video')} of {name} filled with means over all videos, "
+            "tested ones included"
             for name, count in record.filled.items()
         ),
         *(
-            f"{count} rows of {name} without any finite value left out"
+            f"{counted(count, 'row')} of {name} without any finite value left out"
             for name, count in record.left_out.items()
         ),
         *([f"taken for videos of {record.taken_for}"] if record.taken_for else []),

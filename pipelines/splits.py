@@ -156,7 +156,7 @@ def named_splits(
         return splits
     scheme, count = scheme_of(name)
     if len(videos) < 2:
-        raise RecipeError(f"splits {name}: {len(videos)} videos cannot be split")
+        raise RecipeError(f"splits {name}: {counted(len(videos), 'video')} cannot be split")
     if labels is not None and len(labels) != len(videos):
         raise RecipeError(
             f"splits {name}: {labels.path} has {len(labels)} rows, and there are {len(videos)} "

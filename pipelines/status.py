@@ -231,7 +231,7 @@ def _show_features(
         return
     console(width=160).print(table)
     if wanted is not None:
-        say(f"{len(complete)} of {counted(len(wanted), 'video')} have all of these")
+        say(f"{len(complete)} of {len(wanted)} videos have all of these")
     changed = {failure.video for failure in lasting if failure.changed}
     if changed:
         say(
@@ -294,7 +294,8 @@ def _show_health(known: Iterator[Mapping[str, Any]]) -> None:
         for name in _findings(probe):
             counts[name] += 1
     found = {name: count for name, count in counts.items() if count}
-    say(f"decode health of {videos} videos: {'all as usual' if not found else ''}".rstrip())
+    usual = "" if found else " all as usual"
+    say(f"decode health of {counted(videos, 'video')}:{usual}")
     for name, count in found.items():
         say(f"  {count:>6}  {HEALTH[name]}")
 
@@ -354,8 +355,8 @@ def _show_video(
             record = shard.video(number)
             host = shard.record["provenance"].get("host", "unknown host")
             lines.append(
-                f"{key}: banked {_date(shard.record['time'])} on {host}, {record.row_count} rows, "
-                f"shard {shard.id}"
+                f"{key}: banked {_date(shard.record['time'])} on {host}, "
+                f"{counted(record.row_count, 'row')}, shard {shard.id}"
             )
         if failure is not None and (place is None or failure.changed):
             more = f"; {store.path / ROOM / failure.traceback}" if failure.traceback else ""

@@ -85,7 +85,7 @@ def test_a_run_is_counted_in_the_summary_and_failures_have_a_line(tmp_path, vide
     *lines, summary = capsys.readouterr().err.splitlines()
     assert failed == {mixed[-1].id}
     assert summary == "4 videos: 1 banked before, 2 extracted, 1 failed; 24 frames decoded"
-    assert lines[0] == "1 videos: 0 banked before, 1 extracted, 0 failed; 12 frames decoded"
+    assert lines[0] == "1 video: 0 banked before, 1 extracted, 0 failed; 12 frames decoded"
     assert lines[1].startswith(f"failed: bad/\\x1b[2Jpage.mp4: {page}")
     assert len(lines) == 2
 
@@ -186,7 +186,7 @@ def test_a_dumb_terminal_gets_a_log(monkeypatch):
 
     said = on_terminal(show, monkeypatch)
 
-    assert said == "1 videos: 0 banked before, 1 extracted, 0 failed; 9 frames decoded\r\n"
+    assert said == "1 video: 0 banked before, 1 extracted, 0 failed; 9 frames decoded\r\n"
 
 
 def test_what_was_banked_before_does_not_promise_a_quick_end():

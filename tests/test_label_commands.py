@@ -156,7 +156,7 @@ def test_import_finds_files_and_tells_what_is_left_over(tmp_path):
 
     assert code == 1
     assert "3 labels, 3 files" in answer
-    assert "2 matched, 1 labels without a file, 1 files without a label" in answer
+    assert "2 matched, 1 label without a file, 1 file without a label" in answer
     assert f"colour_1.mp4 ({labels}:3); near: color_1.mp4" in answer
     assert [video.id for video in videos] == ["m/x/a.mkv", "m/bee.mp4"]
     assert all(video.path.is_file() for video in videos)
@@ -195,7 +195,7 @@ def test_check_compares_files_and_a_folder(tmp_path):
     assert "near: A012NEW.mp4 and Video/A012.mp4" in answer
     code, answer = vqbank("labels", "check", one, "--videos", tmp_path / "videos")
     assert code == 1
-    assert "1 matched, 1 labels without a file" in answer
+    assert "1 matched, 1 label without a file" in answer
 
 
 def test_splits_are_made_from_a_label_file_or_its_manifest_alike(tmp_path):
@@ -250,7 +250,7 @@ def test_audit_finds_near_duplicates_in_a_bank(tmp_path):
     assert code == 1
     assert "no video has a scene, so that nobody can tell whether splits mix them" in answer
     assert "1 pairs of videos are nearer than 0.05 across a split" in answer
-    assert "near: v3 | v4: 0.0000, in 1 splits" in answer
+    assert "near: v3 | v4: 0.0000, in 1 split" in answer
     with pytest.raises(RecipeError, match="--bank and --features together"):
         vqbank(*arguments)
 

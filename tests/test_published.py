@@ -143,9 +143,9 @@ def test_rows_that_an_import_left_out_are_counted_in_every_table(tmp_path):
 
     assert record.videos == 11
     for table in (to_markdown, to_latex, to_csv):
-        assert "1 rows of imported.x without any finite value left out" in table([record])
+        assert "1 row of imported.x without any finite value left out" in table([record])
     assert "1 of 12 videos lack a feature" in made.protocol_text
-    assert "imported.x: 1 rows of its file had no finite value" in str(result_table(record).caption)
+    assert "imported.x: 1 row of its file had no finite value" in str(result_table(record).caption)
 
 
 ALL = slice(None)

@@ -852,13 +852,13 @@ def test_videos_that_an_import_filled_are_counted_in_every_table(tmp_path):
     )  # fmt: skip
     made = Trial.of(recipe, title="t")
     results = list(made.run())
-    said = "1 videos of imported.x filled with means over all videos, tested ones included"
+    said = "1 video of imported.x filled with means over all videos, tested ones included"
 
     record = record_of(made, results)
     for table in (to_markdown, to_latex, to_csv):
         assert said in table([record])
-    assert "imported.x: 1 videos had values" in str(result_table(record).caption)
-    assert "imported.x: 1 videos had values" in write_report(
+    assert "imported.x: 1 video had values" in str(result_table(record).caption)
+    assert "imported.x: 1 video had values" in write_report(
         made, results, record, tmp_path / "report"
     ).read_text(encoding="utf-8")
 

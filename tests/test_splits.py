@@ -316,7 +316,7 @@ def test_every_scheme_puts_every_row_on_one_side(name, scenes):
     [
         ("official3", plain(9), "official takes no number"),
         ("scene0", plain(9), "at least 1"),
-        ("random", plain(1), "1 videos cannot be split"),
+        ("random", plain(1), "1 video cannot be split"),
         ("rqvqa", plain(9), "9 videos have no scene, the first is set/0.mp4"),
         ("vsfa", plain(9), "are cut from the `index` of a .mat label file"),
         ("columns", plain(9), "are columns of a label file"),
