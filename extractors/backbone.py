@@ -31,6 +31,7 @@ from extractors.weights import (
     weights_origin,
 )
 from store.errors import RecipeError, UnknownNameError, WeightsError, in_words, unknown_name
+from store.ordinary import open_ordinary
 
 _PUBLISHED = "published"
 _INTERPOLATIONS: dict[str, Literal["bilinear", "bicubic"]] = {
@@ -438,7 +439,8 @@ class _Transformers(_Library):
         for file in ("config.json", "preprocessor_config.json"):
             path = Path(name).expanduser() / file
             try:
-                described.append(json.loads(path.read_text(encoding="utf-8")))
+                with open_ordinary(path) as opened:
+                    described.append(json.load(opened))
             except (OSError, ValueError) as error:
                 raise RecipeError(f"backbone: {path} cannot be read: {in_words(error)}") from error
         return json.dumps(described, sort_keys=True)

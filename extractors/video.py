@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.errors import DecodeError, UnknownNameError, in_words, unknown_name
+from store.ordinary import open_ordinary
 
 # ITU-T H.273 (2021), table 4, by the names that FFmpeg prints.
 _COLOUR_SPACES = {0: "gbr", 1: "bt709", 2: "unspecified", 5: "bt470bg", 6: "smpte170m"}
@@ -123,6 +124,7 @@ class Probe:
 def _opened(path: Path, *, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     """The container and the video stream of FFmpeg's own choice, were there no cover pictures."""
     try:
+        open_ordinary(path).close()
         if path.stat().st_size == 0:
             raise _error(path, "the file is empty (0 bytes); fetch it again")
         # "file:" keeps a colon in a name from being read as a protocol; titles and comments that

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from store.errors import WeightsError, in_words, naming
+from store.ordinary import open_ordinary
 
 RANDOM = "random"
 """The choice that asks for weights that nobody trained."""
@@ -353,7 +354,7 @@ def _sha256_of_file(path: Path) -> str:
         known = _read_cache(_cache_file())
         if str(path) in known and known[str(path)][:2] == seen:
             return known[str(path)][2]
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"cannot read weights {path}: {in_words(error)}") from error

@@ -12,6 +12,7 @@ from typing import get_args
 from pipelines.terminal import say
 from store.documents import file_text
 from store.errors import ManifestError, naming, unknown_name
+from store.ordinary import open_ordinary
 from store.schema import Part, Video
 
 COLUMNS = ("id", "path", "mos", "scene", "part", "std", "n_ratings")
@@ -76,7 +77,7 @@ def read_manifest(manifest: Path) -> list[Video]:
 def is_manifest(source: Path) -> bool:
     """Whether a file begins as our manifests do: a header with `path` and no foreign column."""
     try:
-        with source.open(encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_ordinary(source), encoding="utf-8-sig") as file:
             header = file.readline(MOST_HEADER_CHARACTERS).strip().split(",")
     except (OSError, UnicodeDecodeError):
         return False  # reading it as what it may be says what is wrong

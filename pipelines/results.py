@@ -28,6 +28,7 @@ from pipelines.terminal import counted, plain
 from regressors.significance import FEWEST, confidence_of_median
 from store.documents import MOST_JSON_BYTES
 from store.errors import RecipeError, in_words, naming, unknown_name
+from store.ordinary import open_ordinary
 
 METRICS = ("srcc", "krcc", "plcc", "rmse", "plcc_raw", "plcc_extremes")
 LESS_IS_BETTER = frozenset(["rmse"])
@@ -284,7 +285,7 @@ def read_records(path: Path) -> list[Record]:
     """
     records = []
     try:
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
             for number, line in enumerate(iter(lambda: file.readline(MOST_JSON_BYTES + 1), b""), 1):
                 if len(line) > MOST_JSON_BYTES:
                     raise RecipeError(f"{path}:{number}: longer than any record of a run")

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from regressors.member import Member, Method
 from store.errors import HeadError, in_words, refusal
 from store.files import write_atomically
+from store.ordinary import open_ordinary
 
 CHECKPOINT_SHARE = 20
 """Between two checkpoints, at least so many times what writing one takes: a twentieth of the time,
@@ -75,6 +76,7 @@ class Journal:
 
     def _go_on(self, path: Path) -> None:
         try:
+            open_ordinary(path).close()
             with safe_open(path, "pt") as file:
                 told = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

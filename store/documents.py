@@ -21,6 +21,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
 from store.errors import VqbankError
+from store.ordinary import open_ordinary
 
 MOST_YAML_BYTES = 2**20
 MOST_YAML_NODES = 10_000
@@ -45,8 +46,8 @@ def file_bytes(path: Path, error: type[VqbankError], *, most_bytes: int) -> byte
         VqbankError: of the class `error`, if it cannot be read or is longer.
     """
     try:
-        with path.open("rb") as file:
-            length = os.fstat(file.fileno()).st_size  # 0 of pipes
+        with open_ordinary(path) as file:
+            length = os.fstat(file.fileno()).st_size
             content = b"" if length > most_bytes else file.read(most_bytes + 1)
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}") from problem

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.errors import VqbankError
+from store.ordinary import open_ordinary
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 FREE_BYTES = 2**26
@@ -203,7 +204,7 @@ def _refuse_endless_heaps(path: Path, error: type[VqbankError], content: bytes |
     """
     file: bytes | mmap.mmap | None = content
     if file is None:
-        with path.open("rb") as opened:
+        with open_ordinary(path) as opened:
             file = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     start = file.find(_HEAP)
     while start >= 0:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from store.bank import FeatureStore
 from store.errors import BankError, InvalidFeatureError, in_words
 from store.files import crc32c
+from store.ordinary import open_ordinary
 from store.schema import Feature, FeatureSpec, Fingerprint, StoredDtype, to_stored
 
 SHARD_BYTES = 256 * 2**20
@@ -143,6 +144,7 @@ def npy_array(path: Path) -> NDArray[Any]:
         InvalidFeatureError: if it is damaged, holds objects, or is longer than a video can be.
     """
     try:
+        open_ordinary(path).close()
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # NumPy raises whatever damaged bytes lead it to
         raise InvalidFeatureError(

@@ -34,6 +34,7 @@ from store.incoming import (
     npy_feature,
     npy_rows,
 )
+from store.ordinary import open_ordinary
 from store.schema import Feature, FeatureSpec, Fingerprint
 
 USUAL_VARIABLES = ("feats_mat", "features", "feats")
@@ -248,7 +249,7 @@ def refuse_pickle(path: Path) -> None:
     Raises:
         BankError: if the file is a pickle, or a torch file around one.
     """
-    with path.open("rb") as file:
+    with open_ordinary(path) as file:
         start = file.read(4)
     if start[:1] == b"\x80" or (start == b"PK\x03\x04" and path.suffix in (".pkl", ".pt", ".pth")):
         raise BankError(
@@ -283,7 +284,7 @@ def _mat_variables(path: Path) -> dict[str, list[NDArray[Any]] | NDArray[Any]]:
     """Numeric matrices, in MATLAB's order of axes, and cell arrays of such, by name."""
     refuse_pickle(path)
     try:
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
             start = file.read(2056)
             if start.startswith(b"MATLAB ") and not is_hdf5(start):
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from store.errors import InvalidFeatureError, unknown_name
+from store.ordinary import open_ordinary
 
 StoredDtype = Literal["float16", "float32", "bfloat16", "uint8", "int16", "int32"]
 Part = Literal["train", "validation", "test"]
@@ -67,7 +68,7 @@ class Fingerprint:
         Raises:
             OSError: if the file cannot be read.
         """
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
             length = file.seek(0, 2)
             digest = hashlib.sha256(str(length).encode())
             last = max(0, length - FINGERPRINT_BLOCK_BYTES)

@@ -1,6 +1,8 @@
 """Documents are what they say, or are refused in a line, whoever wrote them."""
 
+import faulthandler
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,12 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from extractors.video import probe
+from extractors.weights import sha256_of
+from pipelines.labels.reader import read_labels
+from pipelines.manifest import read_manifest
 from pipelines.recipe import read_recipe
+from pipelines.results import read_records
 from pipelines.splits import splits_file
 from pipelines.workers import read_cluster_file
 from regressors.base import read_card
 from store.documents import file_bytes, json_value, yaml_text, yaml_value
 from store.errors import BankError, HeadError, RecipeError, VqbankError
+from store.incoming import npy_array
+from store.published import refuse_pickle
+from store.schema import Fingerprint
 from store.selection import read_selection
 
 CASES = Path(__file__).parent / "data" / "cases"
@@ -134,6 +144,50 @@ def test_a_file_is_read_no_further_than_it_may_be_long(tmp_path):
         file_bytes(tmp_path, BankError, most_bytes=1000)
     with pytest.raises(BankError, match="cannot be read"):
         file_bytes(Path("a\0b"), BankError, most_bytes=1000)
+
+
+def pipe(path):
+    os.mkfifo(path)
+    return path
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+    return path
+
+
+@pytest.mark.parametrize("make", [pipe, device])
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda path: file_bytes(path, BankError, most_bytes=1000), "text"),
+        (read_labels, "labels.csv"),
+        (read_manifest, "manifest.csv"),
+        (read_recipe, "recipe.yaml"),
+        (read_cluster_file, "slurm.yml"),
+        (splits_file, "splits.json"),
+        (read_selection, "selection.json"),
+        (read_records, "records.json"),
+        (Fingerprint.of, "video.mp4"),
+        (probe, "video.mp4"),
+        (npy_array, "video.npy"),
+        (refuse_pickle, "features.mat"),
+        (sha256_of, "weights.pth"),
+    ],
+)
+def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path, monkeypatch, make, read, name):
+    monkeypatch.setenv("VQBANK_CACHE", str(tmp_path / "cache"))
+    faulthandler.dump_traceback_later(60, exit=True)  # who waits for a pipe waits without end
+    try:
+        _refused(make(tmp_path / name), read)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _refused(path, read):
+    with pytest.raises((VqbankError, OSError), match="no ordinary file") as refused:
+        read(path)
+    assert "\n" not in str(refused.value)
 
 
 READERS = {

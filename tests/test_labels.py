@@ -1062,3 +1062,17 @@ def test_a_text_of_millions_of_cells_is_no_label_file(tmp_path):
     with pytest.raises(ManifestError, match=r"x\.txt has some 4,500,000 cells; 4,000,000 are"):
         read(tmp_path, "a,1\n" * 2_250_000)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("text", ["1," * 250_000, "1 " * 250_000, '"\n",' * 20_000], ids=len)
+def test_a_line_of_very_many_cells_is_no_label_file(tmp_path, text):
+    started = time.process_time()
+    with pytest.raises(ManifestError, match=r"x\.txt:1: some .* columns; a label file has 10,000"):
+        read(tmp_path, f"{text}1\n")
+    assert time.process_time() - started < 1
+
+
+def test_the_columns_of_a_wide_table_are_told_in_a_line_that_can_be_read(tmp_path):
+    with pytest.raises(ManifestError, match="9,999 columns hold numbers, numbers, ") as refused:
+        read(tmp_path, f"{'1,' * 9_998}1\n")
+    assert len(str(refused.value)) < 1000

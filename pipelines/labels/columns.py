@@ -271,11 +271,12 @@ def _without_header(sheet: Sheet, score: str | None) -> Labels:
         )
     kinds = ", ".join(
         "numbers" if is_numbers else "text" if column in texts else "text and numbers"
-        for column, is_numbers in zip(columns, numeric, strict=True)
+        for column, is_numbers in list(zip(columns, numeric, strict=True))[:12]
     )
+    more = ", ..." if width > 12 else ""
     raise ManifestError(
-        f"{sheet.head_place} fits no layout: it is {sheet.seen}, and its {width} columns hold "
-        f"{kinds}; without a header there are `name, duration, fps, mos` and `name, mos`. Give it "
+        f"{sheet.head_place} fits no layout: it is {sheet.seen}, and its {width:,} columns hold "
+        f"{kinds}{more}; without a header there are `name, duration, fps, mos` and `name, mos`. Give it "
         "a header that names its columns"
     )
 

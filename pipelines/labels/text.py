@@ -13,6 +13,8 @@ from store.errors import ManifestError
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 MOST_CELLS = 4_000_000
 """Of 150,000 videos, 26 columns each; a million cells take some 100 MB."""
+MOST_COLUMNS = 10_000
+"""The published files have up to some hundred, with a column for each person who rated."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -61,6 +63,10 @@ def sheets(path: Path, text: str) -> list[Sheet]:
     cells = text.count("\n") + max(text.count(delimiter) for delimiter in DELIMITERS)
     if cells > MOST_CELLS:
         raise ManifestError(f"{path} has some {cells:,} cells; {MOST_CELLS:,} are the most")
+    for number, line in enumerate(text.splitlines(), 1):
+        between = max(line.count(delimiter) for delimiter in (*DELIMITERS, " "))
+        if between >= MOST_COLUMNS:
+            raise _too_wide(path, number, between + 1)
     found: list[Sheet] = []
     failed: dict[str, ManifestError] = {}
     for delimiter, name in DELIMITERS.items():
@@ -105,6 +111,8 @@ def _cells(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]
     try:
         for cells in reader:
             stripped = [cell.strip() for cell in cells]
+            if len(cells) > MOST_COLUMNS:  # whose quoted cells hold line ends
+                raise _too_wide(path, line, len(cells))
             if any(stripped):
                 rows.append((line, stripped))
             line = reader.line_num + 1
@@ -114,6 +122,13 @@ def _cells(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]
         raise ManifestError(f"{path} has no cells but blank ones")
     _refuse_ragged(path, rows, DELIMITERS[delimiter])
     return rows
+
+
+def _too_wide(path: Path, line: int, columns: int) -> ManifestError:
+    return ManifestError(
+        f"{path}:{line}: some {columns:,} columns; a label file has {MOST_COLUMNS:,} at most, and "
+        "a line for each video"
+    )
 
 
 def _refuse_ragged(path: Path, rows: Sequence[tuple[int, list[str]]], delimiter: str) -> None:
