@@ -276,8 +276,8 @@ def _without_header(sheet: Sheet, score: str | None) -> Labels:
     more = ", ..." if width > 12 else ""
     raise ManifestError(
         f"{sheet.head_place} fits no layout: it is {sheet.seen}, and its {width:,} columns hold "
-        f"{kinds}{more}; without a header there are `name, duration, fps, mos` and `name, mos`. Give it "
-        "a header that names its columns"
+        f"{kinds}{more}; without a header there are `name, duration, fps, mos` and `name, mos`. "
+        "Give it a header that names its columns"
     )
 
 
