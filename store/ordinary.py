@@ -6,11 +6,11 @@ A pipe without a writer is waited for without end, and a device may have no end.
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
-def open_ordinary(path: Path) -> BinaryIO:
+def open_ordinary(path: Path) -> BufferedReader:
     """An ordinary file, open for reading.
 
     Raises:
