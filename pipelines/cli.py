@@ -5,13 +5,14 @@ import sys
 from collections.abc import Collection
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from pipelines import bank_commands, label_commands
 from pipelines import weights as weight_commands
-from pipelines.stopping import STOPPED
+from pipelines.stopping import STOPPED, left_by_signals
 from pipelines.terminal import counted, say, say_lines
 from store.errors import VqbankError, naming, refusal
 
@@ -28,7 +29,21 @@ if TYPE_CHECKING:
     from store.bank import FeatureStore
     from store.schema import Video
 
+
+class Commands(typer.core.TyperGroup):
+    """Whichever is stopped says so."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that is named."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            say(str(stopped) or "stopped", err=True)
+            raise
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -226,9 +241,10 @@ def extract(
         failed = _extract(
             extraction, workers=workers, scheduler=scheduler, tls=tls, cluster=cluster
         )
-    except KeyboardInterrupt:
-        say("stopped: what was finished is banked; the same command goes on from there", err=True)
-        raise
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(
+            "stopped: what was finished is banked; the same command goes on from there"
+        ) from stopped
     if len(failed) > allow_failures:
         raise typer.Exit(1)
 
@@ -535,10 +551,10 @@ def train(
             say(f"going on from {left}", err=True)
         try:
             fitted = train_head(trial, output, recipe=chosen, tensorboard=tensorboard)
-        except KeyboardInterrupt:
-            if has_epochs and any(place.parent.glob(files)):
-                say(f"stopped; the same command goes on from {left}", err=True)
-            raise
+        except KeyboardInterrupt as stopped:
+            kept = has_epochs and any(place.parent.glob(files))
+            more = f"; the same command goes on from {left}" if kept else ""
+            raise KeyboardInterrupt(f"stopped{more}") from stopped
     say(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
     say(f"head: {output}")
 
@@ -830,12 +846,19 @@ def golden(
 def main() -> None:
     """Run the command line; an expected error is one line and exit code 2."""
     try:
+        with left_by_signals():
+            _run()
+    except KeyboardInterrupt:  # before a command had begun, or after it
+        say("stopped", err=True)
+        _leave()
+
+
+def _run() -> None:
+    try:
         app()
     except SystemExit as ended:
-        if ended.code == STOPPED:  # threads may be at a batch that nobody wants any more
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(STOPPED)
+        if ended.code == STOPPED:
+            _leave()
         raise
     except VqbankError as error:
         say(f"error: {error}", err=True)
@@ -850,6 +873,13 @@ def main() -> None:
     except OSError as error:
         say(f"error: {refusal(error)}", err=True)
         sys.exit(2)
+
+
+def _leave() -> NoReturn:
+    """At once: threads may be at a batch that nobody wants any more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(STOPPED)
 
 
 def _recipe(

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -23,10 +23,45 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    for each in _SIGNALS:
-        signal.signal(each, _end)
+    _next_ends()
     ASKED.set()
     raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    if _imports(frame):  # what a module does of an interrupt nobody knows, and nothing has begun
+        os.write(2, b"stopped\n")
+        os._exit(STOPPED)
+    _next_ends()
+    raise KeyboardInterrupt
+
+
+_OURS = (_end, _stop, _leave)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _next_ends() -> None:
+    for each in _SIGNALS:
+        if signal.getsignal(each) in _OURS:
+            signal.signal(each, _end)
+
+
+@contextmanager
+def left_by_signals() -> Iterator[None]:
+    """In here, a whole command, SIGINT and SIGTERM end it: at once while it imports.
+
+    Elsewhere they raise KeyboardInterrupt, so that files that are half written are removed.  A
+    second one ends the process there and then.
+    """
+    with _handled_by(_leave):
+        yield
 
 
 @contextmanager
@@ -37,14 +72,27 @@ def stopped_by_signals() -> Iterator[None]:
     and decoders and workers end with their parent.  Within another of these, and outside the main
     thread, nothing is changed.
     """
+    with _handled_by(_stop):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """A signal that is ignored, as SIGINT is behind `nohup` and `&`, stays so."""
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) in (_stop, _end):
+    known = {each: signal.getsignal(each) for each in _SIGNALS}
+    within = (_stop, _end) if handler is _stop else _OURS
+    if not main or any(one in within for one in known.values()):
         yield
         return
-    before = {each: signal.signal(each, _stop) for each in _SIGNALS}
+    before = {each: one for each, one in known.items() if one is not signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, handler)
     try:
         yield
     finally:
-        ASKED.clear()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for each, one in before.items():
+            # Who was told to stop and is still there is ended by the next.
+            signal.signal(each, _end if one is _leave and ASKED.is_set() else one)
+        if handler is _stop:
+            ASKED.clear()

@@ -236,6 +236,7 @@ def _work(
             memory_limit=0,  # a worker that is paused for its memory would hang the run
             dashboard=False,
             local_directory=str(folder),
+            host="127.0.0.1",  # nobody else has to do with it
             death_timeout=START_SECONDS,
         )
         async with worker:

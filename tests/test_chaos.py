@@ -571,7 +571,7 @@ def test_a_bank_that_may_only_be_read_is_read_and_a_run_is_refused_by_name(
         path.chmod(path.stat().st_mode | 0o200)
 
 
-FRESH = "from pipelines.cli import main; main()"
+FRESH = "from pipelines.cli import main; print(flush=True); main()"
 
 
 @pytest.mark.soak
@@ -585,15 +585,19 @@ def test_a_signal_from_the_first_millisecond_on_ends_a_command(program, whole, t
         begun = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-c", FRESH, *program.arguments(bank)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         if number:
             time.sleep(rng.uniform(0, seconds))
             process.send_signal([signal.SIGINT, signal.SIGTERM][number % 2])
-        process.wait(PATIENCE_SECONDS)
+        begun_by_it, told = process.communicate(timeout=PATIENCE_SECONDS)
         seconds = seconds or time.monotonic() - begun
+        if begun_by_it:  # before that there is only Python
+            assert process.returncode in (0, 130), told
+            assert (process.returncode == 130) == ("stopped" in told)
     client = program.start(bank)
     assert client.end() == 0, client.errors
     assert list(diff(whole, FeatureStore(bank))) == []

@@ -5,7 +5,9 @@ import csv
 import importlib.metadata
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -19,6 +21,7 @@ import torch
 from extractors import EXTRACTORS
 from extractors import video as decoding
 from pipelines.cli import _say_agreement, main
+from pipelines.stopping import stopped_by_signals
 from regressors import HEADS
 from regressors.gru import Gru
 from store.bank import FeatureStore
@@ -580,3 +583,62 @@ def test_no_error_of_the_system_is_shown_with_its_number():
                     and node.value.id == handler.name
                 ]
     assert shown == []
+
+
+IMPORTING = """
+import signal, sys
+from pipelines import cli
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pipelines.status":
+            try:
+                signal.raise_signal(number)
+            except BaseException:
+                pass  # as libraries do
+
+sys.meta_path.insert(0, Finder())
+number = int(sys.argv[1])
+sys.argv[:] = ["vqbank", "status", "absent"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_while_it_imports_says_so(number):
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORTING, str(int(number))], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (130, "stopped\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_says_so_in_one_line(monkeypatch, number):
+    def ended(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(
+        "pipelines.status.show_status", lambda *_, **__: signal.raise_signal(number)
+    )
+    monkeypatch.setattr(os, "_exit", ended)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    run = vqbank("status", "absent")
+    assert (run.returncode, run.stderr) == (130, "stopped\n")
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_interrupt_that_is_ignored_stays_so(monkeypatch):
+    seen = []
+
+    def look(*_, **__):
+        with stopped_by_signals():
+            seen.extend(signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM))
+
+    monkeypatch.setattr("pipelines.status.show_status", look)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        vqbank("status", "absent")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen[0] == signal.SIG_IGN
+    assert callable(seen[1])

@@ -360,12 +360,14 @@ def test_nobody_without_the_certificate_of_a_run_gets_anything_of_it(tmp_path, c
         client = working.client
         assert until(lambda: working.here == 1)
         worker_process = next(iter(client.run(os.getpid).values()))
-        ports = {
-            one.laddr.port
+        listening = {
+            one.laddr
             for process in (os.getpid(), worker_process)
             for one in psutil.Process(process).net_connections("inet")
             if one.status == psutil.CONN_LISTEN
         }
+        assert {address.ip for address in listening} == {"127.0.0.1"}
+        ports = {address.port for address in listening}
         known = {client.scheduler.address, *client.scheduler_info(n_workers=-1)["workers"]}
         assert all(address.startswith("tls://127.0.0.1:") for address in known)
         assert {int(address.rsplit(":", 1)[1]) for address in known} <= ports
