@@ -787,7 +787,8 @@ def test_merging_is_copying_the_folders(bank, tmp_path):
     copied = copy_of(bank, tmp_path / "copied")
     shutil.copytree(two.path, copied.path, dirs_exist_ok=True)
     (two.path / "ledger").mkdir()
-    (two.path / "ledger" / "w.jsonl").write_text("{}\n")
+    line = '{"status":"ended","time":1.0,"done":1,"failed":0,"cached":0}\n'
+    (two.path / "ledger" / "w.jsonl").write_text(line)
 
     report = merge(FeatureStore(bank), [two])
 
@@ -797,7 +798,7 @@ def test_merging_is_copying_the_folders(bank, tmp_path):
     # The pixels of p are marked bad: nobody reads them, so they stay behind.
     assert (report.shards, report.present) == (2, 0)
     assert [(d.video, d.same) for d in report.duplicates] == [("c", True)]
-    assert (bank / "ledger" / "w.jsonl").read_text() == "{}\n"
+    assert (bank / "ledger" / "w.jsonl").read_text() == line
 
 
 def test_bad_marks_travel_with_their_shard(bank, tmp_path):
