@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from pipelines.golden.fixture import Fixture
 
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # in the background; commands would inherit it
+# In the background an interrupt is ignored, and commands would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -78,7 +78,7 @@ plain = st.recursive(
 
 
 @given(plain)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_written_as_yaml_is_read_as_it_was(value):
     assert yaml_value(yaml_text({"value": value}), "it", RecipeError) == {"value": value}
 

@@ -146,7 +146,7 @@ def test_every_kind_of_feature_survives_npy_bit_for_bit(tmp_path, what):
     assert_same_banks(store, other)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     ids=st.lists(st.text(st.characters(codec="utf-8"), max_size=320), unique=True, max_size=6),
 )

@@ -553,7 +553,7 @@ def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path, text, ending, en
     assert rated(read_labels(path)) == rated(read(tmp_path, text))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(text=st.text(st.sampled_from("ab.,;\t|\n\"' 0129-eémos"), max_size=60))
 def test_no_text_at_all_ends_in_another_error(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "any.txt"
@@ -565,7 +565,7 @@ def test_no_text_at_all_ends_in_another_error(tmp_path_factory, text):
         assert len({row.name for row in found.rows}) == len(found) > 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     names=st.lists(
         st.text(st.characters(exclude_categories=["C", "Z"]), max_size=9).map("v{}".format),

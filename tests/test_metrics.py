@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import l1_loss
 
@@ -50,7 +50,6 @@ def test_hand_made_ranks_give_hand_made_correlations():
 integers = st.lists(st.integers(-1000, 1000), min_size=12, max_size=12)
 
 
-@settings(deadline=None)  # a fit that does not converge takes its time
 @given(integers, integers)
 def test_rank_correlations_ignore_strictly_increasing_maps(mos, predicted):
     mos, predicted = np.array(mos, float), np.array(predicted, float)
@@ -61,7 +60,6 @@ def test_rank_correlations_ignore_strictly_increasing_maps(mos, predicted):
     assert (before.srcc, before.krcc) == pytest.approx((after.srcc, after.krcc), nan_ok=True)
 
 
-@settings(deadline=None)  # a fit that does not converge takes its time
 @given(integers, integers)
 def test_any_predictions_give_metrics_in_range_without_a_warning(mos, predicted):
     with warnings.catch_warnings():
@@ -76,7 +74,6 @@ def test_any_predictions_give_metrics_in_range_without_a_warning(mos, predicted)
         assert got.rmse <= np.std(mos) * (1 + 1e-5)  # no mapping is worse than the mean
 
 
-@settings(deadline=None)  # a fit that does not converge takes its time
 @given(integers, st.sampled_from([1e-9, 1e-3, 1e3, 1e9]))
 def test_the_scale_of_predictions_never_makes_the_mapping_worse_than_a_line(mos, scale):
     mos = np.array(mos, float)

@@ -65,7 +65,7 @@ def test_what_was_written_is_read(tmp_path):
     assert (record.fingerprint, record.probe) == (FINGERPRINT, PROBE)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.lists(st.integers(1, 40), min_size=1, max_size=6),
     shape=st.sampled_from([(), (3,), (2, 5)]),

@@ -37,7 +37,7 @@ def table_of(path, dtype="float16", shape=(6,), shards=3):
     return store.table(VIDEOS, {"semantic": "clip.embedding"})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.lists(st.integers(0, len(VIDEOS) - 1), min_size=1, max_size=12),
     dtype=st.sampled_from(["float16", "float32", "bfloat16", "uint8"]),

@@ -114,7 +114,7 @@ def test_nothing_is_wrong_with_what_was_just_written(bank):
     assert list(verify(FeatureStore(bank))) == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     what=st.sampled_from([WHAT, PIXELS]),
     damage=st.sampled_from(["flip", "cut", "gone"]),
@@ -307,7 +307,7 @@ def test_a_bank_of_a_newer_version_is_refused_and_never_moved_aside(bank):
 # diff
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cuts=st.lists(st.integers(0, 3), min_size=6, max_size=6), order=st.permutations(range(6)))
 def test_the_same_videos_are_the_same_bank_however_they_are_grouped(tmp_path_factory, cuts, order):
     folder = tmp_path_factory.mktemp("banks")
@@ -665,7 +665,7 @@ HISTORY = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(history=HISTORY, steps=st.lists(st.sampled_from([200, 500, 2**30, "prune"]), max_size=5))
 def test_no_upkeep_changes_which_rows_win(tmp_path_factory, history, steps):
     bank = tmp_path_factory.mktemp("bank")
