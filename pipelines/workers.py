@@ -28,7 +28,7 @@ from distributed.security import Security
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from store.documents import file_text, yaml_value
-from store.errors import RecipeError, WorkersError, in_words, unknown_name
+from store.errors import RecipeError, WorkersError, in_words, naming, unknown_name
 
 START_SECONDS = 180.0
 """A worker of this machine that is not known to the scheduler for so long is replaced."""
@@ -379,8 +379,9 @@ def _certificates(shared: Path) -> Iterator[Security]:
         files = {}
         for name in ("tls_ca_file", "tls_client_cert", "tls_client_key"):
             files[name] = Path(folder) / f"{name}.pem"
-            files[name].touch(mode=0o600)
-            files[name].write_text(getattr(made, name), encoding="ascii")
+            with naming(files[name]):
+                files[name].touch(mode=0o600)
+                files[name].write_text(getattr(made, name), encoding="ascii")
         ca_file, certificate, key = map(str, files.values())
         yield Security(
             require_encryption=True,

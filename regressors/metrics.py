@@ -26,6 +26,9 @@ EXTREMES = 0.2
 """Share of the videos at either end of the MOS in the extreme set of RAM-VQA (its figure 5)."""
 
 
+FALLING = "the fitted curve falls: the head ranks videos upside down"
+
+
 @dataclass(frozen=True, slots=True)
 class MosMapping:
     """From predictions to MOS units, as fitted before PLCC and RMSE."""
@@ -69,9 +72,9 @@ class QualityMetrics:
     plcc: float
     """Pearson's correlation after `mapping`; 0 where the mapping came out flat.
 
-    Negative where the mapping falls.  The field's code fits whatever way is better and reports the
-    correlation with the fitted curve, by which a head that ranks videos upside down is a good one.
-    Under a straight line it is `plcc_raw`.
+    The field's code fits a logistic that falls where that is better, by which a head that ranks
+    videos upside down is a good one: so it is here, and `fit` says it.  Under a straight line,
+    which is no code's but ours, it is `plcc_raw`, with its sign.
     """
     rmse: float
     """After `mapping`, in MOS units."""
@@ -80,7 +83,8 @@ class QualityMetrics:
     n: int
     mapping: Literal["logistic", "linear", "none"]
     fit: str = ""
-    """Empty where the logistic converged from the usual start; else what was used, and why."""
+    """Empty where the logistic converged from the usual start and rises; else what was used, and
+    why, or that the curve falls."""
     plcc_extremes: float = math.nan
     """`plcc` of the extreme set, see `extreme_rows`."""
 
@@ -99,7 +103,7 @@ def quality_metrics(mos: NDArray[np.float64], predicted: NDArray[np.float64]) ->
         nan = float("nan")
         return QualityMetrics(nan, nan, nan, rmse, nan, len(mos), "none", mapping.how)
     extremes = extreme_rows(mos)
-    sign = -1.0 if mapping.falls else 1.0
+    sign = -1.0 if mapping.kind == "linear" and mapping.falls else 1.0
     return QualityMetrics(
         srcc=srcc(mos, predicted),
         krcc=float(kendalltau(mos, predicted).statistic),
@@ -108,7 +112,7 @@ def quality_metrics(mos: NDArray[np.float64], predicted: NDArray[np.float64]) ->
         plcc_raw=_pearson(mos, predicted),
         n=len(mos),
         mapping=mapping.kind,
-        fit=mapping.how,
+        fit=mapping.how or (FALLING if mapping.falls else ""),
         plcc_extremes=sign * _defined_pearson(mos[extremes], mapped[extremes]),
     )
 

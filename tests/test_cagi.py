@@ -452,7 +452,7 @@ def test_variants_of_a_recipe_are_tried_side_by_side_and_one_is_shipped(tmp_path
         heads:
           all: {{head: cagi, roles: [quality, semantic], {quick}}}
           side by side: {{head: cagi, wiring: concat, {quick}}}
-        protocol: {{count: 2}}
+        protocol: {{splits: random2}}
         """
     )
     recipe = read_recipe(tmp_path / "run.yaml")
