@@ -90,13 +90,20 @@ def test_a_manifest_that_is_not_utf8_or_not_there_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no file without end")
-def test_a_manifest_or_label_file_without_end_is_read_no_further_than_it_may_be(monkeypatch):
+def test_a_manifest_or_label_file_without_end_is_read_no_further_than_it_may_be(
+    tmp_path, monkeypatch
+):
     for module, name in (("manifest", "MOST_BYTES"), ("labels.reader", "LARGEST_BYTES")):
         monkeypatch.setattr(f"pipelines.{module}.{name}", 1000)
     assert not is_manifest(Path("/dev/zero"))
+    sparse = tmp_path / "sparse.csv"
+    with sparse.open("wb") as file:
+        file.truncate(2**40)
     for read in (read_manifest, read_labels):
-        with pytest.raises(ManifestError, match="has more than 1,000 bytes"):
+        with pytest.raises(ManifestError, match="a pipe, socket or device is no ordinary file"):
             read(Path("/dev/zero"))
+        with pytest.raises(ManifestError, match="has more than 1,000 bytes"):
+            read(sparse)
 
 
 def test_a_folder_gives_its_videos_by_relative_path(tmp_path):
