@@ -63,11 +63,12 @@ def until(condition, seconds=SECONDS):
 
 
 @pytest.fixture(autouse=True)
-def _bound():
+def _bound(request):
     """No test of this file waits for ever: one that does is killed, and says where it was."""
     import faulthandler
 
-    faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
+    lasts = request.node.get_closest_marker("soak") is not None
+    faulthandler.dump_traceback_later((20 if lasts else 3) * SECONDS, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -500,14 +501,16 @@ def test_sixty_kills_of_a_run_with_workers_lose_nothing(videos, tmp_path, capsys
     while sum(killed.values()) < 60:
         banks += 1
         bank = tmp_path / str(banks)
-        ended = None
+        ended, family = None, []
         while ended != 0:
             run = subprocess.Popen([*command, bank], stderr=subprocess.PIPE, start_new_session=True)
             before = len(begun_in(bank))
             assert until(lambda: run.poll() is not None or len(begun_in(bank)) > before)  # noqa: B023
-            while run.poll() is None and sum(killed.values()) < 60:
-                time.sleep(rng.uniform(0, 1))
-                family = family_of(run.pid) if is_alive(psutil.Process(run.pid)) else []
+            for _ in range(int(rng.integers(1, 7))):
+                time.sleep(rng.uniform(0, 2))
+                if run.poll() is not None or sum(killed.values()) >= 60:
+                    break
+                family = family_of(run.pid)
                 kind, victim = a_victim(run.pid, family, rng)
                 with suppress(psutil.NoSuchProcess):
                     victim.kill()
@@ -533,13 +536,13 @@ def a_victim(run, family, rng):
     lines = {process: command_line(process) for process in family}
     workers_too = [one for one, line in lines.items() if "forkserver" in line]
     kinds = {
-        "run": [psutil.Process(run)] if rng.random() < 0.2 else [],
+        "run": [psutil.Process(run)],
         "worker": workers_too[1:],
         "decoder": [one for one, line in lines.items() if "isolated.py" in line],
     }
-    there = [kind for kind, processes in kinds.items() if processes] or ["run"]
+    there = [kind for kind, processes in kinds.items() if processes]
     kind = there[int(rng.integers(len(there)))]
-    some = kinds[kind] or [psutil.Process(run)]
+    some = kinds[kind]
     return kind, some[int(rng.integers(len(some)))]
 
 
