@@ -289,7 +289,8 @@ def test_a_video_that_is_replaced_while_it_is_read_fails_alone(
     original = getattr(owner, name)
 
     def after_replacing(self, *arguments):
-        shutil.copy(videos[4].path, path)
+        # At once, as a half-written file would fail for another reason.
+        shutil.copy(videos[4].path, tmp_path / "new.mp4").replace(path)
         return original(self, *arguments)
 
     monkeypatch.setattr(owner, name, after_replacing)
@@ -345,7 +346,6 @@ def test_memory_that_is_not_there_costs_one_video(tmp_path, videos, monkeypatch,
 
     failures = {outcome.video.id: set(outcome.failures.values()) for outcome in outcomes}
     (reason,) = failures.pop("large")
-    assert "large" in reason or place == "rows"
     assert "memory" in reason or "alloc" in reason
     assert failures == {video.id: set() for video in videos[:2]}
     assert store.video_ids(store.resolve("nss.brisque")) == [v.id for v in videos[:2]]

@@ -152,7 +152,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_child_that_counts_frames_for_long_is_not_taken_for_dead(decoder, tmp_path):
     program = Path(__file__).parent / "data" / "cases" / "mpeg_ps_start.mpg"
     long = tmp_path / "long.mpg"
-    long.write_bytes(program.read_bytes() * 300)
+    long.write_bytes(program.read_bytes() * 600)
     frames_of(decoder, program)
     decoder._patience_seconds = 0.2
     begun = time.monotonic()
