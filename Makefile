@@ -20,7 +20,7 @@ demo: install  ## make a small data set, bank its features, train heads, write a
 	$(BIN)/vqbank demo
 
 test: install  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install  ## what CI runs: formatter, linter, import contracts, types, tests
 	$(BIN)/ruff format --check .

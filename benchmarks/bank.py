@@ -24,9 +24,9 @@ import zarr
 from rich.console import Console
 from rich.table import Table
 
-from store.bank import FeatureStore
-from store.compact import compact
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.store.bank import FeatureStore
+from vqbank.store.compact import compact
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 SETS = {
     "small": (

@@ -19,12 +19,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from regressors.cagi import Cagi
-from regressors.member import Epoch
-from regressors.metrics import quality_metrics
-from store.bank import FeatureStore
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
-from store.table import FeatureTable
+from vqbank.regressors.cagi import Cagi
+from vqbank.regressors.member import Epoch
+from vqbank.regressors.metrics import quality_metrics
+from vqbank.store.bank import FeatureStore
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.store.table import FeatureTable
 
 VIDEOS, ROWS, HIDDEN, POOL = 1200, 128, 16, 8192
 WIDTHS = {"quality": 1920, "semantic": 7680}

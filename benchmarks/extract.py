@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from extractors import make_extractor
-from extractors import video as decoding
-from extractors.base import ClipFn, Extractor, Output
-from extractors.sampling import KeyFrames, Timeline, Uniform
-from extractors.views import Squash
-from pipelines.extract import Extraction
-from store.bank import FeatureStore
-from store.schema import Video
+from vqbank.extractors import make_extractor
+from vqbank.extractors import video as decoding
+from vqbank.extractors.base import ClipFn, Extractor, Output
+from vqbank.extractors.sampling import KeyFrames, Timeline, Uniform
+from vqbank.extractors.views import Squash
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.store.bank import FeatureStore
+from vqbank.store.schema import Video
 
 LIGHT = [
     ("clip", {"weights": "random-tiny"}),

@@ -32,15 +32,15 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, l1_loss, max_pool1d
 from torch.utils.data import DataLoader, Dataset
 
-from regressors import make_head
-from regressors.base import Head
-from regressors.holdout import hold_out_scenes
-from regressors.losses import plcc_loss
-from regressors.metrics import srcc
-from regressors.score_pooling import POOLINGS, hysteresis
-from store.bank import FeatureStore
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
-from store.table import FeatureTable
+from vqbank.regressors import make_head
+from vqbank.regressors.base import Head
+from vqbank.regressors.holdout import hold_out_scenes
+from vqbank.regressors.losses import plcc_loss
+from vqbank.regressors.metrics import srcc
+from vqbank.regressors.score_pooling import POOLINGS, hysteresis
+from vqbank.store.bank import FeatureStore
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.store.table import FeatureTable
 
 SLOTS = 8
 RQVQA = {"spatial": 1024, "motion": 256, "qalign": 4096, "liqe": 495, "fastvqa": 768}

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from extractors import make_extractor
-from extractors.sampling import Timeline
-from extractors.views import ClipView
+from vqbank.extractors import make_extractor
+from vqbank.extractors.sampling import Timeline
+from vqbank.extractors.views import ClipView
 
 # Of official size with random weights, where nothing else is said.
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -18,14 +18,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.bank_commands import labelled_videos
-from pipelines.compare import compare
-from pipelines.evaluate import Trial, all_cores
-from pipelines.recipe import Protocol, Recipe
-from pipelines.results import Record, record_of
-from pipelines.splits import named_splits, write_splits
-from store.bank import FeatureStore
-from store.published import import_feats_mat
+from vqbank.pipelines.commands.bank import labelled_videos
+from vqbank.pipelines.experiments.evaluate import Trial, all_cores
+from vqbank.pipelines.recipe import Protocol, Recipe
+from vqbank.pipelines.results.compare import compare
+from vqbank.pipelines.results.records import Record, record_of
+from vqbank.pipelines.splits import named_splits, write_splits
+from vqbank.store.bank import FeatureStore
+from vqbank.store.published import import_feats_mat
 
 # BVQA_Benchmark@8c307b4, README: medians of SRCC and PLCC over its splits; and how far below we
 # may stay, since its search is unseeded.

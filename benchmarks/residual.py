@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from extractors import make_extractor
-from extractors.sampling import Timeline
-from extractors.video import decode, probe
-from store.shard import ZSTD_LEVEL
+from vqbank.extractors import make_extractor
+from vqbank.extractors.sampling import Timeline
+from vqbank.extractors.video import decode, probe
+from vqbank.store.shard import ZSTD_LEVEL
 
 OUTPUTS = ("fragments", "residuals")
 

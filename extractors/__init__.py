@@ -4,33 +4,33 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from store.errors import RecipeError, UnknownNameError, unknown_name
-from store.registry import Registry
+from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
+from vqbank.store.registry import Registry
 
 if TYPE_CHECKING:
-    from extractors.base import Extractor
-    from store.schema import FeatureSpec
+    from vqbank.extractors.base import Extractor
+    from vqbank.store.schema import FeatureSpec
 
 EXTRACTORS: "Registry[Extractor]" = Registry(
     "extractor",
     "vqbank.extractors",
     {
-        "backbone": "extractors.backbone:Backbone",
-        "clip": "extractors.clip:Clip",
-        "fastvqa": "extractors.fastvqa:FastVqa",
-        "frames": "extractors.frames:Frames",
-        "iqa": "extractors.iqa:Iqa",
-        "liqe": "extractors.liqe:Liqe",
-        "motion": "extractors.motion:Motion",
-        "nss": "extractors.nss:Nss",
-        "pe": "extractors.pe:Pe",
-        "qalign": "extractors.qalign:QAlign",
-        "quality": "extractors.quality:Quality",
-        "residual": "extractors.residual:Residual",
-        "semantic": "extractors.semantic:Semantic",
-        "slowfast": "extractors.slowfast:SlowFast",
-        "swin": "extractors.swin:Swin",
-        "vificlip": "extractors.vificlip:ViFiClip",
+        "backbone": "vqbank.extractors.backbone:Backbone",
+        "clip": "vqbank.extractors.clip:Clip",
+        "fastvqa": "vqbank.extractors.fastvqa:FastVqa",
+        "frames": "vqbank.extractors.frames:Frames",
+        "iqa": "vqbank.extractors.iqa:Iqa",
+        "liqe": "vqbank.extractors.liqe:Liqe",
+        "motion": "vqbank.extractors.motion:Motion",
+        "nss": "vqbank.extractors.nss:Nss",
+        "pe": "vqbank.extractors.pe:Pe",
+        "qalign": "vqbank.extractors.qalign:QAlign",
+        "quality": "vqbank.extractors.quality:Quality",
+        "residual": "vqbank.extractors.residual:Residual",
+        "semantic": "vqbank.extractors.semantic:Semantic",
+        "slowfast": "vqbank.extractors.slowfast:SlowFast",
+        "swin": "vqbank.extractors.swin:Swin",
+        "vificlip": "vqbank.extractors.vificlip:ViFiClip",
     },
 )
 
@@ -82,7 +82,7 @@ def make_extractors(
         UnknownNameError: as `make_extractor`; also if `weights` names no entry.
         RecipeError: as `make_extractor`; also if two entries compute the same.
     """
-    from extractors.base import WeightedExtractor
+    from vqbank.extractors.base import WeightedExtractor
 
     weights = weights or {}
     kinds = {entry: str(given.get("extractor", entry)) for entry, given in entries.items()}
@@ -113,7 +113,7 @@ def weights_for(entry: str, kind: str, weights: Mapping[str, str]) -> str | None
         kind: its extractor, which has weights.
         weights: as `--weights` gives them.
     """
-    from extractors.weights import RANDOM, TINY
+    from vqbank.extractors.weights import RANDOM, TINY
 
     if entry in weights or kind in weights:
         return weights.get(entry, weights.get(kind))
@@ -127,14 +127,14 @@ def without_tiny(extractors: "Iterable[Extractor]") -> list[str]:
     Args:
         extractors: of a run.
     """
-    from extractors.base import WeightedExtractor
+    from vqbank.extractors.base import WeightedExtractor
 
     weighted = (one.name for one in extractors if isinstance(one, WeightedExtractor))
     return sorted({name for name in weighted if not _has_tiny(name)})
 
 
 def _has_tiny(name: str) -> bool:
-    from extractors.base import WeightedExtractor
+    from vqbank.extractors.base import WeightedExtractor
 
     kind = EXTRACTORS.get(name)
     return kind is not None and issubclass(kind, WeightedExtractor) and kind.has_tiny
@@ -146,7 +146,7 @@ def specs_of(extractor: "Extractor", *, decoder: str) -> "dict[str, FeatureSpec]
     Raises:
         WeightsError: if the weights are not at hand.
     """
-    from extractors.sampling import MotionSampling
+    from vqbank.extractors.sampling import MotionSampling
 
     if not isinstance(extractor.sampling, MotionSampling):
         return extractor.specs(decoder=decoder)

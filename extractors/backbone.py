@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from extractors.base import ClipFn, Extractor, Output, WeightedExtractor
-from extractors.sampling import ClipPerSecond, KeyFrames, Sampling
-from extractors.views import CROPPING, ResizeCrop, normalise
-from extractors.weights import (
+from vqbank.extractors.base import ClipFn, Extractor, Output, WeightedExtractor
+from vqbank.extractors.sampling import ClipPerSecond, KeyFrames, Sampling
+from vqbank.extractors.views import CROPPING, ResizeCrop, normalise
+from vqbank.extractors.weights import (
     HUB,
     RANDOM,
     WeightFile,
@@ -30,8 +30,8 @@ from extractors.weights import (
     weights_identity,
     weights_origin,
 )
-from store.errors import RecipeError, UnknownNameError, WeightsError, in_words, unknown_name
-from store.ordinary import open_ordinary
+from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError, in_words, unknown_name
+from vqbank.store.ordinary import open_ordinary
 
 _PUBLISHED = "published"
 _INTERPOLATIONS: dict[str, Literal["bilinear", "bicubic"]] = {

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from extractors.sampling import Clips, MotionSampling, Sampling, Timeline
-from extractors.views import ClipView, View
-from extractors.weights import (
+from vqbank.extractors.sampling import Clips, MotionSampling, Sampling, Timeline
+from vqbank.extractors.views import ClipView, View
+from vqbank.extractors.weights import (
     RANDOM,
     TINY,
     WeightFile,
@@ -23,10 +23,10 @@ from extractors.weights import (
     weights_identity,
     weights_origin,
 )
-from store.errors import UnknownNameError, WeightsError, unknown_name
-from store.schema import FeatureSpec, SideSpec, StoredDtype
-from store.tail import Tail
-from store.text import TextBank
+from vqbank.store.errors import UnknownNameError, WeightsError, unknown_name
+from vqbank.store.schema import FeatureSpec, SideSpec, StoredDtype
+from vqbank.store.tail import Tail
+from vqbank.store.text import TextBank
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -99,7 +99,7 @@ class Extractor(ABC):
         """What the view and the network import when they are first used.
 
         Threads that import at once see half a module: whoever calls them from a thread has the
-        main thread import these first, as `pipelines.extract.import_for` does.
+        main thread import these first, as `vqbank.pipelines.extraction.extract.import_for` does.
         """
         return ()
 

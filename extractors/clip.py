@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.sampling import EveryNth, KeyFrames
-from extractors.tail import open_clip_image, open_clip_text
-from extractors.views import CLIP_MEAN, CLIP_STD, CROPPING, ShortSideCrop, Squash, normalise
-from extractors.weights import HUB, WeightFile
-from store.errors import RecipeError, UnknownNameError, unknown_name
-from store.schema import FeatureSpec
-from store.tail import Tail
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.sampling import EveryNth, KeyFrames
+from vqbank.extractors.tail import open_clip_image, open_clip_text
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, CROPPING, ShortSideCrop, Squash, normalise
+from vqbank.extractors.weights import HUB, WeightFile
+from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.tail import Tail
 
 _MODEL = "ViT-B-32-quickgelu"  # OpenAI trained with QuickGELU; plain ViT-B-32 has GELU
 # What open_clip says of it, repeated so that its keys are computed without importing open_clip.

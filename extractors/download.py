@@ -12,7 +12,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extractors.weights import (
+from vqbank.extractors.weights import (
     HUB,
     INDEXES,
     WeightFile,
@@ -21,7 +21,7 @@ from extractors.weights import (
     sha256_of,
     shard_names,
 )
-from store.errors import WeightsError, in_words, naming
+from vqbank.store.errors import WeightsError, in_words, naming
 
 _CONFIGURATION = "config.json"  # what a repository of shards says of its network
 _CHUNK_BYTES = 1 << 20

@@ -10,15 +10,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.sampling import Clips, RandomSegments, Timeline
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, Fragments, RedrawnFragments, normalise
-from extractors.weights import RANDOM, TINY, WeightFile
-from store.errors import RecipeError
-from store.schema import SideSpec
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.sampling import Clips, RandomSegments, Timeline
+from vqbank.extractors.views import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Fragments,
+    RedrawnFragments,
+    normalise,
+)
+from vqbank.extractors.weights import RANDOM, TINY, WeightFile
+from vqbank.store.errors import RecipeError
+from vqbank.store.schema import SideSpec
 
 if TYPE_CHECKING:  # it imports torchvision.models
-    from extractors.networks.video_swin import Architecture, FastVqaNetwork
+    from vqbank.extractors.networks.video_swin import Architecture, FastVqaNetwork
 
 _RELEASE = "https://github.com/TimothyHTimothy/FAST-VQA/releases/download/v2.0.0"
 _FRAGMENT = 32  # pixels
@@ -117,7 +123,7 @@ class FastVqa(WeightedExtractor):
     @property
     def architecture(self) -> "Architecture":
         """Sizes of the network."""
-        from extractors.networks.video_swin import Architecture
+        from vqbank.extractors.networks.video_swin import Architecture
 
         model = self._model
         side = model.grid * _FRAGMENT
@@ -186,7 +192,7 @@ class FastVqa(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
-        from extractors.networks.video_swin import FastVqaNetwork
+        from vqbank.extractors.networks.video_swin import FastVqaNetwork
 
         network = self.network(lambda: FastVqaNetwork(self.architecture))
         network.eval().requires_grad_(False).prepare()
@@ -216,7 +222,7 @@ class FastVqa(WeightedExtractor):
     @property
     def modules(self) -> tuple[str, ...]:
         """The network."""
-        return ("extractors.networks.video_swin",)
+        return ("vqbank.extractors.networks.video_swin",)
 
     def build(self, device: torch.device) -> ClipFn:
         """Backbone and head.

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from extractors.base import ClipFn, Extractor, Output
-from extractors.sampling import SegmentCentres
-from extractors.views import CROPPING, ShortSideCrop
+from vqbank.extractors.base import ClipFn, Extractor, Output
+from vqbank.extractors.sampling import SegmentCentres
+from vqbank.extractors.views import CROPPING, ShortSideCrop
 
 
 @dataclass(frozen=True, kw_only=True)

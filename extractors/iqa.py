@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from extractors.base import ClipFn, Extractor, Output, WeightedExtractor
-from extractors.sampling import KeyFrames
-from extractors.views import Native
-from extractors.weights import (
+from vqbank.extractors.base import ClipFn, Extractor, Output, WeightedExtractor
+from vqbank.extractors.sampling import KeyFrames
+from vqbank.extractors.views import Native
+from vqbank.extractors.weights import (
     RANDOM,
     WeightFile,
     check_keys,
@@ -26,7 +26,7 @@ from extractors.weights import (
     weights_identity,
     weights_origin,
 )
-from store.errors import (
+from vqbank.store.errors import (
     InvalidFeatureError,
     RecipeError,
     UnknownNameError,

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from store import errors
-from store.errors import DecodeError, DecoderDiedError, VqbankError
+from vqbank.store import errors
+from vqbank.store.errors import DecodeError, DecoderDiedError, VqbankError
 
 if TYPE_CHECKING:
-    from extractors.video import Probe
+    from vqbank.extractors.video import Probe
 
 SLOTS = 2
 SLOT_BYTES = 32 * 2**20
@@ -129,7 +129,7 @@ class Decoder:
             self._awaited_since = None
             raise DecodeError(answer[0])
         if kind == "probe":
-            from extractors.video import Probe
+            from vqbank.extractors.video import Probe
 
             self._awaited_since = None
             self._probe = Probe(**answer[0])

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.sampling import KeyFrames
-from extractors.views import CLIP_MEAN, CLIP_STD, normalise
-from extractors.weights import (
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.sampling import KeyFrames
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
+from vqbank.extractors.weights import (
     WeightFile,
     check_keys,
     find_weights,
     random_weights,
     stream_state_dict,
 )
-from store.errors import InvalidFeatureError
-from store.schema import FeatureSpec
-from store.text import TextBank, text_spec
+from vqbank.store.errors import InvalidFeatureError
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.text import TextBank, text_spec
 
 _QUALITIES = ("bad", "poor", "fair", "good", "perfect")
 _SCENES = (

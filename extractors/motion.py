@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from extractors.base import ClipFn, Extractor, Output
-from extractors.sampling import Neighbours
-from extractors.views import Native
+from vqbank.extractors.base import ClipFn, Extractor, Output
+from vqbank.extractors.sampling import Neighbours
+from vqbank.extractors.views import Native
 
 _PIECE = 2**18
 """Values that are squared at a time: in double precision they fit a processor's cache."""

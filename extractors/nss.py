@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extractors.base import ClipFn, Extractor, Output
-from extractors.sampling import KeyFrames
-from extractors.views import Native
-from store.errors import InvalidFeatureError
+from vqbank.extractors.base import ClipFn, Extractor, Output
+from vqbank.extractors.sampling import KeyFrames
+from vqbank.extractors.views import Native
+from vqbank.store.errors import InvalidFeatureError
 
 _SHORTEST_SIDE = 16  # at half size the 7 x 7 window still has an inside
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows and columns to roll by, BRISQUE's order

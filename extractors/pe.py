@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.sampling import FRAME_SAMPLINGS, MotionSampling, Sampling
-from extractors.tail import open_clip_text, tower
-from extractors.views import normalise
-from extractors.weights import (
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.sampling import FRAME_SAMPLINGS, MotionSampling, Sampling
+from vqbank.extractors.tail import open_clip_text, tower
+from vqbank.extractors.views import normalise
+from vqbank.extractors.weights import (
     WeightFile,
     check_keys,
     find_weights,
     random_weights,
     stream_state_dict,
 )
-from store.errors import UnknownNameError, unknown_name
-from store.schema import FeatureSpec
-from store.tail import Tail
-from store.text import TextBank, text_spec
+from vqbank.store.errors import UnknownNameError, unknown_name
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.tail import Tail
+from vqbank.store.text import TextBank, text_spec
 
 LEVELS = tuple(
     f"X X X a video of {level} quality" for level in ("bad", "poor", "fair", "good", "excellent")

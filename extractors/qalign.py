@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.networks.mplug_owl2 import IMAGE, TEXT, Configuration, MplugOwl2, Past
-from extractors.sampling import KeyFrames
-from extractors.views import CLIP_MEAN, CLIP_STD, normalise, resize_last_axis
-from extractors.weights import (
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.networks.mplug_owl2 import IMAGE, TEXT, Configuration, MplugOwl2, Past
+from vqbank.extractors.sampling import KeyFrames
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise, resize_last_axis
+from vqbank.extractors.weights import (
     WeightFile,
     check_keys,
     check_names,
@@ -24,7 +24,7 @@ from extractors.weights import (
     random_weights,
     stream_state_dict,
 )
-from store.errors import InvalidFeatureError, RecipeError, WeightsError, in_words
+from vqbank.store.errors import InvalidFeatureError, RecipeError, WeightsError, in_words
 
 # LLaMA 2's tokens of "How would you rate the quality of this image?", a newline, the picture, a
 # space and "ASSISTANT: The quality of the image is", as the slow tokenizer of transformers 4.36

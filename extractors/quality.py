@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.networks.resnet import fill_resnet, spatial_statistics, stages
-from extractors.sampling import (
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.networks.resnet import fill_resnet, spatial_statistics, stages
+from vqbank.extractors.sampling import (
     Clips,
     EvenlySpaced,
     EveryNth,
@@ -20,8 +20,8 @@ from extractors.sampling import (
     Sampling,
     Timeline,
 )
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, AlignedPatches, Native, normalise
-from extractors.weights import (
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, AlignedPatches, Native, normalise
+from vqbank.extractors.weights import (
     RANDOM,
     TINY,
     WeightFile,
@@ -29,7 +29,7 @@ from extractors.weights import (
     load_state_dict,
     random_weights,
 )
-from store.schema import SideSpec
+from vqbank.store.schema import SideSpec
 
 _PATCHES = 4
 _BLOCKS = (3, 4, 6, 3)  # of ResNet-34's stages

@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.sampling import Clips, ContinuousClips, Timeline
-from extractors.views import CLIP_MEAN, CLIP_STD, Fragments, View, normalise
-from extractors.weights import (
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.sampling import Clips, ContinuousClips, Timeline
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, Fragments, View, normalise
+from vqbank.extractors.weights import (
     RANDOM,
     TINY,
     WeightFile,
@@ -25,11 +25,11 @@ from extractors.weights import (
     stream_state_dict,
     weights_identity,
 )
-from store.errors import InvalidFeatureError
-from store.schema import FeatureSpec, SideSpec
+from vqbank.store.errors import InvalidFeatureError
+from vqbank.store.schema import FeatureSpec, SideSpec
 
 if TYPE_CHECKING:
-    from extractors.networks.real_basic_vsr import RealBasicVsr
+    from vqbank.extractors.networks.real_basic_vsr import RealBasicVsr
 
 _FRAMES = 32  # of a clip
 _GRID = 7
@@ -231,7 +231,7 @@ class Residual(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
-        from extractors.networks.real_basic_vsr import Architecture, RealBasicVsr
+        from vqbank.extractors.networks.real_basic_vsr import Architecture, RealBasicVsr
 
         tiny = Architecture(width=4, cleaning_blocks=1, propagation_blocks=1, flow_widths=(4,))
         with random_weights():
@@ -250,7 +250,7 @@ class Residual(WeightedExtractor):
     @property
     def modules(self) -> tuple[str, ...]:
         """The network that restores frames."""
-        return ("extractors.networks.real_basic_vsr",)
+        return ("vqbank.extractors.networks.real_basic_vsr",)
 
     def build(self, device: torch.device) -> ClipFn:
         """The network, and the patch embedding where tokens are asked for.

@@ -7,11 +7,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.networks.resnet import fill_resnet, spatial_statistics, stages
-from extractors.sampling import EvenlySpaced, EveryNth, RowsOfBlocks, Sampling
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, Native, ShortSide, View, normalise
-from extractors.weights import RANDOM, WeightFile, find_weights, load_state_dict, random_weights
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.networks.resnet import fill_resnet, spatial_statistics, stages
+from vqbank.extractors.sampling import EvenlySpaced, EveryNth, RowsOfBlocks, Sampling
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, Native, ShortSide, View, normalise
+from vqbank.extractors.weights import (
+    RANDOM,
+    WeightFile,
+    find_weights,
+    load_state_dict,
+    random_weights,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

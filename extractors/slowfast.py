@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.networks.flat_convolutions import flatten_convolutions
-from extractors.sampling import Blocks, ClipPerSecond, ClipWithinSecond, Sampling
-from extractors.views import (
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.networks.flat_convolutions import flatten_convolutions
+from vqbank.extractors.sampling import Blocks, ClipPerSecond, ClipWithinSecond, Sampling
+from vqbank.extractors.views import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Native,
@@ -21,8 +21,8 @@ from extractors.views import (
     View,
     normalise,
 )
-from extractors.weights import WeightFile
-from store.errors import InvalidFeatureError
+from vqbank.extractors.weights import WeightFile
+from vqbank.store.errors import InvalidFeatureError
 
 Chunks = Literal[
     "rq-vqa",

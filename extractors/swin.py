@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.networks.bottleneck_transformer import BottleneckStack
-from extractors.sampling import KeyFrames
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
-from extractors.weights import (
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.networks.bottleneck_transformer import BottleneckStack
+from vqbank.extractors.sampling import KeyFrames
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
+from vqbank.extractors.weights import (
     WeightFile,
     check_keys,
     find_weights,
     load_state_dict,
     random_weights,
 )
-from store.errors import WeightsError
+from vqbank.store.errors import WeightsError
 
 _PUBLISHED_AT = "https://github.com/sunwei925/RQ-VQA"  # the README links to the files
 _SIDE = 384

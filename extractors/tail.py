@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.tail import Tower
+from vqbank.store.tail import Tower
 
 
 def tower(state: Mapping[str, Tensor], **configuration: Any) -> Tower:

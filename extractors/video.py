@@ -19,8 +19,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import DecodeError, UnknownNameError, in_words, unknown_name
-from store.ordinary import open_ordinary
+from vqbank.store.errors import DecodeError, UnknownNameError, in_words, unknown_name
+from vqbank.store.ordinary import open_ordinary
 
 # ITU-T H.273 (2021), table 4, by the names that FFmpeg prints.
 _COLOUR_SPACES = {0: "gbr", 1: "bt709", 2: "unspecified", 5: "bt470bg", 6: "smpte170m"}

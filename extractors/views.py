@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extractors.sampling import Timeline, generator
+from vqbank.extractors.sampling import Timeline, generator
 
 Interpolation = Literal["bilinear", "bicubic"]
 

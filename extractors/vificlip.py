@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from extractors.base import ClipFn, Output, WeightedExtractor
-from extractors.sampling import SegmentCentres
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
-from extractors.weights import (
+from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.sampling import SegmentCentres
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
+from vqbank.extractors.weights import (
     RANDOM,
     WeightFile,
     check_keys,
@@ -21,8 +21,8 @@ from extractors.weights import (
     stream_state_dict,
     weights_identity,
 )
-from store.schema import FeatureSpec
-from store.text import TextBank, text_spec
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.text import TextBank, text_spec
 
 _WIDTH = 512
 _CONTEXT = 77  # tokens of a prompt

@@ -24,8 +24,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from store.errors import WeightsError, in_words, naming
-from store.ordinary import open_ordinary
+from vqbank.store.errors import WeightsError, in_words, naming
+from vqbank.store.ordinary import open_ordinary
 
 RANDOM = "random"
 """The choice that asks for weights that nobody trained."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.splits import Split
-from store.schema import Video
+from vqbank.pipelines.splits import Split
+from vqbank.store.schema import Video
 
 BLOCK_ROWS = 1024
 """Rows whose distances to all others are held at once."""

@@ -1,4 +1,4 @@
-"""Tables, progress and colours, in which what others wrote is text as in `pipelines.terminal`."""
+"""Tables, progress and colours; what others wrote is text, as in `vqbank.pipelines.terminal`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
-from pipelines.terminal import plain
+from vqbank.pipelines.terminal import plain
 
 WIDTH = 120
 """Characters of a line into a file or pipe."""

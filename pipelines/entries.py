@@ -10,18 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.recipe import Recipe
-from store.bank import FeatureStore
-from store.errors import (
+from vqbank.pipelines.recipe import Recipe
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import (
     AmbiguousFeatureError,
     MissingFeatureError,
     UnknownNameError,
     unknown_name,
 )
-from store.schema import FeatureSpec
+from vqbank.store.schema import FeatureSpec
 
 if TYPE_CHECKING:
-    from extractors.base import Extractor
+    from vqbank.extractors.base import Extractor
 
 
 def with_keys(recipe: Recipe, *, weights: Mapping[str, str] | None = None) -> Recipe:
@@ -68,8 +68,8 @@ def check_names(recipe: Recipe) -> None:
         HeadError: if a parameter of a head has an impossible value.
         RecipeError: if a file of splits cannot be read.
     """
-    from pipelines.splits import scheme_of, splits_file  # seconds
-    from regressors import make_head
+    from vqbank.pipelines.splits import scheme_of, splits_file  # seconds
+    from vqbank.regressors import make_head
 
     for label in recipe.heads:
         name, parameters = recipe.head(label)
@@ -124,8 +124,8 @@ def _key(
     weights: Mapping[str, str],
 ) -> str:
     """The key of what an entry of the recipe computes, or of a feature of chosen weights."""
-    from extractors import EXTRACTORS, weights_for
-    from extractors.base import WeightedExtractor
+    from vqbank.extractors import EXTRACTORS, weights_for
+    from vqbank.extractors.base import WeightedExtractor
 
     entry, _, output = name.partition(".")
     own = [spec for spec in specs if spec.name == f"{kind}.{output}"]
@@ -161,9 +161,9 @@ def _computed(
     recipe: Recipe, entry: str, output: str, specs: Sequence[FeatureSpec], chosen: str | None
 ) -> list[FeatureSpec]:
     """Of these features, what an entry of the recipe computes with chosen or with any weights."""
-    from extractors import make_extractors, specs_of
-    from extractors.base import WeightedExtractor
-    from extractors.weights import RANDOM, TINY
+    from vqbank.extractors import make_extractors, specs_of
+    from vqbank.extractors.base import WeightedExtractor
+    from vqbank.extractors.weights import RANDOM, TINY
 
     (extractor,) = make_extractors({entry: recipe.extractors[entry]})
     extractor = replace(extractor, outputs=(output,))
@@ -192,7 +192,7 @@ def _computed(
 
 def _identity_of_weights(kind: str, chosen: str) -> str:
     """What stands in a key for weights of an extractor."""
-    from extractors import make_extractor
+    from vqbank.extractors import make_extractor
 
     return str(make_extractor(kind, weights=chosen).parameters()["weights"])
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from pipelines.terminal import say
-from store.documents import file_text
-from store.errors import ManifestError, naming, unknown_name
-from store.ordinary import open_ordinary
-from store.schema import Part, Video
+from vqbank.pipelines.terminal import say
+from vqbank.store.documents import file_text
+from vqbank.store.errors import ManifestError, naming, unknown_name
+from vqbank.store.ordinary import open_ordinary
+from vqbank.store.schema import Part, Video
 
 COLUMNS = ("id", "path", "mos", "scene", "part", "std", "n_ratings")
 MOST_BYTES = 2**27

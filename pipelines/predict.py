@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extractors import EXTRACTORS, make_extractor, specs_of, weights_for
-from extractors.base import RGB, Extractor
-from pipelines.extract import Extraction
-from regressors import load_head
-from regressors.base import read_card
-from regressors.sequence import SequenceHead
-from store.bank import FeatureStore
-from store.errors import HeadError, UnknownNameError, WeightsError, unknown_name
-from store.schema import FeatureSpec, Fingerprint, Video
+from vqbank.extractors import EXTRACTORS, make_extractor, specs_of, weights_for
+from vqbank.extractors.base import RGB, Extractor
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.regressors import load_head
+from vqbank.regressors.base import read_card
+from vqbank.regressors.sequence import SequenceHead
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import HeadError, UnknownNameError, WeightsError, unknown_name
+from vqbank.store.schema import FeatureSpec, Fingerprint, Video
 
 
 class Scorer:

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipelines.manifest import VIDEO_SUFFIXES
-from store.documents import file_text, yaml_value
-from store.errors import RecipeError, UnknownNameError, unknown_name
+from vqbank.pipelines.manifest import VIDEO_SUFFIXES
+from vqbank.store.documents import file_text, yaml_value
+from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
 
 Name = TypeVar("Name", str, Path)
 
@@ -34,9 +34,10 @@ class Protocol(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     splits: Annotated[str, AfterValidator(_possible_name)] = "scene"
-    """Random parts with no scene on two sides; or a name of `pipelines.splits.SCHEMES`, such as
-    `official`, `videval100`; or a file (`.json`) that `vqbank split make` wrote, relative to the
-    recipe's folder.  All but `scene` take no further keys."""
+    """Random parts with no scene on two sides; or a name of
+    `vqbank.pipelines.splits.SCHEMES`, such as `official`, `videval100`; or a file
+    (`.json`) that `vqbank split make` wrote, relative to the recipe's folder.  All but `scene` take
+    no further keys."""
     count: int = Field(default=10, ge=1, le=10_000)  # as splits.MOST_SPLITS, which takes seconds
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     min_test_scenes: int = Field(default=1, ge=1)
@@ -113,7 +114,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
-    found = files("pipelines").joinpath("recipes").iterdir()
+    found = files("vqbank.pipelines").joinpath("recipes").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in found)
 
 
@@ -125,7 +126,7 @@ def shipped_recipe(name: str) -> str:
     """
     if name not in shipped_recipes():
         raise UnknownNameError(unknown_name("recipe", name, shipped_recipes()))
-    return files("pipelines").joinpath(f"recipes/{name}.yaml").read_text(encoding="utf-8")
+    return files("vqbank.pipelines").joinpath(f"recipes/{name}.yaml").read_text(encoding="utf-8")
 
 
 def _recipe_of(text: str, path: Path) -> Recipe:

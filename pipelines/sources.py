@@ -6,10 +6,10 @@ No network library is imported here, so that a name that is wrong is refused at 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.labels import Labels, read_labels
-from pipelines.manifest import is_manifest, read_videos
-from store.errors import ManifestError, RecipeError
-from store.schema import Fingerprint, Video
+from vqbank.pipelines.labels import Labels, read_labels
+from vqbank.pipelines.manifest import is_manifest, read_videos
+from vqbank.store.errors import ManifestError, RecipeError
+from vqbank.store.schema import Fingerprint, Video
 
 LABEL_SUFFIXES = frozenset(
     [".csv", ".txt", ".tsv", ".data", ".mat", ".py", ".json", ".xls", ".xlsx"]

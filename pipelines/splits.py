@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sklearn.model_selection import GroupKFold, train_test_split
 
-from pipelines.labels import Labels, Orders
-from pipelines.labels.match import match
-from pipelines.terminal import counted
-from regressors.holdout import hold_out_scenes, scenes_of
-from store.documents import MOST_JSON_BYTES, file_bytes, json_value
-from store.errors import HeadError, RecipeError, UnknownNameError, naming, unknown_name
-from store.schema import Part, Video
+from vqbank.pipelines.labels import Labels, Orders
+from vqbank.pipelines.labels.match import match
+from vqbank.pipelines.terminal import counted
+from vqbank.regressors.holdout import hold_out_scenes, scenes_of
+from vqbank.store.documents import MOST_JSON_BYTES, file_bytes, json_value
+from vqbank.store.errors import HeadError, RecipeError, UnknownNameError, naming, unknown_name
+from vqbank.store.schema import Part, Video
 
 SPLITS_FORMAT = 1
 MOST_SPLITS = 10_000

@@ -2,8 +2,8 @@
 
 Such text is only text.  Nothing in it is markup, and a control character, which could move the
 cursor, hide a line or end one, is shown as its escape.  Tables and progress go through
-`pipelines.console`, which needs Rich.  Ruff's banned-API rule keeps `typer.echo`, and Rich's own
-consoles and texts, out of all other files.
+`vqbank.pipelines.console`, which needs Rich.  Ruff's banned-API rule keeps `typer.echo`, and
+Rich's own consoles and texts, out of all other files.
 """
 
 from pathlib import Path

@@ -4,24 +4,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from store.errors import UnknownNameError, unknown_name
-from store.registry import Registry
+from vqbank.store.errors import UnknownNameError, unknown_name
+from vqbank.store.registry import Registry
 
 if TYPE_CHECKING:
-    from regressors.base import Head
+    from vqbank.regressors.base import Head
 
 HEADS: "Registry[Head]" = Registry(
     "head",
     "vqbank.heads",
     {
-        "ridge": "regressors.ridge:Ridge",
-        "svr": "regressors.svr:Svr",
-        "gaussian": "regressors.gaussian:Gaussian",
-        "boosting": "regressors.boosting:Boosting",
-        "blend": "regressors.blend:Blend",
-        "mlp": "regressors.mlp:Mlp",
-        "gru": "regressors.gru:Gru",
-        "cagi": "regressors.cagi:Cagi",
+        "ridge": "vqbank.regressors.ridge:Ridge",
+        "svr": "vqbank.regressors.svr:Svr",
+        "gaussian": "vqbank.regressors.gaussian:Gaussian",
+        "boosting": "vqbank.regressors.boosting:Boosting",
+        "blend": "vqbank.regressors.blend:Blend",
+        "mlp": "vqbank.regressors.mlp:Mlp",
+        "gru": "vqbank.regressors.gru:Gru",
+        "cagi": "vqbank.regressors.cagi:Cagi",
     },
 )
 
@@ -60,6 +60,6 @@ def load_head(folder: Path) -> "Head":
         HeadError: if the folder holds no head, or a damaged one.
         UnknownNameError: if no head has the name in `card.yaml`.
     """
-    from regressors.base import read_card
+    from vqbank.regressors.base import read_card
 
     return HEADS[read_card(folder)["name"]].load(folder)

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import HeadError
-from store.table import FeatureTable
+from vqbank.store.errors import HeadError
+from vqbank.store.table import FeatureTable
 
 Rule = Literal["repeat", "nearest", "interpolate", "frame", "mean"]
 """How a role's rows come onto the grid.

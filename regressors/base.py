@@ -18,13 +18,13 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from regressors.pooling import pooled, pooled_width
-from regressors.progress import Step
-from store.documents import file_bytes, file_text, json_value, yaml_text, yaml_value
-from store.errors import BankError, HeadError, in_words, refusal
-from store.files import inside, write_atomically
-from store.schema import FeatureSpec
-from store.table import FeatureTable
+from vqbank.regressors.pooling import pooled, pooled_width
+from vqbank.regressors.progress import Step
+from vqbank.store.documents import file_bytes, file_text, json_value, yaml_text, yaml_value
+from vqbank.store.errors import BankError, HeadError, in_words, refusal
+from vqbank.store.files import inside, write_atomically
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.table import FeatureTable
 
 CARD = "card.yaml"
 OLD_CARD = "card.json"

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regressors.alignment import Alignment, Placement
-from regressors.tensors import tensor_of
-from store.errors import HeadError
-from store.table import FeatureTable
+from vqbank.regressors.alignment import Alignment, Placement
+from vqbank.regressors.tensors import tensor_of
+from vqbank.store.errors import HeadError
+from vqbank.store.table import FeatureTable
 
 READ_BYTES = 2**26
 """Of a read, but for a longer video: long enough for a disk, and little beside a budget."""

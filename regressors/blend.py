@@ -12,15 +12,15 @@ from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import Bunch
 
-from regressors.base import PooledHead
-from regressors.boosting import Boosting
-from regressors.gaussian import Gaussian
-from regressors.holdout import scene_folds
-from regressors.pooling import pooled
-from regressors.ridge import Ridge
-from regressors.svr import Svr
-from store.errors import HeadError
-from store.table import FeatureTable
+from vqbank.regressors.base import PooledHead
+from vqbank.regressors.boosting import Boosting
+from vqbank.regressors.gaussian import Gaussian
+from vqbank.regressors.holdout import scene_folds
+from vqbank.regressors.pooling import pooled
+from vqbank.regressors.ridge import Ridge
+from vqbank.regressors.svr import Svr
+from vqbank.store.errors import HeadError
+from vqbank.store.table import FeatureTable
 
 MEMBERS: dict[str, type[PooledHead]] = {
     head.name: head for head in (Svr, Gaussian, Ridge, Boosting)

@@ -10,11 +10,11 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from regressors.base import PooledHead
-from regressors.holdout import scene_folds
-from regressors.pooling import pooled
-from store.errors import HeadError
-from store.table import FeatureTable
+from vqbank.regressors.base import PooledHead
+from vqbank.regressors.holdout import scene_folds
+from vqbank.regressors.pooling import pooled
+from vqbank.store.errors import HeadError
+from vqbank.store.table import FeatureTable
 
 
 class Boosting(PooledHead):

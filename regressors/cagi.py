@@ -19,20 +19,20 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, relu, scaled_dot_product_attention
 
-from regressors.alignment import Align
-from regressors.batches import Batch, Series
-from regressors.layers import Gru, dropout, start_uniform
-from regressors.losses import margin_rank_loss
-from regressors.score_pooling import POOLINGS, Pooling
-from regressors.sequence import (
+from vqbank.regressors.alignment import Align
+from vqbank.regressors.batches import Batch, Series
+from vqbank.regressors.layers import Gru, dropout, start_uniform
+from vqbank.regressors.losses import margin_rank_loss
+from vqbank.regressors.score_pooling import POOLINGS, Pooling
+from vqbank.regressors.sequence import (
     AtLeastTwo,
     NotNegative,
     Positive,
     Probability,
     SequenceHead,
 )
-from store.errors import HeadError
-from store.table import FeatureTable
+from vqbank.store.errors import HeadError
+from vqbank.store.table import FeatureTable
 
 Wiring = Literal[
     "full",

@@ -9,10 +9,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from regressors.member import Member, Method
-from store.errors import HeadError, in_words, refusal
-from store.files import write_atomically
-from store.ordinary import open_ordinary
+from vqbank.regressors.member import Member, Method
+from vqbank.store.errors import HeadError, in_words, refusal
+from vqbank.store.files import write_atomically
+from vqbank.store.ordinary import open_ordinary
 
 CHECKPOINT_SHARE = 20
 """Between two checkpoints, at least so many times what writing one takes: a twentieth of the time,

@@ -15,9 +15,9 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 
-from regressors.base import PooledHead
-from regressors.pooling import pooled
-from store.table import FeatureTable
+from vqbank.regressors.base import PooledHead
+from vqbank.regressors.pooling import pooled
+from vqbank.store.table import FeatureTable
 
 EXACT_VIDEOS = 10_000
 """The kernel of so many training videos takes 800 MB, and minutes to factorise."""

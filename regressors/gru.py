@@ -9,13 +9,13 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from regressors.alignment import Align
-from regressors.batches import Batch
-from regressors.layers import Gru as Recurrent
-from regressors.layers import linear
-from regressors.losses import LOSSES, Loss
-from regressors.score_pooling import POOLINGS, Pooling
-from regressors.sequence import AtLeastTwo, NotNegative, Positive, SequenceHead
+from vqbank.regressors.alignment import Align
+from vqbank.regressors.batches import Batch
+from vqbank.regressors.layers import Gru as Recurrent
+from vqbank.regressors.layers import linear
+from vqbank.regressors.losses import LOSSES, Loss
+from vqbank.regressors.score_pooling import POOLINGS, Pooling
+from vqbank.regressors.sequence import AtLeastTwo, NotNegative, Positive, SequenceHead
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 
-from store.errors import HeadError
-from store.schema import Video
+from vqbank.store.errors import HeadError
+from vqbank.store.schema import Video
 
 
 def scenes_of(videos: Sequence[Video]) -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, l1_loss, relu
 
-from store.errors import HeadError
+from vqbank.store.errors import HeadError
 
 
 def plcc_loss(predicted: Tensor, mos: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.optim.adamw import adamw
 
-from regressors.batches import Batch, Scaling, Window
-from store.errors import HeadError
+from vqbank.regressors.batches import Batch, Scaling, Window
+from vqbank.store.errors import HeadError
 
 BUCKET = 16
 """Batches among which videos are sorted by length, so that little of a batch is padding."""

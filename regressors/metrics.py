@@ -12,7 +12,7 @@ from scipy.optimize import OptimizeWarning, curve_fit
 from scipy.special import expit
 from scipy.stats import kendalltau, spearmanr
 
-from store.errors import HeadError
+from vqbank.store.errors import HeadError
 
 ROUNDING = 1e-12
 """Relative spread below which float64 values count as constant: what is left is rounding."""

@@ -10,13 +10,13 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
-from regressors.alignment import Align
-from regressors.batches import Batch
-from regressors.layers import dropout
-from regressors.layers import linear as linear_layer
-from regressors.losses import LOSSES, Loss
-from regressors.score_pooling import POOLINGS
-from regressors.sequence import (
+from vqbank.regressors.alignment import Align
+from vqbank.regressors.batches import Batch
+from vqbank.regressors.layers import dropout
+from vqbank.regressors.layers import linear as linear_layer
+from vqbank.regressors.losses import LOSSES, Loss
+from vqbank.regressors.score_pooling import POOLINGS
+from vqbank.regressors.sequence import (
     AtLeastTwo,
     NotNegative,
     Positive,

@@ -10,10 +10,10 @@ from joblib.parallel import get_active_backend
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from regressors.batches import Packed, Series
-from regressors.member import Fold, Method, Trained, Watch
-from regressors.relay import relayed
-from regressors.training import train
+from vqbank.regressors.batches import Packed, Series
+from vqbank.regressors.member import Fold, Method, Trained, Watch
+from vqbank.regressors.relay import relayed
+from vqbank.regressors.training import train
 
 STACK = 16
 """Networks trained at once, at most; gradients and moments of all of them are in memory."""

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from store.schema import FeatureSpec
-from store.table import FeatureTable
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.table import FeatureTable
 
 
 def pooled(table: FeatureTable) -> NDArray[np.float32]:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from regressors.tail import ImageTail, TextTail
-from store.errors import HeadError
+from vqbank.regressors.tail import ImageTail, TextTail
+from vqbank.store.errors import HeadError
 
 INNER = 128  # width inside the adapters
 CONTEXT = 3  # tokens of a prompt, behind its start, in whose place something learnt stands

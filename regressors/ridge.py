@@ -11,10 +11,10 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from regressors.base import PooledHead
-from regressors.holdout import scene_folds
-from regressors.pooling import pooled
-from store.table import FeatureTable
+from vqbank.regressors.base import PooledHead
+from vqbank.regressors.holdout import scene_folds
+from vqbank.regressors.pooling import pooled
+from vqbank.store.table import FeatureTable
 
 ALPHAS = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 """Up to 1e6, because standardised inputs by the ten thousand need as much."""

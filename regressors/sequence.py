@@ -19,17 +19,17 @@ from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from regressors.alignment import Align, Alignment
-from regressors.base import Head
-from regressors.batches import Scaling, Series
-from regressors.holdout import hold_out_scenes
-from regressors.member import Fold, Method, Plan, Trained, Watch
-from regressors.metrics import fit_line
-from regressors.parallel import train_all
-from regressors.training import scores
-from store.errors import HeadError, in_words
-from store.schema import FeatureSpec
-from store.table import FeatureTable
+from vqbank.regressors.alignment import Align, Alignment
+from vqbank.regressors.base import Head
+from vqbank.regressors.batches import Scaling, Series
+from vqbank.regressors.holdout import hold_out_scenes
+from vqbank.regressors.member import Fold, Method, Plan, Trained, Watch
+from vqbank.regressors.metrics import fit_line
+from vqbank.regressors.parallel import train_all
+from vqbank.regressors.training import scores
+from vqbank.store.errors import HeadError, in_words
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.table import FeatureTable
 
 AtLeastTwo = Annotated[int, Field(ge=2)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from store.errors import HeadError
+from vqbank.store.errors import HeadError
 
 RESAMPLES = 10_000
 """Of the bootstrap: the ends of an interval of 95 % then vary by a hundredth of its width."""

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regressors.batches import Scaling, Series
+from vqbank.regressors.batches import Scaling, Series
 
 
 def scalings_of(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scaling]:

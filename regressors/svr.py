@@ -16,12 +16,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVR
 
-from regressors.base import PooledHead
-from regressors.holdout import scene_folds
-from regressors.pooling import pooled
-from store.errors import HeadError
-from store.schema import Video
-from store.table import FeatureTable
+from vqbank.regressors.base import PooledHead
+from vqbank.regressors.holdout import scene_folds
+from vqbank.regressors.pooling import pooled
+from vqbank.store.errors import HeadError
+from vqbank.store.schema import Video
+from vqbank.store.table import FeatureTable
 
 EXACT_VIDEOS = 4000
 """The search over so many training videos takes minutes; over LSVQ's 31,000 hours."""

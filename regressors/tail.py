@@ -2,9 +2,9 @@
 
 An adapter that lives in the last blocks of a frozen network trains on the states before its first
 block, which never change.  Extraction banks these states and writes, beside them, the blocks that
-follow (see `store.tail`); here they go on.  What a tower is made of stands in its configuration, so
-that another transformer of these parts needs no code here: an extractor names its weights as these
-modules do, and says its sizes.
+follow (see `vqbank.store.tail`); here they go on.  What a tower is made of stands in its
+configuration, so that another transformer of these parts needs no code here: an extractor names its
+weights as these modules do, and says its sizes.
 
 The arithmetic is that of the networks that were cut (open_clip's and timm's blocks), in the same
 order.  Measured on a CPU with random weights, as a part of the largest value of the feature:
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from store.errors import DamagedShardError
-from store.tail import Tower, read_tower
+from vqbank.store.errors import DamagedShardError
+from vqbank.store.tail import Tower, read_tower
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -316,7 +316,7 @@ def load_tail(folder: Path) -> ImageTail:
     """The image tower of a tail, frozen, on the CPU.
 
     Args:
-        folder: from `store.tail.tail_folder`, or a copy of it anywhere.
+        folder: from `vqbank.store.tail.tail_folder`, or a copy of it anywhere.
 
     Raises:
         MissingFeatureError: if there is no tail.

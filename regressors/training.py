@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from regressors.batches import WINDOW_SHARE, Scaling, Series
-from regressors.checkpoint import Journal
-from regressors.member import (
+from vqbank.regressors.batches import WINDOW_SHARE, Scaling, Series
+from vqbank.regressors.checkpoint import Journal
+from vqbank.regressors.member import (
     Fold,
     Member,
     Method,
@@ -22,9 +22,9 @@ from regressors.member import (
     of_one_size,
     stacked_scores,
 )
-from regressors.metrics import srcc
-from regressors.standardisation import scalings_of
-from store.errors import HeadError
+from vqbank.regressors.metrics import srcc
+from vqbank.regressors.standardisation import scalings_of
+from vqbank.store.errors import HeadError
 
 PREDICTED = 64
 """Videos of a batch that is only predicted, at most."""

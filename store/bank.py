@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from store.catalogue import FILE as CATALOGUE_FILE
-from store.catalogue import Catalogue
-from store.errors import (
+from vqbank.store.catalogue import FILE as CATALOGUE_FILE
+from vqbank.store.catalogue import Catalogue
+from vqbank.store.errors import (
     AmbiguousFeatureError,
     BankError,
     ChangedVideoError,
@@ -19,11 +19,11 @@ from store.errors import (
     refusal,
     unknown_name,
 )
-from store.files import content, create_exclusively, inside, listed, sync_folder
-from store.records import FORMAT_VERSION, Version, parsed
-from store.schema import Feature, FeatureSpec, Fingerprint, Video, canonical_json
-from store.shard import Shard, ShardWriter, VideoRecord
-from store.table import Column, FeatureTable
+from vqbank.store.files import content, create_exclusively, inside, listed, sync_folder
+from vqbank.store.records import FORMAT_VERSION, Version, parsed
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video, canonical_json
+from vqbank.store.shard import Shard, ShardWriter, VideoRecord
+from vqbank.store.table import Column, FeatureTable
 
 BANK_FILE = "bank.json"
 

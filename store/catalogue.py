@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from store.errors import DamagedShardError
-from store.files import content
-from store.records import ShardId, bad_videos, named_rows, record_names
-from store.schema import FeatureSpec
-from store.shard import committed_shards
+from vqbank.store.errors import DamagedShardError
+from vqbank.store.files import content
+from vqbank.store.records import ShardId, bad_videos, named_rows, record_names
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.shard import committed_shards
 
 FILE = "catalogue.npz"
 MOST_BYTES = 256 * 2**20

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.bank import FeatureStore, writing
-from store.errors import BankError, DamagedShardError
-from store.records import bad_videos, records
-from store.schema import FeatureSpec, canonical_json, storage_dtype
-from store.shard import Shard, ShardWriter, array_names, committed_shards, mark_bad
-from store.verify import Problem, unreadable
+from vqbank.store.bank import FeatureStore, writing
+from vqbank.store.errors import BankError, DamagedShardError
+from vqbank.store.records import bad_videos, records
+from vqbank.store.schema import FeatureSpec, canonical_json, storage_dtype
+from vqbank.store.shard import Shard, ShardWriter, array_names, committed_shards, mark_bad
+from vqbank.store.verify import Problem, unreadable
 
 SHARD_BYTES = 2**30
 """A compacted shard is closed once it holds this much."""

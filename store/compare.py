@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.bank import FeatureStore
-from store.files import BLOCK_BYTES
-from store.schema import FeatureSpec, StoredDtype, from_stored
-from store.shard import Shard, array_names
+from vqbank.store.bank import FeatureStore
+from vqbank.store.files import BLOCK_BYTES
+from vqbank.store.schema import FeatureSpec, StoredDtype, from_stored
+from vqbank.store.shard import Shard, array_names
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
-from store.errors import VqbankError
-from store.ordinary import open_ordinary
+from vqbank.store.errors import VqbankError
+from vqbank.store.ordinary import open_ordinary
 
 MOST_YAML_BYTES = 2**20
 MOST_YAML_NODES = 10_000

@@ -23,10 +23,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from store.bank import FeatureStore
-from store.catalogue import FILE as CATALOGUE_FILE
-from store.documents import MOST_JSON_BYTES, file_bytes, json_value
-from store.errors import (
+from vqbank.store.bank import FeatureStore
+from vqbank.store.catalogue import FILE as CATALOGUE_FILE
+from vqbank.store.documents import MOST_JSON_BYTES, file_bytes, json_value
+from vqbank.store.errors import (
     BankError,
     DamagedShardError,
     InvalidFeatureError,
@@ -34,9 +34,9 @@ from store.errors import (
     in_words,
     naming,
 )
-from store.files import content, crc32c, create_exclusively, discard, inside, sync_folder
-from store.hdf5 import Hdf5File, open_hdf5
-from store.incoming import (
+from vqbank.store.files import content, crc32c, create_exclusively, discard, inside, sync_folder
+from vqbank.store.hdf5 import Hdf5File, open_hdf5
+from vqbank.store.incoming import (
     NPY_DTYPES,
     Imported,
     Incoming,
@@ -47,8 +47,8 @@ from store.incoming import (
     npy_feature,
     npy_rows,
 )
-from store.records import FORMAT_VERSION, read_mark, records
-from store.schema import (
+from vqbank.store.records import FORMAT_VERSION, read_mark, records
+from vqbank.store.schema import (
     Feature,
     FeatureSpec,
     Fingerprint,
@@ -56,7 +56,7 @@ from store.schema import (
     from_stored,
     storage_dtype,
 )
-from store.shard import Shard, VideoRecord, array_names, committed_shards
+from vqbank.store.shard import Shard, VideoRecord, array_names, committed_shards
 
 HDF5_FORMAT = "vqbank-hdf5"
 NPY_FORMAT = "vqbank-npy"
@@ -153,9 +153,9 @@ def export_npy(store: FeatureStore, spec: FeatureSpec, folder: Path) -> None:
     `values/FILE`, `pts_seconds/FILE`, `frame_index/FILE` and `side/NAME/FILE` hold the stored rows
     (bfloat16 as uint16 bits); `index.json` holds the spec and for each video, in the order of their
     ids, `id`, `file`, `rows`, `fingerprint`, `probe` and `crc32c` in the order of
-    `store.shard.array_names`.  FILE is the id, percent-encoded; where that is empty, too long, or
-    differs from another by case alone, it is cut and numbered.  The folder appears whole or not at
-    all.
+    `vqbank.store.shard.array_names`.  FILE is the id, percent-encoded; where that is empty, too
+    long, or differs from another by case alone, it is cut and numbered.  The folder appears whole
+    or not at all.
 
     Raises:
         BankError: if `folder` is not empty.

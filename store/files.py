@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from awscrt import checksums
 
-from store.errors import BankError, DamagedShardError, naming
+from vqbank.store.errors import BankError, DamagedShardError, naming
 
 OPEN_FILES = 16_384
 """That a command may open at once, where the system allows it: 1,024 are usual, and few."""

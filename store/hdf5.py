@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import VqbankError
-from store.ordinary import open_ordinary
+from vqbank.store.errors import VqbankError
+from vqbank.store.ordinary import open_ordinary
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 FREE_BYTES = 2**26

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.bank import FeatureStore
-from store.errors import BankError, InvalidFeatureError, in_words
-from store.files import crc32c
-from store.ordinary import open_ordinary
-from store.schema import Feature, FeatureSpec, Fingerprint, StoredDtype, to_stored
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import BankError, InvalidFeatureError, in_words
+from vqbank.store.files import crc32c
+from vqbank.store.ordinary import open_ordinary
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, StoredDtype, to_stored
 
 SHARD_BYTES = 256 * 2**20
 """An import commits whenever it holds this much."""

@@ -16,11 +16,11 @@ from typing import Any, NotRequired
 from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from store.documents import json_value
-from store.errors import DamagedShardError, naming
-from store.files import inside, listed, opened
-from store.records import Count, Time, checked
-from store.schema import canonical_json
+from vqbank.store.documents import json_value
+from vqbank.store.errors import DamagedShardError, naming
+from vqbank.store.files import inside, listed, opened
+from vqbank.store.records import Count, Time, checked
+from vqbank.store.schema import canonical_json
 
 ROOM = "ledger"
 LINE_BYTES = 2**20

@@ -14,8 +14,8 @@ from typing import Any
 
 import scipy.io
 
-from store.errors import VqbankError, in_words
-from store.hdf5 import FREE_BYTES, MOST_GROWTH
+from vqbank.store.errors import VqbankError, in_words
+from vqbank.store.hdf5 import FREE_BYTES, MOST_GROWTH
 
 HEADER_BYTES = 128
 _COMPRESSED = 15

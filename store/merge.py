@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from store.bank import FeatureStore, writing
-from store.errors import BankError, ChangedVideoError, DamagedShardError, naming
-from store.files import (
+from vqbank.store.bank import FeatureStore, writing
+from vqbank.store.errors import BankError, ChangedVideoError, DamagedShardError, naming
+from vqbank.store.files import (
     BLOCK_BYTES,
     MISSING,
     content,
@@ -28,11 +28,11 @@ from store.files import (
     sync_files,
     sync_folder,
 )
-from store.ledger import ROOM
-from store.prune import removable
-from store.records import COMMIT, bad_videos, read_mark, read_sealed, records
-from store.schema import FeatureSpec
-from store.shard import Shard, VideoRecord, committed_shards
+from vqbank.store.ledger import ROOM
+from vqbank.store.prune import removable
+from vqbank.store.records import COMMIT, bad_videos, read_mark, read_sealed, records
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.shard import Shard, VideoRecord, committed_shards
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from store.bank import FeatureStore, is_key, writing
-from store.errors import DamagedShardError
-from store.files import links_in, listed, sync_folder
-from store.ledger import ROOM as LEDGER
-from store.records import COMMIT, read_mark, read_sealed, records
-from store.schema import FeatureSpec
-from store.shard import Shard, committed_shards
+from vqbank.store.bank import FeatureStore, is_key, writing
+from vqbank.store.errors import DamagedShardError
+from vqbank.store.files import links_in, listed, sync_folder
+from vqbank.store.ledger import ROOM as LEDGER
+from vqbank.store.records import COMMIT, read_mark, read_sealed, records
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.shard import Shard, committed_shards
 
 LINK = "a symbolic link; what it points to stays"
 

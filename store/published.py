@@ -19,12 +19,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from store import mat5
-from store.bank import FeatureStore
-from store.errors import BankError, InvalidFeatureError, in_words
-from store.files import inside
-from store.hdf5 import Hdf5File, is_hdf5, open_hdf5
-from store.incoming import (
+from vqbank.store import mat5
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import BankError, InvalidFeatureError, in_words
+from vqbank.store.files import inside
+from vqbank.store.hdf5 import Hdf5File, is_hdf5, open_hdf5
+from vqbank.store.incoming import (
     NPY_DTYPES,
     Imported,
     Incoming,
@@ -34,8 +34,8 @@ from store.incoming import (
     npy_feature,
     npy_rows,
 )
-from store.ordinary import open_ordinary
-from store.schema import Feature, FeatureSpec, Fingerprint
+from vqbank.store.ordinary import open_ordinary
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 
 USUAL_VARIABLES = ("feats_mat", "features", "feats")
 RowsWithoutValues = Literal["stop", "drop", "mean"]

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, NotRequired, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from store.documents import json_value
-from store.errors import BankError, DamagedShardError
-from store.files import content, crc32c, listed
-from store.schema import canonical_json
+from vqbank.store.documents import json_value
+from vqbank.store.errors import BankError, DamagedShardError
+from vqbank.store.files import content, crc32c, listed
+from vqbank.store.schema import canonical_json
 
 Record = TypeVar("Record")
 

@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from store.errors import UnknownNameError, VqbankError, unknown_name
+from vqbank.store.errors import UnknownNameError, VqbankError, unknown_name
 
 Kind = TypeVar("Kind")
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from store.errors import InvalidFeatureError, unknown_name
-from store.ordinary import open_ordinary
+from vqbank.store.errors import InvalidFeatureError, unknown_name
+from vqbank.store.ordinary import open_ordinary
 
 StoredDtype = Literal["float16", "float32", "bfloat16", "uint8", "int16", "int32"]
 Part = Literal["train", "validation", "test"]

@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from store.bank import FeatureStore
-from store.documents import MOST_JSON_BYTES, file_bytes, json_value
-from store.errors import BankError, MissingFeatureError, naming, refusal
-from store.files import crc32c, discard
-from store.records import Count, Version, checked
-from store.schema import FeatureSpec, Video, canonical_json
+from vqbank.store.bank import FeatureStore
+from vqbank.store.documents import MOST_JSON_BYTES, file_bytes, json_value
+from vqbank.store.errors import BankError, MissingFeatureError, naming, refusal
+from vqbank.store.files import crc32c, discard
+from vqbank.store.records import Count, Version, checked
+from vqbank.store.schema import FeatureSpec, Video, canonical_json
 
 FORMAT = "vqbank-selection"
 VERSION = 1

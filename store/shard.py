@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from store.errors import DamagedShardError, InvalidFeatureError, naming
-from store.files import content, crc32c, create_exclusively, inside, opened, sync_folder
-from store.records import (
+from vqbank.store.errors import DamagedShardError, InvalidFeatureError, naming
+from vqbank.store.files import content, crc32c, create_exclusively, inside, opened, sync_folder
+from vqbank.store.records import (
     COMMIT,
     FORMAT_VERSION,
     Count,
@@ -38,7 +38,7 @@ from store.records import (
     read_sealed,
     seal,
 )
-from store.schema import (
+from vqbank.store.schema import (
     Feature,
     FeatureSpec,
     Fingerprint,

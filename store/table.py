@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import MissingFeatureError, unknown_name
-from store.schema import FeatureSpec, Video
+from vqbank.store.errors import MissingFeatureError, unknown_name
+from vqbank.store.schema import FeatureSpec, Video
 
 BLOCK_BYTES = 64 * 2**20
 """A block of a dask array."""

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from store.bank import FeatureStore, writing
-from store.errors import BankError, DamagedShardError, MissingFeatureError, naming
-from store.files import (
+from vqbank.store.bank import FeatureStore, writing
+from vqbank.store.errors import BankError, DamagedShardError, MissingFeatureError, naming
+from vqbank.store.files import (
     CHANGED,
     MISSING,
     create_exclusively,
@@ -34,8 +34,8 @@ from store.files import (
     opened,
     sync_folder,
 )
-from store.records import TAIL_INDEX, TOKENS, read_sealed, seal
-from store.schema import FeatureSpec, canonical_json
+from vqbank.store.records import TAIL_INDEX, TOKENS, read_sealed, seal
+from vqbank.store.schema import FeatureSpec, canonical_json
 
 FOLDER = "tail"
 _VERSION = 1

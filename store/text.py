@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.bank import BANK_FILE, FeatureStore, writing
-from store.errors import DamagedShardError, InvalidFeatureError, MissingFeatureError
-from store.files import inside
-from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec
+from vqbank.store.bank import BANK_FILE, FeatureStore, writing
+from vqbank.store.errors import DamagedShardError, InvalidFeatureError, MissingFeatureError
+from vqbank.store.files import inside
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec
 
 FOLDER = "text"
 _SCALE = "scale"

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from store.bank import FeatureStore, is_key, writing
-from store.catalogue import FILE as CATALOGUE
-from store.catalogue import Catalogue
-from store.errors import BankError, DamagedShardError, in_words
-from store.files import CHANGED, MISSING, damage, links_in, listed, sync_folder
-from store.ledger import ROOM as LEDGER
-from store.ledger import damaged_ledgers
-from store.records import named_rows, read_mark, records
-from store.schema import FeatureSpec
-from store.shard import Shard, array_names, mark_bad
-from store.tail import FOLDER as TAIL
-from store.tail import damaged, set_aside
+from vqbank.store.bank import FeatureStore, is_key, writing
+from vqbank.store.catalogue import FILE as CATALOGUE
+from vqbank.store.catalogue import Catalogue
+from vqbank.store.errors import BankError, DamagedShardError, in_words
+from vqbank.store.files import CHANGED, MISSING, damage, links_in, listed, sync_folder
+from vqbank.store.ledger import ROOM as LEDGER
+from vqbank.store.ledger import damaged_ledgers
+from vqbank.store.records import named_rows, read_mark, records
+from vqbank.store.schema import FeatureSpec
+from vqbank.store.shard import Shard, array_names, mark_bad
+from vqbank.store.tail import FOLDER as TAIL
+from vqbank.store.tail import damaged, set_aside
 
 LINK = "is a symbolic link, which no command follows; `vqbank prune --yes` removes it"
 

@@ -13,7 +13,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pipelines.golden.fixture import Fixture
+    from vqbank.pipelines.golden.fixture import Fixture
 
 # In the background an interrupt is ignored, and commands would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -25,11 +25,20 @@ settings.load_profile("suite")
 
 GOLDEN = Path(__file__).parent / "golden"
 
+# Files that take longest: begun first, so that no worker is left alone with one of them at the end.
+LONGEST = ("extract", "demo", "extractors", "chaos", "cluster", "damage", "imports", "bad_input")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the longest files forward; within a file the order stays."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.fixture(scope="session")
 def golden() -> "Callable[[str], Fixture]":
     """Reads a fixture of tests/golden by name: its recipe, and what official code computes."""
-    from pipelines.golden.fixture import Fixture
+    from vqbank.pipelines.golden.fixture import Fixture
 
     return lambda name: Fixture.read(GOLDEN / f"{name}.a.npz")
 
@@ -37,7 +46,7 @@ def golden() -> "Callable[[str], Fixture]":
 @pytest.fixture(scope="session")
 def frames() -> Callable[[str, int, int, int], NDArray[np.uint8]]:
     """Golden input: uint8 RGB [n, height, width, 3], a drifting smooth texture and grain."""
-    from pipelines.golden.fixture import frames
+    from vqbank.pipelines.golden.fixture import frames
 
     return frames
 

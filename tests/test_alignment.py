@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from regressors.alignment import Alignment
-from regressors.batches import Series
-from store.errors import HeadError
-from store.schema import Video
-from store.table import Column, FeatureTable
+from vqbank.regressors.alignment import Alignment
+from vqbank.regressors.batches import Series
+from vqbank.store.errors import HeadError
+from vqbank.store.schema import Video
+from vqbank.store.table import Column, FeatureTable
 
 
 def table(**roles):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.audit import near_pairs, shared_scenes
-from pipelines.splits import Split, named_splits
-from store.schema import Video
+from vqbank.pipelines.audit import near_pairs, shared_scenes
+from vqbank.pipelines.splits import Split, named_splits
+from vqbank.store.schema import Video
 
 
 def videos(scenes):

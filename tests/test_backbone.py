@@ -9,10 +9,10 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
-from extractors import make_extractor
-from extractors.sampling import ClipPerSecond, KeyFrames
-from extractors.views import ResizeCrop
-from store.errors import RecipeError, UnknownNameError, WeightsError
+from vqbank.extractors import make_extractor
+from vqbank.extractors.sampling import ClipPerSecond, KeyFrames
+from vqbank.extractors.views import ResizeCrop
+from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError
 
 CPU = torch.device("cpu")
 TINY = {

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import EXTRACTORS, make_extractor, specs_of
-from extractors import video as decoding
-from extractors.clip import Clip
-from extractors.liqe import Liqe
-from pipelines.extract import Extraction
-from store.bank import FeatureStore
-from store.errors import WeightsError
-from store.schema import Video
+from vqbank.extractors import EXTRACTORS, make_extractor, specs_of
+from vqbank.extractors import video as decoding
+from vqbank.extractors.clip import Clip
+from vqbank.extractors.liqe import Liqe
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import WeightsError
+from vqbank.store.schema import Video
 
 CPU = torch.device("cpu")
 PARAMETERS = {"backbone": {"model": "timm:resnet10t"}, "iqa": {"metric": "cnniqa"}}

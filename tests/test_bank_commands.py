@@ -9,10 +9,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipelines import bank_commands
-from store.bank import FeatureStore
-from store.errors import BankError, MissingFeatureError, RecipeError
-from store.schema import Feature, FeatureSpec, Fingerprint
+from vqbank.pipelines.commands import bank as bank_commands
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import BankError, MissingFeatureError, RecipeError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 
 WHAT = FeatureSpec("clip.embedding", (8,), "float16", {"weights": "one"})
 SWAPPED = FeatureSpec("clip.embedding", (8,), "float16", {"weights": "two"})
@@ -72,8 +72,9 @@ def test_the_commands_stand_beside_those_of_the_command_line():
 
 
 def test_nothing_heavy_is_imported_before_a_command_runs():
-    heavy = ("numpy", "torch", "zarr", "h5py", "rich", "yaml", "store")
-    code = f"import sys, pipelines.bank_commands; print([m for m in {heavy} if m in sys.modules])"
+    heavy = ("numpy", "torch", "zarr", "h5py", "rich", "ruamel", "vqbank.store")
+    module = "vqbank.pipelines.commands.bank"
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert run.stdout.strip() == "[]"

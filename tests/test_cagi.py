@@ -11,17 +11,17 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional
 
-from extractors import make_extractor
-from pipelines.evaluate import Trial
-from pipelines.recipe import read_recipe
-from pipelines.train import train
-from regressors import load_head, make_head
-from regressors.batches import Batch
-from regressors.cagi import Cagi, Wiring
-from store.bank import FeatureStore
-from store.errors import HeadError, MissingFeatureError
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
-from store.table import FeatureTable
+from vqbank.extractors import make_extractor
+from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.experiments.train import train
+from vqbank.pipelines.recipe import read_recipe
+from vqbank.regressors import load_head, make_head
+from vqbank.regressors.batches import Batch
+from vqbank.regressors.cagi import Cagi, Wiring
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import HeadError, MissingFeatureError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.store.table import FeatureTable
 
 SS = {"quality": 1920, "semantic": 7680}
 SM = {"quality": 1920, "motion": 512}
@@ -391,7 +391,7 @@ def test_chosen_roles_are_all_that_a_fitted_head_asks_for(tmp_path):
 @pytest.fixture(params=[4, 5, 6, 7])
 def shipped(request, tmp_path):
     path = tmp_path / "table.yaml"
-    source = files("pipelines").joinpath(f"recipes/a2inet-table{request.param}.yaml")
+    source = files("vqbank.pipelines").joinpath(f"recipes/a2inet-table{request.param}.yaml")
     path.write_text(source.read_text())
     return request.param, read_recipe(path)
 

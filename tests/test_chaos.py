@@ -21,17 +21,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extractors import video as decoding
-from pipelines import cli, extract
-from store.bank import FeatureStore
-from store.compact import compact
-from store.compare import diff
-from store.errors import VqbankError
-from store.ledger import read_ledger
-from store.merge import merge
-from store.prune import prune
-from store.shard import committed_shards
-from store.verify import verify
+from vqbank.extractors import video as decoding
+from vqbank.pipelines.commands import cli
+from vqbank.pipelines.extraction import extract
+from vqbank.store.bank import FeatureStore
+from vqbank.store.compact import compact
+from vqbank.store.compare import diff
+from vqbank.store.errors import VqbankError
+from vqbank.store.ledger import read_ledger
+from vqbank.store.merge import merge
+from vqbank.store.prune import prune
+from vqbank.store.shard import committed_shards
+from vqbank.store.verify import verify
 
 VIDEOS = 8
 FEATURES = 2
@@ -571,7 +572,7 @@ def test_a_bank_that_may_only_be_read_is_read_and_a_run_is_refused_by_name(
         path.chmod(path.stat().st_mode | 0o200)
 
 
-FRESH = "from pipelines.cli import main; print(flush=True); main()"
+FRESH = "from vqbank.pipelines.commands.cli import main; print(flush=True); main()"
 
 
 @pytest.mark.soak

@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import EXTRACTORS
-from extractors import video as decoding
-from pipelines.cli import _say_agreement, main
-from pipelines.stopping import stopped_by_signals
-from regressors import HEADS
-from regressors.gru import Gru
-from store.bank import FeatureStore
-from store.documents import yaml_value
-from store.errors import VqbankError
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.extractors import EXTRACTORS
+from vqbank.extractors import video as decoding
+from vqbank.pipelines.commands.cli import _say_agreement, main
+from vqbank.pipelines.stopping import stopped_by_signals
+from vqbank.regressors import HEADS
+from vqbank.regressors.gru import Gru
+from vqbank.store.bank import FeatureStore
+from vqbank.store.documents import yaml_value
+from vqbank.store.errors import VqbankError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 ROOT = Path(__file__).parents[1]
 
@@ -406,8 +406,8 @@ def test_every_command_stands_in_the_readme():
 
 
 def test_every_extractor_and_head_stands_in_the_readme():
-    from extractors import EXTRACTORS
-    from regressors import HEADS
+    from vqbank.extractors import EXTRACTORS
+    from vqbank.regressors import HEADS
 
     readme = (ROOT / "README.md").read_text()
     for name in (*EXTRACTORS, *HEADS):
@@ -490,7 +490,7 @@ def test_mistakes_that_need_no_network_are_refused_without_loading_any(tmp_path)
     (tmp_path / "head" / "card.yaml").touch()
     script = """
 import sys
-from pipelines.cli import _say_agreement, main
+from vqbank.pipelines.commands.cli import _say_agreement, main
 for arguments in (
     ["extract", "set.csv"], ["extract", "nowhere"], ["extract", "--extractor", "nss"],
     ["extract", "--extractor", "nss", "--videos", "set.csv"],
@@ -587,11 +587,11 @@ def test_no_error_of_the_system_is_shown_with_its_number():
 
 IMPORTING = """
 import signal, sys
-from pipelines import cli
+from vqbank.pipelines.commands import cli
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "pipelines.status":
+        if name == "vqbank.pipelines.extraction.status":
             try:
                 signal.raise_signal(number)
             except BaseException:
@@ -618,7 +618,8 @@ def test_a_command_that_is_stopped_says_so_in_one_line(monkeypatch, number):
         raise SystemExit(code)
 
     monkeypatch.setattr(
-        "pipelines.status.show_status", lambda *_, **__: signal.raise_signal(number)
+        "vqbank.pipelines.extraction.status.show_status",
+        lambda *_, **__: signal.raise_signal(number),
     )
     monkeypatch.setattr(os, "_exit", ended)
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
@@ -634,7 +635,7 @@ def test_an_interrupt_that_is_ignored_stays_so(monkeypatch):
         with stopped_by_signals():
             seen.extend(signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM))
 
-    monkeypatch.setattr("pipelines.status.show_status", look)
+    monkeypatch.setattr("vqbank.pipelines.extraction.status.show_status", look)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         vqbank("status", "absent")

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from extractors import clip as module
-from extractors import make_extractor
-from extractors.clip import Clip
-from extractors.sampling import EveryNth, KeyFrames
-from extractors.views import CLIP_MEAN, CLIP_STD, ShortSideCrop, Squash, normalise
-from store.errors import RecipeError, UnknownNameError, WeightsError
+from vqbank.extractors import clip as module
+from vqbank.extractors import make_extractor
+from vqbank.extractors.clip import Clip
+from vqbank.extractors.sampling import EveryNth, KeyFrames
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, ShortSideCrop, Squash, normalise
+from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError
 
 CPU = torch.device("cpu")
 BLOCKS = 12  # of the tiny configuration

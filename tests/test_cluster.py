@@ -21,16 +21,14 @@ import torch
 from distributed.security import Security
 from typer.testing import CliRunner
 
-from extractors import make_extractor
-from extractors import video as decoding
-from pipelines import cluster, workers
-from pipelines.cli import app
-from pipelines.cluster import Order, distribute
-from pipelines.extract import Extraction
-from pipelines.manifest import read_videos
-from pipelines.parts import part_of
-from pipelines.stopping import stopped_by_signals
-from pipelines.workers import (
+from vqbank.extractors import make_extractor
+from vqbank.extractors import video as decoding
+from vqbank.pipelines.commands.cli import app
+from vqbank.pipelines.extraction import cluster, workers
+from vqbank.pipelines.extraction.cluster import Order, distribute
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.extraction.parts import part_of
+from vqbank.pipelines.extraction.workers import (
     Workers,
     batch_system,
     jobs_of,
@@ -38,12 +36,14 @@ from pipelines.workers import (
     read_cluster_file,
     scheduler_at,
 )
-from store.bank import FeatureStore
-from store.compare import diff
-from store.errors import RecipeError, WorkersError
-from store.ledger import read_ledger
-from store.schema import Video
-from store.shard import committed_shards
+from vqbank.pipelines.manifest import read_videos
+from vqbank.pipelines.stopping import stopped_by_signals
+from vqbank.store.bank import FeatureStore
+from vqbank.store.compare import diff
+from vqbank.store.errors import RecipeError, WorkersError
+from vqbank.store.ledger import read_ledger
+from vqbank.store.schema import Video
+from vqbank.store.shard import committed_shards
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
 DASK = Path(sys.executable).with_name("dask")
@@ -264,7 +264,7 @@ class _Leaving(distributed.WorkerPlugin):
         self.told = told
 
     def setup(self, worker):
-        from pipelines.workers import LEAVING
+        from vqbank.pipelines.extraction.workers import LEAVING
 
         if not self.told.exists():
             self.told.touch()
@@ -279,7 +279,7 @@ class _Dying(distributed.WorkerPlugin):
         self.times = times
 
     def setup(self, worker):
-        from pipelines import cluster
+        from vqbank.pipelines.extraction import cluster
 
         def die(order):
             if self.count.stat().st_size < self.times:
@@ -560,7 +560,7 @@ def is_alive(process):
 
 def _arm(path):
     """Let this process die when it is asked to decode a path."""
-    from extractors.isolated import Decoder
+    from vqbank.extractors.isolated import Decoder
 
     real = Decoder.open
 

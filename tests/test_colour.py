@@ -14,10 +14,10 @@ import av
 import numpy as np
 import pytest
 
-from extractors import make_extractor
-from extractors.base import RGB
-from extractors.video import SCALER_FLAGS, _Rgb, decode, probe
-from pipelines.status import _findings as findings
+from vqbank.extractors import make_extractor
+from vqbank.extractors.base import RGB
+from vqbank.extractors.video import SCALER_FLAGS, _Rgb, decode, probe
+from vqbank.pipelines.extraction.status import _findings as findings
 
 FOLDER = Path(__file__).parent / "data" / "cases"
 

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from store.bank import FeatureStore
-from store.compact import compact
-from store.errors import BankError, DamagedShardError, VqbankError
-from store.merge import merge
-from store.prune import prune
-from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec
-from store.shard import mark_bad
+from vqbank.store.bank import FeatureStore
+from vqbank.store.compact import compact
+from vqbank.store.errors import BankError, DamagedShardError, VqbankError
+from vqbank.store.merge import merge
+from vqbank.store.prune import prune
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec
+from vqbank.store.shard import mark_bad
 
 SPEC = FeatureSpec(
     "clip.embedding",

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor, specs_of
-from extractors import video as decoding
-from extractors.isolated import Decoder
-from pipelines.extract import Extraction
-from pipelines.jobs import batch_that_pays
-from pipelines.manifest import read_videos
-from store.bank import FeatureStore
-from store.ledger import failures, read_ledger
-from store.schema import Fingerprint, Video
+from vqbank.extractors import make_extractor, specs_of
+from vqbank.extractors import video as decoding
+from vqbank.extractors.isolated import Decoder
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.extraction.jobs import batch_that_pays
+from vqbank.pipelines.manifest import read_videos
+from vqbank.store.bank import FeatureStore
+from vqbank.store.ledger import failures, read_ledger
+from vqbank.store.schema import Fingerprint, Video
 
 FFMPEG = shutil.which("ffmpeg")
 
@@ -128,7 +128,7 @@ def test_the_batch_grows_while_it_pays_and_fits(memory, gains_until, found, monk
         now[0] += max(1.0, len(clips) / gains_until)
         return {"row": clips.float().mean(dim=-1)}
 
-    monkeypatch.setattr("pipelines.jobs.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("vqbank.pipelines.extraction.jobs.time.perf_counter", lambda: now[0])
     assert batch_that_pays(compute, torch.zeros(3, dtype=torch.uint8), 4, largest=256) == found
 
 
@@ -177,7 +177,7 @@ def large(tmp_path_factory):
 MEASURED = """
 import sys
 from pathlib import Path
-from pipelines.cli import main
+from vqbank.pipelines.commands.cli import main
 try:
     main()
 finally:

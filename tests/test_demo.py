@@ -5,11 +5,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipelines import demo, demo_clips
-from pipelines.evaluate import Trial
-from pipelines.manifest import read_videos
-from pipelines.predict import Scorer
-from store.bank import FeatureStore
+from vqbank.pipelines.demo import clips as demo_clips
+from vqbank.pipelines.demo import demo
+from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.manifest import read_videos
+from vqbank.pipelines.predict import Scorer
+from vqbank.store.bank import FeatureStore
 
 
 @pytest.fixture(scope="module")

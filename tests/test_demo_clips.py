@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from extractors.video import decode, probe
-from pipelines import demo_clips
-from pipelines.demo_clips import (
+from vqbank.extractors.video import decode, probe
+from vqbank.pipelines.demo import clips as demo_clips
+from vqbank.pipelines.demo.clips import (
     DEGRADATIONS,
     HEIGHT,
     MAX_PICTURE_WIDTH,
@@ -30,7 +30,7 @@ from pipelines.demo_clips import (
     spatial_information,
     write_clip,
 )
-from pipelines.manifest import read_manifest
+from vqbank.pipelines.manifest import read_manifest
 
 ALL_SHOTS = (*SHOTS, UNSEEN_SHOT)
 SHOT = SHOTS[1]

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor
-from extractors import video as decoding
-from extractors.base import Extractor, Output
-from extractors.sampling import Clips
-from extractors.views import Squash
-from pipelines import jobs
-from pipelines.display import FAILURES, Display, show_extraction, snapshot
-from pipelines.extract import Extraction, Outcome
-from store.bank import FeatureStore
-from store.schema import Video
+from vqbank.extractors import make_extractor
+from vqbank.extractors import video as decoding
+from vqbank.extractors.base import Extractor, Output
+from vqbank.extractors.sampling import Clips
+from vqbank.extractors.views import Squash
+from vqbank.pipelines.extraction import jobs
+from vqbank.pipelines.extraction.display import FAILURES, Display, show_extraction, snapshot
+from vqbank.pipelines.extraction.extract import Extraction, Outcome
+from vqbank.store.bank import FeatureStore
+from vqbank.store.schema import Video
 
 
 @dataclass(frozen=True)

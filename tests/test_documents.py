@@ -11,21 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extractors.video import probe
-from extractors.weights import sha256_of
-from pipelines.labels.reader import read_labels
-from pipelines.manifest import read_manifest
-from pipelines.recipe import read_recipe
-from pipelines.results import read_records
-from pipelines.splits import splits_file
-from pipelines.workers import read_cluster_file
-from regressors.base import read_card
-from store.documents import file_bytes, json_value, yaml_text, yaml_value
-from store.errors import BankError, HeadError, RecipeError, VqbankError
-from store.incoming import npy_array
-from store.published import refuse_pickle
-from store.schema import Fingerprint
-from store.selection import read_selection
+from vqbank.extractors.video import probe
+from vqbank.extractors.weights import sha256_of
+from vqbank.pipelines.extraction.workers import read_cluster_file
+from vqbank.pipelines.labels.reader import read_labels
+from vqbank.pipelines.manifest import read_manifest
+from vqbank.pipelines.recipe import read_recipe
+from vqbank.pipelines.results.records import read_records
+from vqbank.pipelines.splits import splits_file
+from vqbank.regressors.base import read_card
+from vqbank.store.documents import file_bytes, json_value, yaml_text, yaml_value
+from vqbank.store.errors import BankError, HeadError, RecipeError, VqbankError
+from vqbank.store.incoming import npy_array
+from vqbank.store.published import refuse_pickle
+from vqbank.store.schema import Fingerprint
+from vqbank.store.selection import read_selection
 
 CASES = Path(__file__).parent / "data" / "cases"
 

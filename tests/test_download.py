@@ -13,12 +13,12 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from extractors import EXTRACTORS
-from extractors.base import WeightedExtractor
-from extractors.download import Progress, fetch
-from extractors.weights import WeightFile, find_weights, load_state_dict, locate, sha256_of
-from pipelines.cli import app
-from store.errors import WeightsError
+from vqbank.extractors import EXTRACTORS
+from vqbank.extractors.base import WeightedExtractor
+from vqbank.extractors.download import Progress, fetch
+from vqbank.extractors.weights import WeightFile, find_weights, load_state_dict, locate, sha256_of
+from vqbank.pipelines.commands.cli import app
+from vqbank.store.errors import WeightsError
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several pieces
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

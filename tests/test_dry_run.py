@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor
-from extractors import video as decoding
-from extractors.base import Extractor, Output
-from extractors.sampling import Clips, KeyFrames
-from extractors.views import Native, Squash
-from pipelines import dry_run, jobs
-from pipelines.dry_run import bank_as_it_is, estimate, show_estimate
-from pipelines.extract import Extraction
-from store.bank import FeatureStore
-from store.errors import DecodeError
-from store.schema import SideSpec, Video
+from vqbank.extractors import make_extractor
+from vqbank.extractors import video as decoding
+from vqbank.extractors.base import Extractor, Output
+from vqbank.extractors.sampling import Clips, KeyFrames
+from vqbank.extractors.views import Native, Squash
+from vqbank.pipelines.extraction import dry_run, jobs
+from vqbank.pipelines.extraction.dry_run import bank_as_it_is, estimate, show_estimate
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import DecodeError
+from vqbank.store.schema import SideSpec, Video
 
 CPU = torch.device("cpu")
 

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractors, specs_of, without_tiny
-from extractors import video as decoding
-from extractors.weights import RANDOM, TINY
-from pipelines.entries import check_names, check_use, with_keys
-from pipelines.extract import Extraction
-from pipelines.manifest import read_videos
-from pipelines.recipe import Protocol, Recipe, read_recipe
-from store.bank import FeatureStore
-from store.errors import (
+from vqbank.extractors import make_extractors, specs_of, without_tiny
+from vqbank.extractors import video as decoding
+from vqbank.extractors.weights import RANDOM, TINY
+from vqbank.pipelines.entries import check_names, check_use, with_keys
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.manifest import read_videos
+from vqbank.pipelines.recipe import Protocol, Recipe, read_recipe
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import (
     AmbiguousFeatureError,
     MissingFeatureError,
     RecipeError,
     UnknownNameError,
     VqbankError,
 )
-from store.schema import Feature, Fingerprint
+from vqbank.store.schema import Feature, Fingerprint
 
 CPU = torch.device("cpu")
 WITHOUT_WEIGHTS = ("frames", "motion", "nss")
@@ -33,7 +33,7 @@ TWO = {
 
 def shipped(tmp_path, name):
     path = tmp_path / f"{name}.yaml"
-    path.write_text(files("pipelines").joinpath(f"recipes/{name}.yaml").read_text())
+    path.write_text(files("vqbank.pipelines").joinpath(f"recipes/{name}.yaml").read_text())
     return read_recipe(path)
 
 

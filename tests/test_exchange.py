@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store.bank import FeatureStore
-from store.errors import (
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import (
     BankError,
     DamagedShardError,
     InvalidFeatureError,
     MissingFeatureError,
 )
-from store.exchange import export_hdf5, export_npy, import_hdf5, import_npy, pack
-from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
-from store.shard import array_names, mark_bad
+from vqbank.store.exchange import export_hdf5, export_npy, import_hdf5, import_npy, pack
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
+from vqbank.store.shard import array_names, mark_bad
 
 DTYPES = ["float16", "float32", "bfloat16", "uint8", "int16", "int32"]
 PROBE = {"width": 640, "rate": 25.0}
@@ -280,7 +280,7 @@ def test_an_import_commits_by_size_and_goes_on_after_a_failure(tmp_path, monkeyp
         rows = file[spec().key]["values"]
         rows[-1] = rows[-1] + 1
     other = FeatureStore.create(tmp_path / "other")
-    monkeypatch.setattr("store.incoming.SHARD_BYTES", 1)
+    monkeypatch.setattr("vqbank.store.incoming.SHARD_BYTES", 1)
 
     with pytest.raises(BankError, match=r"damaged\.h5: v5: values of .* has changed"):
         import_hdf5(tmp_path / "damaged.h5", other)
@@ -377,7 +377,7 @@ def _dangling_link(file):
 
 
 def _not_finite(file):
-    from store.files import crc32c
+    from vqbank.store.files import crc32c
 
     group = file[spec().key]
     rows = group["values"][:]
@@ -419,8 +419,8 @@ def test_a_changed_hdf5_file_is_one_clear_error(tmp_path, change, message):
 EXPORT = """
 import sys
 from pathlib import Path
-from store.bank import FeatureStore
-from store.exchange import export_hdf5
+from vqbank.store.bank import FeatureStore
+from vqbank.store.exchange import export_hdf5
 store = FeatureStore(Path(sys.argv[1]))
 export_hdf5(store, store.specs(), Path(sys.argv[2]))
 """

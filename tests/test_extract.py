@@ -18,18 +18,18 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor
-from extractors import video as decoding
-from extractors.isolated import Decoder
-from extractors.nss import Nss
-from pipelines import extract
-from pipelines.extract import Extraction
-from pipelines.jobs import Batch, Job, Room
-from pipelines.status import History, failed_videos, show_status
-from pipelines.stopping import ASKED, stopped_by_signals
-from store.bank import FeatureStore
-from store.errors import ManifestError, WeightsError
-from store.schema import Video
+from vqbank.extractors import make_extractor
+from vqbank.extractors import video as decoding
+from vqbank.extractors.isolated import Decoder
+from vqbank.extractors.nss import Nss
+from vqbank.pipelines.extraction import extract
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.extraction.jobs import Batch, Job, Room
+from vqbank.pipelines.extraction.status import History, failed_videos, show_status
+from vqbank.pipelines.stopping import ASKED, stopped_by_signals
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import ManifestError, WeightsError
+from vqbank.store.schema import Video
 
 CPU = torch.device("cpu")
 
@@ -138,10 +138,10 @@ import threading
 import time
 from pathlib import Path
 import torch
-from extractors import make_extractor
-from pipelines import extract
-from pipelines.manifest import read_videos
-from store.bank import FeatureStore
+from vqbank.extractors import make_extractor
+from vqbank.pipelines.extraction import extract
+from vqbank.pipelines.manifest import read_videos
+from vqbank.store.bank import FeatureStore
 extract.FLUSH_BYTES = 1
 videos = read_videos(Path(sys.argv[1]))
 names = [make_extractor("nss"), make_extractor("motion")]
@@ -499,8 +499,8 @@ def test_all_decoders_give_their_own_key_and_the_same_numbers(tmp_path, videos):
 
 def test_nothing_half_written_stays_after_an_error(tmp_path, videos, monkeypatch):
     """A disk that fills up while rows are written."""
-    from store.errors import BankError
-    from store.shard import ShardWriter
+    from vqbank.store.errors import BankError
+    from vqbank.store.shard import ShardWriter
 
     store, _, _ = bank(tmp_path / "bank", videos[:1], "nss")
     before = contents(store)
@@ -520,7 +520,7 @@ def test_nothing_half_written_stays_after_an_error(tmp_path, videos, monkeypatch
 
 def test_both_real_clips_are_extracted_alike_twice(tmp_path, shared_data):
     """All four extractors, two of them with random weights; bit for bit the same again."""
-    from pipelines.manifest import read_videos
+    from vqbank.pipelines.manifest import read_videos
 
     real = read_videos(shared_data / "clips")
     random = {"clip": {"weights": "random"}, "slowfast": {"weights": "random"}}
@@ -546,7 +546,7 @@ def test_two_files_under_one_id_are_refused_and_one_named_twice_is_read_once(tmp
 @pytest.mark.parametrize("step", ["before", "after"])
 def test_an_interrupt_at_any_step_of_a_commit_loses_nothing(tmp_path, videos, monkeypatch, step):
     """Ctrl-C just before the commit record is made, and just after."""
-    from store import shard
+    from vqbank.store import shard
 
     real = shard.create_exclusively
 
@@ -578,12 +578,12 @@ import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from pathlib import Path
 import torch
-from extractors import make_extractor
-from pipelines.extract import Extraction
-from pipelines.jobs import Room
-from store.bank import FeatureStore
-from store.errors import BankError
-from store.schema import Video
+from vqbank.extractors import make_extractor
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.extraction.jobs import Room
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import BankError
+from vqbank.store.schema import Video
 videos = [Video("a", Path({str(videos[2].path)!r}))]
 names = [make_extractor("motion"), make_extractor("nss")]
 store = FeatureStore(Path({str(store.path)!r}))
@@ -646,8 +646,8 @@ def test_large_computations_share_their_room_and_come_in_turn():
 SLOW = """
 import sys
 import time
-from extractors.motion import Motion
-from pipelines import cli
+from vqbank.extractors.motion import Motion
+from vqbank.pipelines.commands import cli
 
 def build(self, device):
     print("computing", flush=True)

@@ -10,12 +10,12 @@ import pytest
 import scipy.ndimage
 import torch
 
-from extractors import EXTRACTORS, make_extractor
-from extractors.motion import Motion
-from extractors.nss import Nss, asymmetric_statistics
-from extractors.sampling import EveryNth, Neighbours, Timeline
-from extractors.views import ClipView, ShortSideCrop
-from store.errors import InvalidFeatureError, RecipeError, UnknownNameError, WeightsError
+from vqbank.extractors import EXTRACTORS, make_extractor
+from vqbank.extractors.motion import Motion
+from vqbank.extractors.nss import Nss, asymmetric_statistics
+from vqbank.extractors.sampling import EveryNth, Neighbours, Timeline
+from vqbank.extractors.views import ClipView, ShortSideCrop
+from vqbank.store.errors import InvalidFeatureError, RecipeError, UnknownNameError, WeightsError
 
 CPU = torch.device("cpu")
 # What has to be said of those that are many.
@@ -218,7 +218,7 @@ def assert_all_keys_differ(one, other):
 
 def test_keys_stay_as_they_are(monkeypatch):
     """A change here orphans every banked feature: raise `version` only when numbers change."""
-    monkeypatch.setattr("extractors.nss.version", {"pyiqa": "0.1.16"}.__getitem__)
+    monkeypatch.setattr("vqbank.extractors.nss.version", {"pyiqa": "0.1.16"}.__getitem__)
     keys = {
         spec.key
         for extractor in (Nss(), Motion())
@@ -232,7 +232,7 @@ def test_importing_and_computing_keys_loads_no_model_library():
     names = sorted(EXTRACTORS.keys() - PARAMETERS.keys())
     program = f"""if True:
         import json, sys
-        from extractors import EXTRACTORS
+        from vqbank.extractors import EXTRACTORS
         keys = []
         for name in {names}:
             has_weights = "weights" in EXTRACTORS[name].__dataclass_fields__

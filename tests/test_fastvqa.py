@@ -7,12 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
-from extractors import make_extractor
-from extractors.networks.video_swin import Architecture, FastVqaNetwork
-from extractors.sampling import RandomSegments, Timeline
-from extractors.views import Fragments, RedrawnFragments, View
-from extractors.weights import random_weights
-from store.errors import RecipeError, WeightsError
+from vqbank.extractors import make_extractor
+from vqbank.extractors.networks.video_swin import Architecture, FastVqaNetwork
+from vqbank.extractors.sampling import RandomSegments, Timeline
+from vqbank.extractors.views import Fragments, RedrawnFragments, View
+from vqbank.extractors.weights import random_weights
+from vqbank.store.errors import RecipeError, WeightsError
 
 CPU = torch.device("cpu")
 MODELS = ["fast-b", "faster", "fast-m"]

@@ -20,22 +20,22 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor
-from extractors import video as decoding
-from pipelines.extract import Extraction
-from pipelines.manifest import read_videos
-from store.bank import FeatureStore
-from store.compact import compact
-from store.compare import diff
-from store.errors import BankError, DamagedShardError, refusal
-from store.files import create_together
-from store.ledger import failures, read_ledger
-from store.merge import merge
-from store.prune import prune
-from store.records import seal
-from store.schema import Feature, FeatureSpec, Fingerprint
-from store.shard import committed_shards, mark_bad
-from store.verify import verify
+from vqbank.extractors import make_extractor
+from vqbank.extractors import video as decoding
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.manifest import read_videos
+from vqbank.store.bank import FeatureStore
+from vqbank.store.compact import compact
+from vqbank.store.compare import diff
+from vqbank.store.errors import BankError, DamagedShardError, refusal
+from vqbank.store.files import create_together
+from vqbank.store.ledger import failures, read_ledger
+from vqbank.store.merge import merge
+from vqbank.store.prune import prune
+from vqbank.store.records import seal
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
+from vqbank.store.shard import committed_shards, mark_bad
+from vqbank.store.verify import verify
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("store", "extractors", "regressors", "pipelines")
@@ -188,7 +188,7 @@ def clock(monkeypatch):
     """Every time that is asked for is another hour or year, in no order."""
     rng = np.random.default_rng(3)
     now = time.time()
-    monkeypatch.setattr("store.shard.time.time", lambda: now + rng.uniform(-1, 1) * 1e8)
+    monkeypatch.setattr("vqbank.store.shard.time.time", lambda: now + rng.uniform(-1, 1) * 1e8)
 
 
 @pytest.mark.parametrize("history", range(2))
@@ -226,7 +226,7 @@ def test_a_merge_that_is_killed_shows_no_older_rows_whatever_the_clock_said(tmp_
     source, target = tmp_path / "source", FeatureStore.create(tmp_path / "target")
     old = put(source, 1, 4, version=1)
     now = time.time()
-    monkeypatch.setattr("store.shard.time.time", lambda: now - 3600)
+    monkeypatch.setattr("vqbank.store.shard.time.time", lambda: now - 3600)
     put(source, 1, 2, version=2, supersedes=[{"shard": old, "videos": ["set/1.mp4"]}])
     seen = []
 
@@ -236,7 +236,7 @@ def test_a_merge_that_is_killed_shows_no_older_rows_whatever_the_clock_said(tmp_
         found = FeatureStore(target.path).video_ids(SPEC)
         seen.append({v: version_of(target.path, int(v[4])) for v in found}.get("set/1.mp4"))
 
-    monkeypatch.setattr("store.merge.create_together", looked_at)
+    monkeypatch.setattr("vqbank.store.merge.create_together", looked_at)
     merge(target, [FeatureStore(source)])
 
     assert seen == [2, 2]

@@ -9,19 +9,19 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipelines.cli import app
-from pipelines.evaluate import Trial
-from pipelines.fitting import evaluated, watched
-from pipelines.recipe import read_recipe
-from pipelines.train import train
-from regressors import load_head
-from regressors.checkpoint import Journal
-from regressors.member import Epoch, Member
-from regressors.progress import Cost, Step
-from store.bank import FeatureStore
-from store.documents import yaml_text
-from store.errors import RecipeError
-from store.schema import Feature, FeatureSpec, Fingerprint
+from vqbank.pipelines.commands.cli import app
+from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.experiments.fitting import evaluated, watched
+from vqbank.pipelines.experiments.train import train
+from vqbank.pipelines.recipe import read_recipe
+from vqbank.regressors import load_head
+from vqbank.regressors.checkpoint import Journal
+from vqbank.regressors.member import Epoch, Member
+from vqbank.regressors.progress import Cost, Step
+from vqbank.store.bank import FeatureStore
+from vqbank.store.documents import yaml_text
+from vqbank.store.errors import RecipeError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 
 
 @pytest.fixture
@@ -84,14 +84,14 @@ def test_nothing_is_logged_unless_asked_for(recipe, tmp_path):
 
 
 def test_an_interrupted_command_goes_on_from_its_checkpoint(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("regressors.checkpoint.CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr("vqbank.regressors.checkpoint.CHECKPOINT_SHARE", 0)
     expected = Trial.of(recipe, title="t")
     train(expected, tmp_path / "expected", recipe=recipe)
     seen = []
     with interrupted_after_an_epoch(monkeypatch), pytest.raises(KeyboardInterrupt):
         train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
     assert (tmp_path / "head.checkpoint").exists()
-    monkeypatch.setattr("regressors.member.Member.judge", _counting(seen))
+    monkeypatch.setattr("vqbank.regressors.member.Member.judge", _counting(seen))
     train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
 
     assert len(seen) == 2 * 3  # of two runs the epochs after the first
@@ -109,7 +109,7 @@ def interrupted_after_an_epoch(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("regressors.checkpoint.Journal.keep", keep_and_die)
+        patch.setattr("vqbank.regressors.checkpoint.Journal.keep", keep_and_die)
         yield
 
 
@@ -160,7 +160,7 @@ def test_an_interrupted_command_says_where_it_goes_on(recipe, tmp_path, monkeypa
 
 
 def test_a_log_file_gets_a_line_now_and_then(capsys, monkeypatch):
-    monkeypatch.setattr("pipelines.fitting.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("vqbank.pipelines.experiments.fitting.LOG_SECONDS", 0.0)
     epoch = Epoch(0, 3, 9, 0.5, 0.25, 2, 0.5)
 
     def run(watch):
@@ -201,7 +201,7 @@ def test_a_head_that_takes_long_is_trained_in_a_process_and_comes_to_the_same(
 ):
     svr = recipe.model_copy(update={"heads": {"svr": {}}})
     here = train(Trial.of(svr, title="t"), tmp_path / "here", recipe=svr)
-    monkeypatch.setattr("pipelines.evaluate.LONG_OPERATIONS", 0.0)
+    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.LONG_OPERATIONS", 0.0)
     trial = Trial.of(svr, title="t")
     there = train(trial, tmp_path / "there", recipe=svr)
 

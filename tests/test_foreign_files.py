@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import scipy.io
 
-from pipelines.labels import read_labels
-from store import mat5
-from store.bank import FeatureStore
-from store.errors import BankError, InvalidFeatureError, ManifestError, VqbankError
-from store.exchange import export_hdf5, import_hdf5
-from store.incoming import MOST_ARRAY_BYTES, npy_feature
-from store.published import import_feats_mat
-from store.schema import Feature, FeatureSpec, Fingerprint
+from vqbank.pipelines.labels import read_labels
+from vqbank.store import mat5
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import BankError, InvalidFeatureError, ManifestError, VqbankError
+from vqbank.store.exchange import export_hdf5, import_hdf5
+from vqbank.store.incoming import MOST_ARRAY_BYTES, npy_feature
+from vqbank.store.published import import_feats_mat
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 
 CASES = Path(__file__).parent / "data" / "cases"
 IDS = [f"set/{row}.mp4" for row in range(12)]

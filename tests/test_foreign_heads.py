@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regressors import load_head, make_head
-from regressors.base import read_card
-from store.documents import yaml_text
-from store.errors import HeadError
-from store.schema import Video
-from store.table import FeatureTable
+from vqbank.regressors import load_head, make_head
+from vqbank.regressors.base import read_card
+from vqbank.store.documents import yaml_text
+from vqbank.store.errors import HeadError
+from vqbank.store.schema import Video
+from vqbank.store.table import FeatureTable
 
 N = 30
 RNG = np.random.default_rng(0)

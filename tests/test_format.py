@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store.bank import FeatureStore
-from store.errors import MissingFeatureError
-from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
-from store.shard import mark_bad
-from store.verify import verify
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import MissingFeatureError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
+from vqbank.store.shard import mark_bad
+from vqbank.store.verify import verify
 
 VERSION_1 = Path(__file__).parent / "data" / "bank-1"
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor
-from extractors.sampling import Timeline
-from extractors.views import ShortSideCrop
-from store.errors import RecipeError
-from store.schema import to_stored
+from vqbank.extractors import make_extractor
+from vqbank.extractors.sampling import Timeline
+from vqbank.extractors.views import ShortSideCrop
+from vqbank.store.errors import RecipeError
+from vqbank.store.schema import to_stored
 
 CPU = torch.device("cpu")
 

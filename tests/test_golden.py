@@ -12,10 +12,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.golden import PLAYERS, play, play_one
-from pipelines.golden.fixture import Check, Fixture, array, fill, frames
-from store.errors import GoldenError
+from vqbank.pipelines.commands.cli import app
+from vqbank.pipelines.golden import PLAYERS, play, play_one
+from vqbank.pipelines.golden.fixture import Check, Fixture, array, fill, frames
+from vqbank.store.errors import GoldenError
 
 GOLDEN = Path(__file__).parent / "golden"
 LIGHT = (

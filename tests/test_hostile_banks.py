@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import cli
-from regressors.base import read_card
-from store import catalogue
-from store.bank import FeatureStore
-from store.errors import DamagedShardError, VqbankError
-from store.files import OPEN_FILES, allow_open_files, crc32c
-from store.ledger import Ledger
-from store.records import record_names, seal
-from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
-from store.shard import mark_bad
-from store.tail import Tail, Tower, read_tower, tail_folder, write_tail
-from store.text import TextBank, read_text, text_spec, write_text
-from store.verify import mark, verify
+from vqbank.pipelines.commands import cli
+from vqbank.regressors.base import read_card
+from vqbank.store import catalogue
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import DamagedShardError, VqbankError
+from vqbank.store.files import OPEN_FILES, allow_open_files, crc32c
+from vqbank.store.ledger import Ledger
+from vqbank.store.records import record_names, seal
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
+from vqbank.store.shard import mark_bad
+from vqbank.store.tail import Tail, Tower, read_tower, tail_folder, write_tail
+from vqbank.store.text import TextBank, read_text, text_spec, write_text
+from vqbank.store.verify import mark, verify
 
 IMAGE = FeatureSpec(
     "clip.image", (4,), "float16", {"weights": "one"}, side=(SideSpec("offsets", (2,), "int16"),)
@@ -459,7 +459,9 @@ def test_no_command_needs_a_file_for_each_shard(tmp_path, out, monkeypatch):
     table = FeatureStore(bank).table(videos, {"image": IMAGE.key})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = len([*Path("/proc/self/fd").iterdir()]) if Path("/proc/self/fd").exists() else 64
-    monkeypatch.setattr("store.files.OPEN_FILES", opened + 64)  # commands raise the limit to this
+    monkeypatch.setattr(
+        "vqbank.store.files.OPEN_FILES", opened + 64
+    )  # commands raise the limit to this
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 64, hard))
     try:
         assert "0 differ" in run("diff", bank, copy)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extractors import EXTRACTORS
-from extractors import video as decoding
+from vqbank.extractors import EXTRACTORS
+from vqbank.extractors import video as decoding
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = {
@@ -32,10 +32,10 @@ from pathlib import Path
 
 import torch
 
-from extractors import make_extractor
-from pipelines.extract import Extraction
-from store.bank import FeatureStore
-from store.schema import Video
+from vqbank.extractors import make_extractor
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.store.bank import FeatureStore
+from vqbank.store.schema import Video
 
 
 class Watch:
@@ -127,9 +127,9 @@ from pathlib import Path
 
 import torch
 
-from extractors import make_extractor
-from pipelines.cluster import Order, _extraction, _Preparation
-from store.errors import VqbankError
+from vqbank.extractors import make_extractor
+from vqbank.pipelines.extraction.cluster import Order, _extraction, _Preparation
+from vqbank.store.errors import VqbankError
 
 bank, weights = map(Path, sys.argv[1:])
 torch.save({"weight": torch.zeros(1)}, weights)

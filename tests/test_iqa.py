@@ -7,9 +7,9 @@ import pytest
 import scipy.io
 import torch
 
-from extractors import make_extractor
-from extractors.iqa import Iqa
-from store.errors import InvalidFeatureError, RecipeError, UnknownNameError, WeightsError
+from vqbank.extractors import make_extractor
+from vqbank.extractors.iqa import Iqa
+from vqbank.store.errors import InvalidFeatureError, RecipeError, UnknownNameError, WeightsError
 
 CPU = torch.device("cpu")
 REFUSED = ["arniqa", "clipiqa", "clipiqa+", "dbcnn", "hyperiqa", "liqe", "maniqa", "nima"]

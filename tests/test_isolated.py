@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extractors import video
-from extractors.isolated import SLOT_BYTES, Decoder, End
-from extractors.video import Probe
-from store.errors import DecodeError, DecoderDiedError
+from vqbank.extractors import video
+from vqbank.extractors.isolated import SLOT_BYTES, Decoder, End
+from vqbank.extractors.video import Probe
+from vqbank.store.errors import DecodeError, DecoderDiedError
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_child_does_not_outlive_its_parent(path):
     script = f"""
 import os, signal
 from pathlib import Path
-from extractors.isolated import Decoder
+from vqbank.extractors.isolated import Decoder
 decoder = Decoder("pyav")
 decoder.open(Path({str(path)!r}))
 decoder.receive()

@@ -8,11 +8,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipelines import label_commands
-from pipelines.manifest import read_manifest
-from store.bank import FeatureStore
-from store.errors import ManifestError, RecipeError
-from store.schema import Feature, FeatureSpec, Fingerprint
+from vqbank.pipelines.commands import labels as label_commands
+from vqbank.pipelines.manifest import read_manifest
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import ManifestError, RecipeError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 
 app = typer.Typer(rich_markup_mode=None)
 app.add_typer(label_commands.labels_app, name="labels")  # as the whole command line does
@@ -256,7 +256,7 @@ def test_audit_finds_near_duplicates_in_a_bank(tmp_path):
 
 
 def test_every_scheme_stands_in_the_readme():
-    from pipelines.splits import SCHEMES
+    from vqbank.pipelines.splits import SCHEMES
 
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -12,13 +12,13 @@ import scipy.io
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.labels import key_of, read_labels
-from pipelines.labels.label import parts_of
-from pipelines.labels.match import assumed_data_set, match
-from pipelines.labels.merge import agreement, merged
-from pipelines.labels.scenes import likely_pattern, scenes_by_name, scenes_by_pattern
-from pipelines.labels.videos import reconcile, videos_of
-from store.errors import ManifestError, RecipeError
+from vqbank.pipelines.labels import key_of, read_labels
+from vqbank.pipelines.labels.label import parts_of
+from vqbank.pipelines.labels.match import assumed_data_set, match
+from vqbank.pipelines.labels.merge import agreement, merged
+from vqbank.pipelines.labels.scenes import likely_pattern, scenes_by_name, scenes_by_pattern
+from vqbank.pipelines.labels.videos import reconcile, videos_of
+from vqbank.store.errors import ManifestError, RecipeError
 
 FASTVQA = "set/a.mp4, 8.0, 29.97, 3.22\nset/b.mp4, -1, -1, 4.5\nset/c, d.mp4, 8.0, 30, 1.25\n"
 FASTVQA = FASTVQA.replace("c, d", "c d")

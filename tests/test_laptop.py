@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from store.bank import FeatureStore
-from store.documents import yaml_text, yaml_value
-from store.errors import VqbankError
-from store.schema import Feature, FeatureSpec, Fingerprint
+from vqbank.store.bank import FeatureStore
+from vqbank.store.documents import yaml_text, yaml_value
+from vqbank.store.errors import VqbankError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {"clip.embedding": (6,), "motion.series": (3,), "semantic.frames": (64,)}
@@ -42,7 +42,7 @@ def offline(*arguments, **options):
     raise AssertionError("the laptop is offline")
 
 socket.socket.connect = socket.getaddrinfo = offline
-from pipelines.cli import app
+from vqbank.pipelines.commands.cli import app
 for line in sys.argv[1:]:
     try:
         app(line.split(), prog_name="vqbank")

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.func import functional_call, vmap
 
-from regressors import layers
-from regressors.layers import Gru, dropout, linear, start_uniform
+from vqbank.regressors import layers
+from vqbank.regressors.layers import Gru, dropout, linear, start_uniform
 
 
 def pair(width_in=7, width=5):

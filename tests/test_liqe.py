@@ -6,12 +6,12 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from extractors.liqe import PROMPTS, Liqe, Patches
-from extractors.views import CLIP_MEAN, CLIP_STD, normalise
-from store.bank import FeatureStore
-from store.errors import InvalidFeatureError, WeightsError
-from store.schema import Feature, Fingerprint
-from store.text import has_text, read_text, write_text
+from vqbank.extractors.liqe import PROMPTS, Liqe, Patches
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import InvalidFeatureError, WeightsError
+from vqbank.store.schema import Feature, Fingerprint
+from vqbank.store.text import has_text, read_text, write_text
 
 CPU = torch.device("cpu")
 TINY = Liqe(weights="random-tiny", outputs=("feature", "logits"))

@@ -9,9 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from extractors.video import probe
-from pipelines.labels import read_labels
-from pipelines.manifest import (
+from vqbank.extractors.video import probe
+from vqbank.pipelines.labels import read_labels
+from vqbank.pipelines.manifest import (
     VIDEO_SUFFIXES,
     is_manifest,
     read_manifest,
@@ -19,8 +19,8 @@ from pipelines.manifest import (
     scores,
     write_manifest,
 )
-from store.errors import ManifestError
-from store.schema import Video
+from vqbank.store.errors import ManifestError
+from vqbank.store.schema import Video
 
 
 def manifest(tmp_path, text, encoding="utf-8"):
@@ -94,7 +94,7 @@ def test_a_manifest_or_label_file_without_end_is_read_no_further_than_it_may_be(
     tmp_path, monkeypatch
 ):
     for module, name in (("manifest", "MOST_BYTES"), ("labels.reader", "LARGEST_BYTES")):
-        monkeypatch.setattr(f"pipelines.{module}.{name}", 1000)
+        monkeypatch.setattr(f"vqbank.pipelines.{module}.{name}", 1000)
     assert not is_manifest(Path("/dev/zero"))
     sparse = tmp_path / "sparse.csv"
     with sparse.open("wb") as file:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import l1_loss
 
-from regressors.losses import (
+from vqbank.regressors.losses import (
     LOSSES,
     linearity_loss,
     margin_rank_loss,
@@ -16,7 +16,7 @@ from regressors.losses import (
     plcc_loss,
     rank_loss,
 )
-from regressors.metrics import (
+from vqbank.regressors.metrics import (
     FALLING,
     MosMapping,
     extreme_rows,
@@ -25,8 +25,8 @@ from regressors.metrics import (
     quality_metrics,
     srcc,
 )
-from regressors.significance import better_by_variance, confidence_of_median, paired_test
-from store.errors import HeadError
+from vqbank.regressors.significance import better_by_variance, confidence_of_median, paired_test
+from vqbank.store.errors import HeadError
 
 
 def test_a_perfect_prediction_has_correlations_of_one_and_no_error():
@@ -102,7 +102,7 @@ def test_a_fit_that_converges_from_nowhere_is_a_line_and_says_so(monkeypatch):
     def gives_up(*args, **options):
         raise RuntimeError
 
-    monkeypatch.setattr("regressors.metrics.curve_fit", gives_up)
+    monkeypatch.setattr("vqbank.regressors.metrics.curve_fit", gives_up)
     mos = np.linspace(1, 5, 50)
 
     got = quality_metrics(mos, mos + np.sin(mos))
@@ -132,7 +132,7 @@ def test_plcc_under_a_straight_line_is_the_raw_one(monkeypatch):
     def gives_up(*args, **options):
         raise RuntimeError
 
-    monkeypatch.setattr("regressors.metrics.curve_fit", gives_up)
+    monkeypatch.setattr("vqbank.regressors.metrics.curve_fit", gives_up)
     for predicted in np.random.default_rng(0).normal(size=(20, 12)):
         got = quality_metrics(np.arange(12.0), predicted)
         assert got.mapping == "linear"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extractors.sampling import (
+from vqbank.extractors.sampling import (
     FRAME_SAMPLINGS,
     ContinuousClips,
     Mixed,

@@ -3,11 +3,11 @@ import pytest
 import torch
 from PIL import Image
 
-from extractors import make_extractor
-from extractors.pe import LEVELS, Pe, PeCore, PilSquash, official_keys, our_keys, tokens_of
-from extractors.sampling import FRAME_SAMPLINGS, MotionSampling, Uniform
-from extractors.views import normalise
-from store.errors import RecipeError, UnknownNameError, WeightsError
+from vqbank.extractors import make_extractor
+from vqbank.extractors.pe import LEVELS, Pe, PeCore, PilSquash, official_keys, our_keys, tokens_of
+from vqbank.extractors.sampling import FRAME_SAMPLINGS, MotionSampling, Uniform
+from vqbank.extractors.views import normalise
+from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError
 
 CPU = torch.device("cpu")
 HALF = (0.5, 0.5, 0.5)

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor, make_extractors, specs_of
-from extractors import video as decoding
-from extractors.isolated import Decoder
-from pipelines.cli import app
-from pipelines.evaluate import Trial
-from pipelines.extract import Extraction
-from pipelines.predict import Scorer
-from pipelines.recipe import Recipe
-from pipelines.sources import videos_to_score
-from pipelines.train import train
-from regressors import load_head
-from store.bank import FeatureStore
-from store.documents import yaml_text, yaml_value
-from store.errors import (
+from vqbank.extractors import make_extractor, make_extractors, specs_of
+from vqbank.extractors import video as decoding
+from vqbank.extractors.isolated import Decoder
+from vqbank.pipelines.commands.cli import app
+from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.experiments.train import train
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.predict import Scorer
+from vqbank.pipelines.recipe import Recipe
+from vqbank.pipelines.sources import videos_to_score
+from vqbank.regressors import load_head
+from vqbank.store.bank import FeatureStore
+from vqbank.store.documents import yaml_text, yaml_value
+from vqbank.store.errors import (
     BankError,
     HeadError,
     ManifestError,
@@ -33,8 +33,8 @@ from store.errors import (
     VqbankError,
     WeightsError,
 )
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
-from store.shard import Shard
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.store.shard import Shard
 
 CPU = torch.device("cpu")
 
@@ -265,10 +265,10 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-from pipelines.entries import with_keys
-from pipelines.evaluate import Trial
-from pipelines.recipe import Recipe
-from pipelines.train import train
+from vqbank.pipelines.entries import with_keys
+from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.recipe import Recipe
+from vqbank.pipelines.experiments.train import train
 
 recipe = Recipe.model_validate_json(sys.argv[1])
 train(Trial.of(recipe, title="test"), Path(sys.argv[2]), recipe=recipe)
@@ -316,7 +316,7 @@ def test_weights_of_another_entry_are_not_asked_for(head, tmp_path, monkeypatch)
             raise WeightsError("weights of motion are not at hand")
         return specs_of(extractor, decoder=decoder)
 
-    monkeypatch.setattr("pipelines.predict.specs_of", specs_or_error)
+    monkeypatch.setattr("vqbank.pipelines.predict.specs_of", specs_or_error)
     shutil.copytree(head, tmp_path / "head")
     card["recipe"]["extractors"] = entries
     (tmp_path / "head" / "card.yaml").write_text(yaml_text(card))

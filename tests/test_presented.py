@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from extractors import video
-from extractors.video import Probe, decode, encode, probe
-from store.errors import DecodeError
+from vqbank.extractors import video
+from vqbank.extractors.video import Probe, decode, encode, probe
+from vqbank.store.errors import DecodeError
 
 CASES = Path(__file__).parent / "data" / "cases"
 

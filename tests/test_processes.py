@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.processes import in_workers
-from regressors.progress import Step
+from vqbank.pipelines.experiments.processes import in_workers
+from vqbank.regressors.progress import Step
 
 SCRIPT = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from pipelines.evaluate import Trial
-from pipelines.fitting import evaluated
-from pipelines.recipe import Protocol
-from regressors import make_head
-from store.schema import Video
-from store.table import FeatureTable
+from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.experiments.fitting import evaluated
+from vqbank.pipelines.recipe import Protocol
+from vqbank.regressors import make_head
+from vqbank.store.schema import Video
+from vqbank.store.table import FeatureTable
 
 heads = {
     "svr": lambda: make_head("svr", exact_videos=10**6, draws=1),  # libsvm, for hours

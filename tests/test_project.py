@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from store.documents import yaml_value
-from store.errors import VqbankError
+from vqbank.store.documents import yaml_value
+from vqbank.store.errors import VqbankError
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -76,7 +76,13 @@ def test_the_laptop_half_asks_for_no_decoder_and_no_backbone():
 
 
 @pytest.mark.parametrize(
-    "module", ["store.bank", "regressors", "pipelines.evaluate", "pipelines.report"]
+    "module",
+    [
+        "vqbank.store.bank",
+        "vqbank.regressors",
+        "vqbank.pipelines.experiments.evaluate",
+        "vqbank.pipelines.results.report",
+    ],
 )
 def test_heads_and_tables_import_no_decoder_and_no_backbone(module):
     code = f"import sys, {module}; print([m for m in {BANNED_FOR_HEADS!r} if m in sys.modules])"
@@ -86,7 +92,7 @@ def test_heads_and_tables_import_no_decoder_and_no_backbone(module):
 
 
 def test_the_store_imports_no_torch():
-    code = "import sys, store.bank; print('torch' in sys.modules, 'sklearn' in sys.modules)"
+    code = "import sys, vqbank.store.bank; print('torch' in sys.modules, 'sklearn' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert run.stdout.strip() == "False False"
@@ -104,7 +110,8 @@ def test_the_command_line_imports_no_library_before_a_command_runs():
         "zarr",
         *BANNED_FOR_HEADS,
     )
-    code = f"import sys, pipelines.cli; print([m for m in {heavy!r} if m in sys.modules])"
+    module = "vqbank.pipelines.commands.cli"
+    code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert run.stdout.strip() == "[]"
@@ -112,16 +119,28 @@ def test_the_command_line_imports_no_library_before_a_command_runs():
 
 def test_the_walls_hold_when_somebody_breaks_them(tmp_path):
     broken = {
-        "regressors/ridge.py": ("extractors.views", "regressors is not allowed to import extract"),
+        "regressors/ridge.py": ("vqbank.extractors.views", "regressors is not allowed to import"),
         "store/schema.py": ("torch", "store is not allowed to import torch"),
-        "store/errors.py": ("store.bank", "store.errors is not allowed to import store.bank"),
-        "pipelines/splits.py": ("extractors", "pipelines.splits is not allowed to import extract"),
-        "extractors/nss.py": ("extractors.motion", "extractors.nss is not allowed to import"),
+        "store/errors.py": (
+            "vqbank.store.bank",
+            "errors is not allowed to import vqbank.store",
+        ),
+        "pipelines/splits.py": (
+            "vqbank.extractors",
+            "splits is not allowed to import vqbank.extr",
+        ),
+        "extractors/nss.py": (
+            "vqbank.extractors.motion",
+            "nss is not allowed to import vqbank.ex",
+        ),
         "extractors/stranger.py": ("math", "not listed as layers"),
     }
-    for folder in ("store", "extractors", "regressors", "pipelines"):
+    for folder in ("vqbank", "store", "extractors", "regressors", "pipelines"):
         shutil.copytree(
-            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+            ROOT / folder,
+            tmp_path / folder,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
         )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for file, (module, _) in broken.items():
@@ -135,6 +154,18 @@ def test_the_walls_hold_when_somebody_breaks_them(tmp_path):
     assert run.returncode == 1, run.stdout + run.stderr
     for file, (_, complaint) in broken.items():
         assert complaint in run.stdout, file
+
+
+def test_every_import_is_of_the_one_installed_name():
+    """From the repository's root the folders are importable too, as modules of their own."""
+    bare = re.compile(
+        r"\b(?:from|import) (?:store|extractors|regressors|pipelines)\b", re.MULTILINE
+    )
+    folders = ("store", "extractors", "regressors", "pipelines", "tests", "benchmarks", "docs")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.[pm][yd]")]
+
+    assert len(files) > 200
+    assert [path for path in [*files, ROOT / "README.md"] if bare.search(path.read_text())] == []
 
 
 def test_a_decoder_may_only_be_imported_in_one_place(tmp_path):

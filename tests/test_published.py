@@ -11,17 +11,17 @@ import pytest
 import scipy.io
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.evaluate import Trial
-from pipelines.labels import read_labels
-from pipelines.labels.videos import videos_of
-from pipelines.manifest import write_manifest
-from pipelines.recipe import Protocol, Recipe
-from pipelines.report import result_table
-from pipelines.results import record_of, to_csv, to_latex, to_markdown
-from store.bank import FeatureStore
-from store.errors import BankError, InvalidFeatureError, VqbankError
-from store.published import (
+from vqbank.pipelines.commands.cli import app
+from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.labels import read_labels
+from vqbank.pipelines.labels.videos import videos_of
+from vqbank.pipelines.manifest import write_manifest
+from vqbank.pipelines.recipe import Protocol, Recipe
+from vqbank.pipelines.results.records import record_of, to_csv, to_latex, to_markdown
+from vqbank.pipelines.results.report import result_table
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import BankError, InvalidFeatureError, VqbankError
+from vqbank.store.published import (
     import_feats_mat,
     import_numbered_npy,
     import_per_second_npy,

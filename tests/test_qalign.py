@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from extractors.networks.mplug_owl2 import IMAGE, TEXT, Configuration, MplugOwl2
-from extractors.qalign import (
+from vqbank.extractors.networks.mplug_owl2 import IMAGE, TEXT, Configuration, MplugOwl2
+from vqbank.extractors.qalign import (
     PREFIX_IDS,
     SUFFIX_IDS,
     PaddedHalves,
@@ -21,8 +21,8 @@ from extractors.qalign import (
     load_network,
     read_prefix,
 )
-from extractors.weights import random_weights
-from store.errors import InvalidFeatureError, RecipeError, WeightsError
+from vqbank.extractors.weights import random_weights
+from vqbank.store.errors import InvalidFeatureError, RecipeError, WeightsError
 
 CPU = torch.device("cpu")
 SMALL = Configuration(
@@ -330,7 +330,7 @@ def test_a_folder_of_another_model_is_refused_before_it_is_read(
     write_shards(tmp_path, state, suffix=suffix)
     if not index:
         next(tmp_path.glob("*.index.json")).unlink()
-    monkeypatch.setattr("extractors.weights.sha256_of", unread)
+    monkeypatch.setattr("vqbank.extractors.weights.sha256_of", unread)
     if suffix == "bin" and not index:  # which nobody can tell without reading
         with pytest.raises(ReadError):
             Small(weights=str(tmp_path)).specs(decoder="pyav")

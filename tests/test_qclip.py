@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from regressors.qclip import QClip, Scma
-from regressors.tail import ImageTail, TextTail
-from store.errors import HeadError
+from vqbank.regressors.qclip import QClip, Scma
+from vqbank.regressors.tail import ImageTail, TextTail
+from vqbank.store.errors import HeadError
 
 TOWER = {"width": 16, "heads": 2, "hidden": 32, "activation": "gelu", "embedding": 16}
 TOKENS = torch.tensor([[7, 1, 1, 1, 2, 8, 0, 0], [7, 1, 1, 1, 3, 4, 8, 0]])

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor
-from extractors.quality import Unique
-from extractors.sampling import Timeline
-from extractors.views import AlignedPatches
-from store.errors import UnknownNameError, WeightsError
+from vqbank.extractors import make_extractor
+from vqbank.extractors.quality import Unique
+from vqbank.extractors.sampling import Timeline
+from vqbank.extractors.views import AlignedPatches
+from vqbank.store.errors import UnknownNameError, WeightsError
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.recipe import Recipe, read_recipe, required
-from regressors import make_head
-from store.errors import RecipeError, VqbankError
+from vqbank.pipelines.recipe import Recipe, read_recipe, required
+from vqbank.regressors import make_head
+from vqbank.store.errors import RecipeError, VqbankError
 
 
 def recipe(tmp_path, text):
@@ -86,7 +86,7 @@ def test_what_a_command_needs_is_named():
         required(Recipe(), "bank", option="--bank")
 
 
-@pytest.mark.parametrize("shipped", list(files("pipelines").joinpath("recipes").iterdir()))
+@pytest.mark.parametrize("shipped", list(files("vqbank.pipelines").joinpath("recipes").iterdir()))
 def test_every_shipped_recipe_is_read(tmp_path, shipped):
     read = read_recipe(recipe(tmp_path, shipped.read_text()))
 

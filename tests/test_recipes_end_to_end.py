@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from extractors import video as decoding
-from pipelines.cli import app
-from pipelines.recipe import read_recipe, shipped_recipe, shipped_recipes
-from pipelines.results import read_records
-from store.bank import FeatureStore
-from store.schema import Fingerprint
-from store.verify import verify
+from vqbank.extractors import video as decoding
+from vqbank.pipelines.commands.cli import app
+from vqbank.pipelines.recipe import read_recipe, shipped_recipe, shipped_recipes
+from vqbank.pipelines.results.records import read_records
+from vqbank.store.bank import FeatureStore
+from vqbank.store.schema import Fingerprint
+from vqbank.store.verify import verify
 
 SLOW = {"rqvqa"}
 """Whose networks take seconds to be made even where they are tiny: a language model's words."""
@@ -148,7 +148,7 @@ def test_heads_of_the_size_of_their_paper_do_the_main_job(folder, tmp_path, name
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_no_recipe_banks_what_is_large_and_its_heads_do_not_read(name):
-    from extractors import make_extractors, specs_of
+    from vqbank.extractors import make_extractors, specs_of
 
     recipe = read_recipe(Path(name))
     extractors = make_extractors(recipe.extractors, weights={"all": "random"})

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from extractors import EXTRACTORS
-from regressors import HEADS
-from store.errors import UnknownNameError, VqbankError
-from store.registry import Registry
+from vqbank.extractors import EXTRACTORS
+from vqbank.regressors import HEADS
+from vqbank.store.errors import UnknownNameError, VqbankError
+from vqbank.store.registry import Registry
 
 HEAVY = ("numpy", "torch", "torchvision", "sklearn", "scipy", "pandas", "av", "transformers")
 
@@ -26,8 +26,8 @@ def test_every_name_has_a_class_and_the_first_line_of_its_docstring(table):
 def test_names_and_their_text_are_told_without_the_libraries_that_classes_need():
     code = f"""
 import sys
-from extractors import EXTRACTORS
-from regressors import HEADS
+from vqbank.extractors import EXTRACTORS
+from vqbank.regressors import HEADS
 for table in (EXTRACTORS, HEADS):
     assert all(table.text(name) for name in table)
 print([module for module in {HEAVY!r} if module in sys.modules])
@@ -47,7 +47,7 @@ def package(folder, monkeypatch, place):
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text(f"[a.group]\ntheirs = {place}\nours = x:X\n")
     monkeypatch.syspath_prepend(folder)
-    return Registry("thing", "a.group", {"ours": "store.errors:VqbankError"})
+    return Registry("thing", "a.group", {"ours": "vqbank.store.errors:VqbankError"})
 
 
 def test_another_package_adds_a_name_and_replaces_none_of_ours(tmp_path, monkeypatch):

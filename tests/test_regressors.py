@@ -16,15 +16,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVR
 
-from regressors import HEADS, load_head, make_head
-from regressors.base import Head, read_card
-from regressors.blend import MEMBERS
-from regressors.holdout import hold_out_scenes
-from regressors.pooling import pooled, pooled_width
-from store.documents import yaml_text, yaml_value
-from store.errors import HeadError, UnknownNameError, VqbankError
-from store.schema import Video
-from store.table import FeatureTable
+from vqbank.regressors import HEADS, load_head, make_head
+from vqbank.regressors.base import Head, read_card
+from vqbank.regressors.blend import MEMBERS
+from vqbank.regressors.holdout import hold_out_scenes
+from vqbank.regressors.pooling import pooled, pooled_width
+from vqbank.store.documents import yaml_text, yaml_value
+from vqbank.store.errors import HeadError, UnknownNameError, VqbankError
+from vqbank.store.schema import Video
+from vqbank.store.table import FeatureTable
 
 QUICK = {
     "ridge": {},
@@ -196,8 +196,10 @@ def test_kernels_too_large_for_memory_change_no_choice(monkeypatch):
     table, mos = synthetic(60)
     kept_in_memory = make_head("svr", draws=3).fit(table, mos)
     computed = []
-    monkeypatch.setattr("regressors.svr.MOST_KERNEL_BYTES", 0)
-    monkeypatch.setattr("regressors.svr.euclidean_distances", lambda *a, **k: computed.append(1))
+    monkeypatch.setattr("vqbank.regressors.svr.MOST_KERNEL_BYTES", 0)
+    monkeypatch.setattr(
+        "vqbank.regressors.svr.euclidean_distances", lambda *a, **k: computed.append(1)
+    )
     streamed = make_head("svr", draws=3).fit(table, mos)
 
     assert streamed.selection_ == kept_in_memory.selection_
@@ -833,11 +835,11 @@ def test_heads_are_fitted_saved_and_loaded_without_any_decoder_or_backbone(tmp_p
 import sys
 from pathlib import Path
 import numpy as np
-import store.bank
-from regressors import HEADS, load_head
-from regressors.metrics import quality_metrics
-from store.schema import Video
-from store.table import FeatureTable
+import vqbank.store.bank
+from vqbank.regressors import HEADS, load_head
+from vqbank.regressors.metrics import quality_metrics
+from vqbank.store.schema import Video
+from vqbank.store.table import FeatureTable
 
 rng = np.random.default_rng(0)
 values = rng.normal(size=(20, 2, 3)).astype(np.float32)

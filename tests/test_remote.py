@@ -6,9 +6,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from store.bank import FeatureStore
-from store.errors import BankError
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import BankError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 VALUES = np.random.default_rng(0).integers(0, 200, (40, 3, 4)).astype("f4")
 VIDEOS = [Video("a/b c.mp4", Path("x")), Video("ü", Path("y"))]

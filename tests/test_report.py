@@ -10,16 +10,16 @@ import pytest
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from pipelines.evaluate import Trial
-from pipelines.provenance import seen_by_weights
-from pipelines.recipe import Protocol
-from pipelines.report import result_table, write_report
-from pipelines.results import record_of
-from regressors import make_head
-from regressors.metrics import fit_mapping
-from regressors.significance import confidence_of_median
-from store.bank import FeatureStore
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.recipe import Protocol
+from vqbank.pipelines.results.provenance import seen_by_weights
+from vqbank.pipelines.results.records import record_of
+from vqbank.pipelines.results.report import result_table, write_report
+from vqbank.regressors import make_head
+from vqbank.regressors.metrics import fit_mapping
+from vqbank.regressors.significance import confidence_of_median
+from vqbank.store.bank import FeatureStore
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 
 @pytest.fixture

@@ -5,17 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from extractors import make_extractor
-from extractors import video as decoding
-from extractors.networks.real_basic_vsr import Architecture, RealBasicVsr, warped
-from extractors.residual import reduced, residuals
-from extractors.sampling import Timeline
-from extractors.views import CLIP_MEAN, CLIP_STD, Fragments, normalise
-from extractors.weights import random_weights
-from pipelines.extract import Extraction
-from store.bank import FeatureStore
-from store.errors import InvalidFeatureError, RecipeError, WeightsError
-from store.schema import Video
+from vqbank.extractors import make_extractor
+from vqbank.extractors import video as decoding
+from vqbank.extractors.networks.real_basic_vsr import Architecture, RealBasicVsr, warped
+from vqbank.extractors.residual import reduced, residuals
+from vqbank.extractors.sampling import Timeline
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, Fragments, normalise
+from vqbank.extractors.weights import random_weights
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import InvalidFeatureError, RecipeError, WeightsError
+from vqbank.store.schema import Video
 
 CPU = torch.device("cpu")
 ALL = ("statistics", "fragments", "residuals", "fragment-tokens", "residual-tokens")

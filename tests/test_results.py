@@ -15,14 +15,13 @@ import scipy.io
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pipelines.cli import app
-from pipelines.compare import compare
-from pipelines.evaluate import SplitResult, Trial, banked_videos
-from pipelines.labels import read_labels
-from pipelines.manifest import read_videos
-from pipelines.recipe import Protocol, Recipe
-from pipelines.report import result_table, write_report
-from pipelines.results import (
+from vqbank.pipelines.commands.cli import app
+from vqbank.pipelines.experiments.evaluate import SplitResult, Trial, banked_videos
+from vqbank.pipelines.labels import read_labels
+from vqbank.pipelines.manifest import read_videos
+from vqbank.pipelines.recipe import Protocol, Recipe
+from vqbank.pipelines.results.compare import compare
+from vqbank.pipelines.results.records import (
     METRICS,
     SHOWN,
     Record,
@@ -36,14 +35,15 @@ from pipelines.results import (
     to_ntire,
     write_record,
 )
-from pipelines.splits import Split, named_splits, write_splits
-from regressors import make_head, parallel, pooling
-from regressors.metrics import quality_metrics
-from regressors.significance import confidence_of_median
-from store.bank import FeatureStore
-from store.errors import ManifestError, MissingFeatureError, RecipeError, VqbankError
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
-from store.table import FeatureTable
+from vqbank.pipelines.results.report import result_table, write_report
+from vqbank.pipelines.splits import Split, named_splits, write_splits
+from vqbank.regressors import make_head, parallel, pooling
+from vqbank.regressors.metrics import quality_metrics
+from vqbank.regressors.significance import confidence_of_median
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import ManifestError, MissingFeatureError, RecipeError, VqbankError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.store.table import FeatureTable
 
 
 def trial(*heads, splits="random4", n=40, seed=0):
@@ -136,7 +136,7 @@ def test_a_record_is_one_line_whatever_its_titles_hold(record, tmp_path, monkeyp
     write_record(odd, tmp_path / "run.json")
     assert read_records(tmp_path / "run.json") == [odd]
 
-    monkeypatch.setattr("pipelines.results.MOST_JSON_BYTES", 1000)
+    monkeypatch.setattr("vqbank.pipelines.results.records.MOST_JSON_BYTES", 1000)
     with pytest.raises(RecipeError, match=r"run\.json:1: longer than any record"):
         read_records(tmp_path / "run.json")
 
@@ -552,7 +552,7 @@ def test_the_middle_part_of_a_split_is_not_trained_on():
 def test_processes_change_nothing(monkeypatch):
     made = trial("ridge")
     alone = record_of(made, list(made.run())).model_dump_json()
-    monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.WORTH_WORKERS_SECONDS", 0.0)
 
     assert record_of(made, list(made.run(jobs=2))).model_dump_json() == alone
 
@@ -566,7 +566,7 @@ def test_a_cost_that_a_few_rows_cannot_tell_ends_no_run(monkeypatch):
     table = FeatureTable.from_arrays(videos, {"x": [made.table.series("x", r) for r in range(60)]})
     made = replace(made, table=table)
     assert made.cost("svr", np.arange(60), fits=1).seconds > 0
-    monkeypatch.setattr("pipelines.evaluate.MEASURED_VIDEOS", 20)
+    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.MEASURED_VIDEOS", 20)
 
     assert made.cost("svr", np.arange(1, 60), fits=1) is None
 
@@ -595,7 +595,7 @@ def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeyp
 def test_networks_are_shared_out_among_processes(monkeypatch):
     made = trial("mlp", "ridge", splits="random9")
     alone = list(made.run())
-    monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.WORTH_WORKERS_SECONDS", 0.0)
     parts = []
 
     def kept(self, tasks, jobs, watch):
@@ -619,7 +619,7 @@ def test_networks_are_shared_out_among_processes(monkeypatch):
 def test_processes_change_nothing_of_networks(monkeypatch):
     made = trial("mlp", splits="random9")
     alone = record_of(made, list(made.run())).model_dump_json()
-    monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.WORTH_WORKERS_SECONDS", 0.0)
 
     assert record_of(made, list(made.run(jobs=2))).model_dump_json() == alone
 
@@ -992,7 +992,7 @@ def test_processes_fit_what_lies_in_a_bank(store, tmp_path, monkeypatch):
     )  # fmt: skip
     made = Trial.of(recipe, title="t")
     alone = record_of(made, list(made.run())).model_dump_json()
-    monkeypatch.setattr("pipelines.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.WORTH_WORKERS_SECONDS", 0.0)
 
     assert record_of(made, list(made.run(jobs=2))).model_dump_json() == alone
 
@@ -1081,7 +1081,7 @@ def test_a_trial_by_scene_needs_scenes_also_where_that_is_the_default():
 
 
 def test_names_in_tables_are_text_in_latex_and_markdown():
-    from pipelines.results import _latex, _markdown
+    from vqbank.pipelines.results.records import _latex, _markdown
 
     name = "a|b<i>*c*\\input{x}\n%[d](e)`\x1b"
     assert _markdown(name) == r"a\|b&lt;i>\*c\*\\input{x}\\n%\[d\](e)\`\\x1b"

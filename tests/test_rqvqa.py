@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import EXTRACTORS, make_extractor
-from pipelines.extract import Extraction
-from pipelines.manifest import read_videos
-from pipelines.recipe import read_recipe
-from store.bank import FeatureStore
+from vqbank.extractors import EXTRACTORS, make_extractor
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.manifest import read_videos
+from vqbank.pipelines.recipe import read_recipe
+from vqbank.store.bank import FeatureStore
 
 # RQ-VQA's `model/RQ_VQA.py`: the spatial feature, then the others as they are given.
 OFFICIAL = {"spatial": 1024, "motion": 256, "qalign": 4096, "liqe": 495, "fastvqa": 768}
@@ -21,7 +21,7 @@ TINY = ("swin", "qalign", "liqe")  # in the width that is published
 @pytest.fixture
 def recipe(tmp_path):
     path = tmp_path / "rqvqa.yaml"
-    path.write_text(files("pipelines").joinpath("recipes/rqvqa.yaml").read_text())
+    path.write_text(files("vqbank.pipelines").joinpath("recipes/rqvqa.yaml").read_text())
     return read_recipe(path)
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool1d, max_pool1d
 
-from regressors.score_pooling import LAST, POOLINGS, hysteresis
+from vqbank.regressors.score_pooling import LAST, POOLINGS, hysteresis
 
 
 def ragged(lengths=(1, 5, 12, 13, 60), scale=1.0, seed=0):

@@ -3,11 +3,11 @@ import pytest
 import torch
 import torchvision
 
-from extractors import make_extractor
-from extractors.networks.resnet import spatial_statistics
-from extractors.sampling import Timeline
-from extractors.views import ShortSide
-from store.errors import InvalidFeatureError, WeightsError
+from vqbank.extractors import make_extractor
+from vqbank.extractors.networks.resnet import spatial_statistics
+from vqbank.extractors.sampling import Timeline
+from vqbank.extractors.views import ShortSide
+from vqbank.store.errors import InvalidFeatureError, WeightsError
 
 CPU = torch.device("cpu")
 

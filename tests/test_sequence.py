@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 
-from regressors import HEADS, batches, load_head, make_head
-from regressors.alignment import Alignment
-from regressors.base import read_card
-from regressors.batches import Batch, Series, Window
-from regressors.member import Fold, Method, Plan
-from regressors.metrics import srcc
-from regressors.score_pooling import hysteresis
-from regressors.sequence import SequenceHead
-from regressors.standardisation import scalings_of
-from regressors.training import train
-from store.errors import HeadError
-from store.schema import FeatureSpec, Video
-from store.table import FeatureTable
+from vqbank.regressors import HEADS, batches, load_head, make_head
+from vqbank.regressors.alignment import Alignment
+from vqbank.regressors.base import read_card
+from vqbank.regressors.batches import Batch, Series, Window
+from vqbank.regressors.member import Fold, Method, Plan
+from vqbank.regressors.metrics import srcc
+from vqbank.regressors.score_pooling import hysteresis
+from vqbank.regressors.sequence import SequenceHead
+from vqbank.regressors.standardisation import scalings_of
+from vqbank.regressors.training import train
+from vqbank.store.errors import HeadError
+from vqbank.store.schema import FeatureSpec, Video
+from vqbank.store.table import FeatureTable
 
 SEQUENCE = sorted(name for name, kind in HEADS.items() if issubclass(kind, SequenceHead))
 QUICK = {
@@ -128,7 +128,7 @@ def test_trained_together_or_alone_is_the_same(name):
 
 def test_runs_that_do_not_stack_are_a_process_each(monkeypatch, tmp_path):
     table, mos = ragged()
-    monkeypatch.setattr("regressors.mlp.STACKED_WEIGHTS", 0)
+    monkeypatch.setattr("vqbank.regressors.mlp.STACKED_WEIGHTS", 0)
     heads = [quick("mlp", runs=2, activation="relu", seed=seed) for seed in (0, 5)]
     heads[0].checkpoint = tmp_path / "training"
     rows = [np.arange(0, 40), np.arange(8, 48)]
@@ -450,7 +450,7 @@ def test_windows_keep_their_share_where_long_videos_are_neighbours():
 
 def test_what_is_read_into_memory_is_read_in_small_parts(monkeypatch):
     table, _ = uneven()
-    monkeypatch.setattr("regressors.batches.READ_BYTES", 900)  # a long video is of 640 bytes
+    monkeypatch.setattr("vqbank.regressors.batches.READ_BYTES", 900)  # a long video is of 640 bytes
     read = []
     aligned = Series._aligned
 
@@ -549,7 +549,7 @@ def test_an_interrupted_training_goes_on_and_comes_to_the_same(name, runs, tmp_p
     if runs > 1 and not HEADS[name].stackable:
         pytest.skip("runs are trained in processes, of which the test above is")
     more = {"runs": runs} if runs > 1 else {}
-    monkeypatch.setattr("regressors.checkpoint.CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr("vqbank.regressors.checkpoint.CHECKPOINT_SHARE", 0)
     table, mos = ragged()
     expected = quick(name, **more).fit(table, mos).predict(table)
     stopped = quick(name, **more)
@@ -574,7 +574,7 @@ def test_an_interrupted_training_goes_on_and_comes_to_the_same(name, runs, tmp_p
 
 
 def test_the_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("regressors.checkpoint.CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr("vqbank.regressors.checkpoint.CHECKPOINT_SHARE", 0)
     table, mos = ragged()
     head = quick("mlp")
     head.checkpoint = tmp_path / "training"
@@ -629,7 +629,7 @@ def test_the_checkpoint_of_other_features_or_videos_is_refused(tmp_path, monkeyp
 
 def checkpointed(name, table, mos, folder, monkeypatch):
     """A head whose training was interrupted."""
-    monkeypatch.setattr("regressors.checkpoint.CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr("vqbank.regressors.checkpoint.CHECKPOINT_SHARE", 0)
     head = quick(name)
     head.checkpoint = folder / "training"
     head.watch = _stop_at_the_second
@@ -672,7 +672,7 @@ def test_progress_tells_the_srcc_of_held_out_rows(name):
 def test_runs_that_do_not_stack_are_told_apart(monkeypatch):
     table, mos = ragged()
     told = []
-    monkeypatch.setattr("regressors.parallel.STACK", 2)
+    monkeypatch.setattr("vqbank.regressors.parallel.STACK", 2)
     for budget in (1.0, 8_000 / 2**30):  # in two stacks, and streamed one by one
         head = quick("gru", runs=3, epochs=1, batch_size=2, memory_gib=budget)
         head.watch = told.append

@@ -4,12 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor
-from extractors.networks.flat_convolutions import flatten_convolutions
-from extractors.sampling import Blocks, ClipWithinSecond, EvenlySpaced, RowsOfBlocks, Timeline
-from extractors.slowfast import SLOW_FRAMES, frame_statistics, pathways
-from extractors.views import normalise
-from store.errors import InvalidFeatureError, RecipeError, UnknownNameError
+from vqbank.extractors import make_extractor
+from vqbank.extractors.networks.flat_convolutions import flatten_convolutions
+from vqbank.extractors.sampling import (
+    Blocks,
+    ClipWithinSecond,
+    EvenlySpaced,
+    RowsOfBlocks,
+    Timeline,
+)
+from vqbank.extractors.slowfast import SLOW_FRAMES, frame_statistics, pathways
+from vqbank.extractors.views import normalise
+from vqbank.store.errors import InvalidFeatureError, RecipeError, UnknownNameError
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.labels import Label, Labels, Orders
-from pipelines.splits import (
+from vqbank.pipelines.labels import Label, Labels, Orders
+from vqbank.pipelines.splits import (
     SCHEMES,
     first_alike,
     named_splits,
@@ -18,8 +18,8 @@ from pipelines.splits import (
     scene_splits,
     write_splits,
 )
-from store.errors import RecipeError, UnknownNameError
-from store.schema import Video
+from vqbank.store.errors import RecipeError, UnknownNameError
+from vqbank.store.schema import Video
 
 
 def video(name, *, scene=None, part=None):

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from extractors import make_extractor
-from extractors import video as decoding
-from pipelines import extract, status
-from pipelines.extract import Extraction
-from pipelines.status import History, failed_videos, show_status
-from store.bank import FeatureStore
-from store.errors import MissingFeatureError
-from store.ledger import Ledger
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.extractors import make_extractor
+from vqbank.extractors import video as decoding
+from vqbank.pipelines.extraction import extract, status
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.extraction.status import History, failed_videos, show_status
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import MissingFeatureError
+from vqbank.store.ledger import Ledger
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 ONE = FeatureSpec("one.values", (2,), "float32", {"weights": "a"})
 TWO = FeatureSpec("two.values", (2,), "float32", {"weights": "b"})
@@ -322,7 +322,8 @@ def test_a_bank_can_be_asked_at_any_moment_of_a_run(store):
 
 
 def test_asking_loads_no_network_library():
-    code = "import sys, pipelines.status; print('torch' in sys.modules, 'av' in sys.modules)"
+    module = "vqbank.pipelines.extraction.status"
+    code = f"import sys, {module}; print('torch' in sys.modules, 'av' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert run.stdout.strip() == "False False"

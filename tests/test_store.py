@@ -16,8 +16,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store.bank import FeatureStore
-from store.errors import (
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import (
     AmbiguousFeatureError,
     BankError,
     ChangedVideoError,
@@ -25,8 +25,16 @@ from store.errors import (
     InvalidFeatureError,
     MissingFeatureError,
 )
-from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video, from_stored, to_stored
-from store.shard import rows_per_chunk, rows_per_file
+from vqbank.store.schema import (
+    Feature,
+    FeatureSpec,
+    Fingerprint,
+    SideSpec,
+    Video,
+    from_stored,
+    to_stored,
+)
+from vqbank.store.shard import rows_per_chunk, rows_per_file
 
 FINGERPRINT = Fingerprint(123, "ab" * 32)
 PROBE = {"width": 640, "height": 360}
@@ -78,8 +86,8 @@ def test_any_rows_survive_any_cut_into_files(tmp_path_factory, rows, shape, dtyp
     rng = np.random.default_rng(sum(rows))
     given_values = [rng.integers(0, 100, (count, *shape)).astype("f4") for count in rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("store.shard.CHUNK_BYTES", (64, 256))
-        patch.setattr("store.shard.FILE_BYTES", 256 * file_rows)
+        patch.setattr("vqbank.store.shard.CHUNK_BYTES", (64, 256))
+        patch.setattr("vqbank.store.shard.FILE_BYTES", 256 * file_rows)
         videos = {
             f"v{number}": Feature(v, np.zeros(len(v)), np.arange(len(v)))
             for number, v in enumerate(given_values)
@@ -153,8 +161,8 @@ KILLED_WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from store.bank import FeatureStore
-from store.schema import Feature, FeatureSpec, Fingerprint
+from vqbank.store.bank import FeatureStore
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 store = FeatureStore.create(Path(sys.argv[1]))
 what = FeatureSpec("clip.embedding", (512,), "float16", {"extractor": "clip"})
 number = len(store.video_ids(what))
@@ -403,7 +411,7 @@ def test_a_spec_cannot_write_outside_its_shard(name, dtype):
 
 
 def test_a_commit_record_cannot_name_files_outside_its_shard(tmp_path):
-    from store.records import seal
+    from vqbank.store.records import seal
 
     store = bank_with(tmp_path / "bank", {"a": feature()})
     commit = next((store.path / spec().key / "commits").iterdir())

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from extractors.networks.bottleneck_transformer import BottleneckStack, RelativeLogits
-from extractors.swin import SpatialBranch, Swin, our_keys
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
-from store.errors import WeightsError
+from vqbank.extractors.networks.bottleneck_transformer import BottleneckStack, RelativeLogits
+from vqbank.extractors.swin import SpatialBranch, Swin, our_keys
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from vqbank.store.errors import WeightsError
 
 CPU = torch.device("cpu")
 

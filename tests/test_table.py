@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regressors.tensors import tensor_of
-from store.bank import FeatureStore
-from store.errors import DamagedShardError
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
-from store.table import FeatureTable
+from vqbank.regressors.tensors import tensor_of
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import DamagedShardError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.store.table import FeatureTable
 
 LENGTHS = [3, 1, 7, 12, 2, 5, 9, 4, 6, 8]
 VIDEOS = [Video(f"v{number}", Path(f"v{number}.mp4")) for number in range(len(LENGTHS))]
@@ -49,8 +49,8 @@ def test_any_videos_in_any_order_are_read_as_they_were_written(
     tmp_path_factory, rows, dtype, file_rows, mapped, shape
 ):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("store.shard.CHUNK_BYTES", (8, 24))
-        patch.setattr("store.shard.FILE_BYTES", 12 * file_rows)
+        patch.setattr("vqbank.store.shard.CHUNK_BYTES", (8, 24))
+        patch.setattr("vqbank.store.shard.FILE_BYTES", 12 * file_rows)
         table = table_of(tmp_path_factory.mktemp("bank"), dtype, shape)
         expected = np.concatenate([rows_of(row, shape) for row in rows])
 
@@ -116,7 +116,7 @@ def test_statistics_of_a_bank_beyond_memory_come_from_dask(tmp_path, monkeypatch
     from sklearn.decomposition import IncrementalPCA
     from sklearn.preprocessing import StandardScaler
 
-    monkeypatch.setattr("store.table.BLOCK_BYTES", 120)
+    monkeypatch.setattr("vqbank.store.table.BLOCK_BYTES", 120)
     array = table_of(tmp_path).dask_array("semantic")
     everything = np.concatenate([rows_of(row, (6,)) for row in range(len(VIDEOS))])
 

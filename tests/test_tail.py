@@ -9,16 +9,16 @@ import pytest
 import torch
 import typer
 
-from extractors.clip import Clip
-from extractors.pe import Pe
-from extractors.tail import open_clip_image
-from pipelines.bank_commands import verify as verify_command
-from regressors.tail import ImageTail, load_tail, load_text_tail
-from store.bank import FeatureStore
-from store.errors import DamagedShardError, MissingFeatureError
-from store.merge import merge
-from store.schema import Feature, FeatureSpec, Fingerprint
-from store.tail import (
+from vqbank.extractors.clip import Clip
+from vqbank.extractors.pe import Pe
+from vqbank.extractors.tail import open_clip_image
+from vqbank.pipelines.commands.bank import verify as verify_command
+from vqbank.regressors.tail import ImageTail, load_tail, load_text_tail
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import DamagedShardError, MissingFeatureError
+from vqbank.store.merge import merge
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
+from vqbank.store.tail import (
     Tail,
     Tower,
     has_tail,
@@ -28,7 +28,7 @@ from store.tail import (
     tail_sha256,
     write_tail,
 )
-from store.verify import mark, verify
+from vqbank.store.verify import mark, verify
 
 CPU = torch.device("cpu")
 BLOCKS = 12  # of ViT-B/32
@@ -90,9 +90,9 @@ def test_until_its_last_act_a_killed_writer_has_written_no_tail(store):
         import os, signal
         from pathlib import Path
         import numpy as np
-        from store import tail
-        from store.bank import FeatureStore
-        from store.schema import FeatureSpec
+        from vqbank.store import tail
+        from vqbank.store.bank import FeatureStore
+        from vqbank.store.schema import FeatureSpec
         spec = FeatureSpec("demo.tokens", (2,), "float32", {SPEC.identity!r})
         small = tail.Tail({{"image": tail.Tower({{}}, {{"a": np.ones(3)}})}})
         tail.create_exclusively = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
@@ -207,9 +207,9 @@ def test_merging_banks_takes_the_tail_along(store, tmp_path):
 def test_no_writer_needs_torch_and_no_reader_an_extractor():
     program = """if True:
         import json, sys
-        import store.tail
+        import vqbank.store.tail
         without = "torch" not in sys.modules
-        import regressors.tail
+        import vqbank.regressors.tail
         sys.stdout.write(json.dumps([without, sorted(sys.modules)]))
     """
     answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
@@ -240,7 +240,7 @@ def pictures(frames):
 @pytest.fixture(scope="module")
 def vit_b32(pictures):
     """The image tower of CLIP ViT-B/32, uncut: its states after every block and its embedding."""
-    from extractors.views import CLIP_MEAN, CLIP_STD, normalise
+    from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
 
     clip = Clip(weights="random")
     tower = clip.load().visual.eval()

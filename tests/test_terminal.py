@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.table import Table
 
-from pipelines.console import console, styled
-from pipelines.terminal import plain, say, say_lines
+from vqbank.pipelines.console import console, styled
+from vqbank.pipelines.terminal import plain, say, say_lines
 
 HOSTILE = "a[/x][bold]b:smile:\x1b[31m\x9b1A\r\n\t\x07\u202e\ud800"
 SHOWN = "a[/x][bold]b:smile:\\x1b[31m\\x9b1A\\r\\n\\t\\x07\\u202e\\ud800"

@@ -4,11 +4,11 @@ import sys
 import numpy as np
 import pytest
 
-from store.bank import FeatureStore
-from store.errors import AmbiguousFeatureError, InvalidFeatureError, MissingFeatureError
-from store.schema import canonical_json
-from store.text import FOLDER, TextBank, has_text, read_text, text_spec, write_text
-from store.verify import mark, verify
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import AmbiguousFeatureError, InvalidFeatureError, MissingFeatureError
+from vqbank.store.schema import canonical_json
+from vqbank.store.text import FOLDER, TextBank, has_text, read_text, text_spec, write_text
+from vqbank.store.verify import mark, verify
 
 PROMPTS = ("a sharp video", "ein unscharfes Video, süß", "", "two\nlines")
 
@@ -136,8 +136,8 @@ def test_a_kill_just_before_the_commit_leaves_no_text_bank(store):
         import json, os, signal, sys
         from pathlib import Path
         import numpy as np
-        from store.bank import FeatureStore
-        from store.text import TextBank, text_spec, write_text
+        from vqbank.store.bank import FeatureStore
+        from vqbank.store.text import TextBank, text_spec, write_text
 
         prompts = tuple(json.loads(sys.argv[2]))
         text = TextBank(prompts, np.frombuffer(bytes.fromhex(sys.argv[3]), "<f4").reshape(4, 6), 2)

@@ -15,25 +15,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store import compact as compacting
-from store import compare as comparing
-from store.bank import FeatureStore
-from store.compare import diff, diff_features, summarise
-from store.errors import (
+from vqbank.store import compact as compacting
+from vqbank.store import compare as comparing
+from vqbank.store.bank import FeatureStore
+from vqbank.store.compare import diff, diff_features, summarise
+from vqbank.store.errors import (
     AmbiguousFeatureError,
     BankError,
     ChangedVideoError,
     DamagedShardError,
     MissingFeatureError,
 )
-from store.files import crc32c
-from store.merge import merge
-from store.prune import prune
-from store.records import seal
-from store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video, canonical_json
-from store.selection import check_selection, read_selection, write_selection
-from store.shard import INDEX_COLUMNS, mark_bad
-from store.verify import mark, verify
+from vqbank.store.files import crc32c
+from vqbank.store.merge import merge
+from vqbank.store.prune import prune
+from vqbank.store.records import seal
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video, canonical_json
+from vqbank.store.selection import check_selection, read_selection, write_selection
+from vqbank.store.shard import INDEX_COLUMNS, mark_bad
+from vqbank.store.verify import mark, verify
 
 compact = partial(compacting.compact, durable=False)
 SIDE = (SideSpec("offsets", (2,), "int16"),)
@@ -128,8 +128,8 @@ def test_any_damage_is_named_and_once_marked_and_redone_is_healed(
     """Whatever is not named can still be read, and is what was written."""
     path = tmp_path_factory.mktemp("bank")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("store.shard.CHUNK_BYTES", (64, 128))
-        patch.setattr("store.shard.FILE_BYTES", 256)
+        patch.setattr("vqbank.store.shard.CHUNK_BYTES", (64, 128))
+        patch.setattr("vqbank.store.shard.FILE_BYTES", 256)
         put(path, {f"v{n}": feature(n, rows=7) for n in range(9)}, what)
         before = winning(path, what)
         files = shard_files(path, what)
@@ -172,8 +172,8 @@ def test_a_flipped_byte_of_values_spoils_its_own_video_alone(bank):
 
 def test_a_lost_value_file_spoils_the_videos_with_rows_in_it(tmp_path, monkeypatch):
     """Rows of 16 bytes, files of 16 rows, videos of 10 rows: v1 and v3 straddle two files."""
-    monkeypatch.setattr("store.shard.CHUNK_BYTES", (64, 64))
-    monkeypatch.setattr("store.shard.FILE_BYTES", 256)
+    monkeypatch.setattr("vqbank.store.shard.CHUNK_BYTES", (64, 64))
+    monkeypatch.setattr("vqbank.store.shard.FILE_BYTES", 256)
     put(tmp_path, {f"v{n}": feature(n, rows=10) for n in range(5)})
     files = [path for path in shard_files(tmp_path) if "values/c" in str(path)]
     assert len(files) == 4
@@ -593,7 +593,7 @@ def test_a_repair_that_is_made_while_a_compaction_runs_wins(tmp_path):
 
 
 def test_more_shards_than_may_be_mapped_are_compacted(tmp_path, monkeypatch):
-    monkeypatch.setattr("store.shard.MAPPED_FILES", 3)
+    monkeypatch.setattr("vqbank.store.shard.MAPPED_FILES", 3)
     bank = tmp_path / "bank"
     for number in range(10):
         put(bank, {f"a{number}": number, f"b{number}": number})
@@ -724,9 +724,9 @@ def test_a_copy_that_keeps_old_dates_is_young(bank, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from store.bank import FeatureStore
-from store.compact import compact
-from store.prune import prune
+from vqbank.store.bank import FeatureStore
+from vqbank.store.compact import compact
+from vqbank.store.prune import prune
 store, event, left = FeatureStore(Path(sys.argv[1])), sys.argv[3], int(sys.argv[4])
 (spec,) = store.specs()
 def count(name, _):

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from extractors import video
-from extractors.video import DECODERS, Probe, decode, encode, probe
-from store.errors import DecodeError, UnknownNameError
+from vqbank.extractors import video
+from vqbank.extractors.video import DECODERS, Probe, decode, encode, probe
+from vqbank.store.errors import DecodeError, UnknownNameError
 
 COUNT = 60
 EVERYTHING = range(COUNT)

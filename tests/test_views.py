@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from extractors.views import (
+from vqbank.extractors.views import (
     CLIP_MEAN,
     CLIP_STD,
     Native,

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from extractors.sampling import Timeline
-from extractors.vificlip import ViFiClip, our_keys
-from store.errors import WeightsError
+from vqbank.extractors.sampling import Timeline
+from vqbank.extractors.vificlip import ViFiClip, our_keys
+from vqbank.store.errors import WeightsError
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from extractors import EXTRACTORS
-from extractors.base import WeightedExtractor
-from extractors.weights import (
+from vqbank.extractors import EXTRACTORS
+from vqbank.extractors.base import WeightedExtractor
+from vqbank.extractors.weights import (
     WeightFile,
     check_keys,
     find_weights,
@@ -28,7 +28,7 @@ from extractors.weights import (
     weights_identity,
     weights_origin,
 )
-from store.errors import WeightsError
+from vqbank.store.errors import WeightsError
 
 FILE = WeightFile(
     choice="published",

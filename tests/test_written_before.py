@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.cli import app
-from pipelines.manifest import read_videos
-from pipelines.predict import Scorer
-from pipelines.results import read_records
-from regressors import load_head
-from store.bank import FeatureStore
-from store.errors import ChangedVideoError, MissingFeatureError, RecipeError
-from store.schema import Fingerprint, Video
-from store.verify import verify
+from vqbank.pipelines.commands.cli import app
+from vqbank.pipelines.manifest import read_videos
+from vqbank.pipelines.predict import Scorer
+from vqbank.pipelines.results.records import read_records
+from vqbank.regressors import load_head
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import ChangedVideoError, MissingFeatureError, RecipeError
+from vqbank.store.schema import Fingerprint, Video
+from vqbank.store.verify import verify
 
 WRITTEN = Path(__file__).parent / "data" / "2f42a74"
 

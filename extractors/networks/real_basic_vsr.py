@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD
 
 SCALE = 4
 _CLEANINGS = 3  # at most

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from extractors.weights import check_keys
-from store.errors import InvalidFeatureError
+from vqbank.extractors.weights import check_keys
+from vqbank.store.errors import InvalidFeatureError
 
 
 def fill_resnet(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

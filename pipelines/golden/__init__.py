@@ -9,27 +9,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.golden.brisque import play_brisque_protocol
-from pipelines.golden.clip import play_clip_b32_tokens, play_liqe_495
-from pipelines.golden.fastvqa import play_fastvqa_b, play_fastvqa_sampling, play_fragments
-from pipelines.golden.fixture import Check, Fixture, Player, name_and_letter, outputs
-from pipelines.golden.key_frames import play_rqvqa_keyframes
-from pipelines.golden.metrics import play_metrics, play_rqvqa_loss_metrics
-from pipelines.golden.motion_blocks import play_slowfast_indices, play_slowfast_motion
-from pipelines.golden.pe import play_pe_core_l14, play_pe_core_l14_qclip_rope
-from pipelines.golden.qalign import play_qalign
-from pipelines.golden.qclip import play_qclip_head
-from pipelines.golden.real_basic_vsr import play_realbasicvsr
-from pipelines.golden.resnets import (
+from vqbank.pipelines.golden.brisque import play_brisque_protocol
+from vqbank.pipelines.golden.clip import play_clip_b32_tokens, play_liqe_495
+from vqbank.pipelines.golden.fastvqa import play_fastvqa_b, play_fastvqa_sampling, play_fragments
+from vqbank.pipelines.golden.fixture import Check, Fixture, Player, name_and_letter, outputs
+from vqbank.pipelines.golden.key_frames import play_rqvqa_keyframes
+from vqbank.pipelines.golden.metrics import play_metrics, play_rqvqa_loss_metrics
+from vqbank.pipelines.golden.motion_blocks import play_slowfast_indices, play_slowfast_motion
+from vqbank.pipelines.golden.pe import play_pe_core_l14, play_pe_core_l14_qclip_rope
+from vqbank.pipelines.golden.qalign import play_qalign
+from vqbank.pipelines.golden.qclip import play_qclip_head
+from vqbank.pipelines.golden.real_basic_vsr import play_realbasicvsr
+from vqbank.pipelines.golden.resnets import (
     play_resnet50_hierarchy,
     play_unique_resnet34,
     play_vsfa_resnet50,
 )
-from pipelines.golden.slowfast import play_slowfast_fast256
-from pipelines.golden.swin import play_swin
-from pipelines.golden.vificlip import play_vificlip
-from pipelines.golden.vsfa import play_hysteresis, play_vsfa_head
-from store.errors import VqbankError
+from vqbank.pipelines.golden.slowfast import play_slowfast_fast256
+from vqbank.pipelines.golden.swin import play_swin
+from vqbank.pipelines.golden.vificlip import play_vificlip
+from vqbank.pipelines.golden.vsfa import play_hysteresis, play_vsfa_head
+from vqbank.store.errors import VqbankError
 
 PLAYERS: dict[str, Player] = {
     "brisque_protocol": play_brisque_protocol,

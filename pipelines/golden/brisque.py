@@ -13,11 +13,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVR
 
-from pipelines.golden.fixture import Check, Fixture
-from pipelines.splits import named_splits
-from regressors.metrics import quality_metrics, usual_logistic
-from store.errors import GoldenError
-from store.schema import Video
+from vqbank.pipelines.golden.fixture import Check, Fixture
+from vqbank.pipelines.splits import named_splits
+from vqbank.regressors.metrics import quality_metrics, usual_logistic
+from vqbank.store.errors import GoldenError
+from vqbank.store.schema import Video
 
 
 def play_brisque_protocol(fixture: Fixture) -> Iterator[Check]:

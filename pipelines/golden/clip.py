@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extractors.clip import Clip
-from extractors.liqe import PROMPTS, Liqe
-from extractors.views import CLIP_MEAN, CLIP_STD, normalise
-from pipelines.golden.fixture import Check, Fixture, checkpoint, frames
+from vqbank.extractors.clip import Clip
+from vqbank.extractors.liqe import PROMPTS, Liqe
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
+from vqbank.pipelines.golden.fixture import Check, Fixture, checkpoint, frames
 
 _CPU = torch.device("cpu")
 # Entries of OpenAI's own state dict beside the tensors.

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extractors.fastvqa import FastVqa
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, Fragments, normalise
-from pipelines.golden.fixture import Check, Fixture, array, checkpoint, frames
-from store.errors import GoldenError
+from vqbank.extractors.fastvqa import FastVqa
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, Fragments, normalise
+from vqbank.pipelines.golden.fixture import Check, Fixture, array, checkpoint, frames
+from vqbank.store.errors import GoldenError
 
 _RELATIVE = 1e-4  # the recipe's for the map, taken for the stages before it too
 _LEVEL = 0.018  # the recipe's: one of 256 grey levels after normalisation

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store.errors import GoldenError, in_words
+from vqbank.store.errors import GoldenError, in_words
 
 # What np.load raises for what is no npz, found by trying.  An array of objects, which only pickle
 # could read, is a ValueError.

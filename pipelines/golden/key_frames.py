@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from extractors.sampling import ClipPerSecond, KeyFrames, Timeline
-from extractors.swin import Swin
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
-from pipelines.golden.fixture import Check, Fixture, frames
+from vqbank.extractors.sampling import ClipPerSecond, KeyFrames, Timeline
+from vqbank.extractors.swin import Swin
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from vqbank.pipelines.golden.fixture import Check, Fixture, frames
 
 _SLOTS = 8
 """Key frames and clips that RQ-VQA's readers use; fewer are filled up with the last one."""

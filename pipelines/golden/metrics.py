@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import l1_loss
 
-from pipelines.golden.fixture import Check, Fixture, array
-from regressors.losses import linearity_loss, margin_rank_loss, plcc_loss, rank_loss
-from regressors.metrics import MosMapping, fit_mapping, ntire_score, quality_metrics
-from store.errors import GoldenError
+from vqbank.pipelines.golden.fixture import Check, Fixture, array
+from vqbank.regressors.losses import linearity_loss, margin_rank_loss, plcc_loss, rank_loss
+from vqbank.regressors.metrics import MosMapping, fit_mapping, ntire_score, quality_metrics
+from vqbank.store.errors import GoldenError
 
 
 def play_metrics(fixture: Fixture) -> Iterator[Check]:

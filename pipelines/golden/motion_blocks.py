@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from extractors import make_extractor
-from extractors.sampling import Blocks, Timeline
-from extractors.slowfast import SLOW_FRAMES, SlowFast, architecture, pathways
-from extractors.views import normalise
-from pipelines.golden.fixture import Check, Fixture, checkpoint, frames
-from store.errors import GoldenError
+from vqbank.extractors import make_extractor
+from vqbank.extractors.sampling import Blocks, Timeline
+from vqbank.extractors.slowfast import SLOW_FRAMES, SlowFast, architecture, pathways
+from vqbank.extractors.views import normalise
+from vqbank.pipelines.golden.fixture import Check, Fixture, checkpoint, frames
+from vqbank.store.errors import GoldenError
 
 _RELATIVE = 1e-5
 _CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extractors.pe import Pe, PeCore, official_keys, tokens_of
-from extractors.views import normalise
-from pipelines.golden.fixture import Check, Fixture, checkpoint, fill, frames
+from vqbank.extractors.pe import Pe, PeCore, official_keys, tokens_of
+from vqbank.extractors.views import normalise
+from vqbank.pipelines.golden.fixture import Check, Fixture, checkpoint, fill, frames
 
 _CPU = torch.device("cpu")
 _HALF = (0.5, 0.5, 0.5)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extractors.networks.mplug_owl2 import Configuration, MplugOwl2
-from extractors.qalign import (
+from vqbank.extractors.networks.mplug_owl2 import Configuration, MplugOwl2
+from vqbank.extractors.qalign import (
     PREFIX_IDS,
     SUFFIX_IDS,
     PaddedHalves,
@@ -22,9 +22,9 @@ from extractors.qalign import (
     load_network,
     read_prefix,
 )
-from extractors.views import CLIP_MEAN, CLIP_STD, normalise
-from pipelines.golden.fixture import Check, Fixture, frames
-from store.errors import GoldenError
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
+from vqbank.pipelines.golden.fixture import Check, Fixture, frames
+from vqbank.store.errors import GoldenError
 
 _PICTURE = -200  # stands for the picture among the prompt's ids
 _LEVELS = (15129, 1781, 6534, 6460, 4319)  # excellent, good, fair, poor, bad

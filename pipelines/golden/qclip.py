@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from extractors.pe import Pe
-from pipelines.golden.fixture import Check, Fixture, array
-from pipelines.golden.pe import filled_pe
-from regressors.losses import plcc_loss, rank_loss
-from regressors.qclip import QClip
-from regressors.tail import load_tail, load_text_tail
-from store.bank import FeatureStore
-from store.tail import read_tokens, write_tail
+from vqbank.extractors.pe import Pe
+from vqbank.pipelines.golden.fixture import Check, Fixture, array
+from vqbank.pipelines.golden.pe import filled_pe
+from vqbank.regressors.losses import plcc_loss, rank_loss
+from vqbank.regressors.qclip import QClip
+from vqbank.regressors.tail import load_tail, load_text_tail
+from vqbank.store.bank import FeatureStore
+from vqbank.store.tail import read_tokens, write_tail
 
 _SAMPLE = (slice(None, None, 4), slice(None, None, 48), slice(None, None, 16))
 _RANK_WEIGHT = 0.3  # of train.py

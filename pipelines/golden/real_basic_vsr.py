@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from extractors import make_extractor
-from pipelines.golden.fixture import Check, Fixture, checkpoint, frames
+from vqbank.extractors import make_extractor
+from vqbank.pipelines.golden.fixture import Check, Fixture, checkpoint, frames
 
 _ABSOLUTE = 5e-5
 _RELATIVE = 1e-4  # of values of a hundred thousand
@@ -48,7 +48,7 @@ def _calm(fixture: Fixture) -> Iterator[Check]:
     yield close("lr_flow_backward", spynet(clean[:-1], clean[1:])[..., ::8, ::8])
     yield close("lr_flow_forward", spynet(clean[1:], clean[:-1])[..., ::8, ::8])
 
-    from extractors.residual import reduced, residuals
+    from vqbank.extractors.residual import reduced, residuals
 
     video = _frames(fixture, "hr")
     residual = torch.stack(list(residuals(network, video)))

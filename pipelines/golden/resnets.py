@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from extractors import make_extractor
-from pipelines.golden.fixture import Check, Fixture, checkpoint, frames
+from vqbank.extractors import make_extractor
+from vqbank.pipelines.golden.fixture import Check, Fixture, checkpoint, frames
 
 _RELATIVE = 1e-5
 _SCORE = 1e-6  # absolute
@@ -32,7 +32,7 @@ def play_resnet50_hierarchy(fixture: Fixture) -> Iterator[Check]:
 
 def play_unique_resnet34(fixture: Fixture) -> Iterator[Check]:
     """The same of UNIQUE's ResNet-34, and the score of its own head."""
-    from extractors.quality import Unique
+    from vqbank.extractors.quality import Unique
 
     yield fixture.keys(_without_counters(Unique().state_dict()))
     rows = _rows("quality", fixture, ("stages", "score"))

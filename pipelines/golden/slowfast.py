@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extractors.slowfast import SLOW_FRAMES, SlowFast, architecture
-from extractors.views import normalise
-from pipelines.golden.fixture import Check, Fixture, checkpoint, frames
+from vqbank.extractors.slowfast import SLOW_FRAMES, SlowFast, architecture
+from vqbank.extractors.views import normalise
+from vqbank.pipelines.golden.fixture import Check, Fixture, checkpoint, frames
 
 _CPU = torch.device("cpu")
 _COUNTERS = "num_batches_tracked"

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from extractors.swin import SpatialBranch, Swin, load_network, our_keys
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
-from pipelines.golden.fixture import Check, Fixture, array, checkpoint, frames
-from regressors.mlp import Mlp
-from store.schema import Video
-from store.table import FeatureTable
+from vqbank.extractors.swin import SpatialBranch, Swin, load_network, our_keys
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from vqbank.pipelines.golden.fixture import Check, Fixture, array, checkpoint, frames
+from vqbank.regressors.mlp import Mlp
+from vqbank.store.schema import Video
+from vqbank.store.table import FeatureTable
 
 _FUSED = {"motion": 256, "qalign": 4096, "liqe": 495, "fastvqa": 768}  # after the spatial feature
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from extractors.sampling import Timeline
-from extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
-from extractors.vificlip import ViFiClip, our_keys
-from pipelines.golden.fixture import Check, Fixture, checkpoint, fill, frames
+from vqbank.extractors.sampling import Timeline
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
+from vqbank.extractors.vificlip import ViFiClip, our_keys
+from vqbank.pipelines.golden.fixture import Check, Fixture, checkpoint, fill, frames
 
 _CPU = torch.device("cpu")
 # In the file beside the network: the token embeddings of classes that it was trained on.

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.golden.fixture import Check, Fixture, array, checkpoint
-from regressors.batches import Batch
-from regressors.gru import FrameScores, Gru
-from regressors.score_pooling import POOLINGS, hysteresis
-from store.errors import GoldenError
-from store.schema import Video
-from store.table import FeatureTable
+from vqbank.pipelines.golden.fixture import Check, Fixture, array, checkpoint
+from vqbank.regressors.batches import Batch
+from vqbank.regressors.gru import FrameScores, Gru
+from vqbank.regressors.score_pooling import POOLINGS, hysteresis
+from vqbank.store.errors import GoldenError
+from vqbank.store.schema import Video
+from vqbank.store.table import FeatureTable
 
 WEIGHTS = "VSFA.pt"
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.labels.label import IndexMeaning, Label, Labels, Orders, parts_of
-from pipelines.labels.scenes import scenes_by_name
-from pipelines.labels.sheet import Sheet, is_number
-from store.errors import ManifestError, unknown_name
-from store.schema import Part
+from vqbank.pipelines.labels.label import IndexMeaning, Label, Labels, Orders, parts_of
+from vqbank.pipelines.labels.scenes import scenes_by_name
+from vqbank.pipelines.labels.sheet import Sheet, is_number
+from vqbank.store.errors import ManifestError, unknown_name
+from vqbank.store.schema import Part
 
 # Column names are compared in lower case, letters and digits only.
 FILE_NAMES = (

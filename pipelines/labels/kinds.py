@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipelines.labels.label import Label, Labels, key_of
-from pipelines.labels.scenes import scenes_by_name
-from store.errors import ManifestError
+from vqbank.pipelines.labels.label import Label, Labels, key_of
+from vqbank.pipelines.labels.scenes import scenes_by_name
+from vqbank.store.errors import ManifestError
 
 ORIGINAL = "CVD2014's original MOS"
 CUT = "CVD2014's original MOS, cut to whole numbers"

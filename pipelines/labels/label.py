@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from store.errors import ManifestError
-from store.schema import Part
+from vqbank.store.errors import ManifestError
+from vqbank.store.schema import Part
 
 IndexMeaning = Literal["row numbers from 0", "row numbers from 1", "reference ids"]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from pipelines.labels.label import key_of, parts_of
-from store.errors import ManifestError
+from vqbank.pipelines.labels.label import key_of, parts_of
+from vqbank.store.errors import ManifestError
 
 PART_FOLDERS = frozenset(["train", "val", "valid", "validation", "test"])
 SHOWN_NEAR = 20

@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.labels.sheet import Sheet
-from store import mat5
-from store.errors import ManifestError, in_words
-from store.hdf5 import Hdf5File, is_hdf5, open_hdf5
+from vqbank.pipelines.labels.sheet import Sheet
+from vqbank.store import mat5
+from vqbank.store.errors import ManifestError, in_words
+from vqbank.store.hdf5 import Hdf5File, is_hdf5, open_hdf5
 
 _DEPTH = 8
 """Structs nested deeper than this are no label file."""

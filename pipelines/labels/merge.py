@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.labels.kinds import refuse_other_kind
-from pipelines.labels.label import Label, Labels
-from pipelines.labels.match import match, unclear_pair
-from store.errors import ManifestError
+from vqbank.pipelines.labels.kinds import refuse_other_kind
+from vqbank.pipelines.labels.label import Label, Labels
+from vqbank.pipelines.labels.match import match, unclear_pair
+from vqbank.store.errors import ManifestError
 
 TOLERANCE = 1e-4
 """Scores of one video may differ by this: some files keep four decimals."""

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.labels import matlab, text, vmaf
-from pipelines.labels.columns import interpret
-from pipelines.labels.kinds import with_kind
-from pipelines.labels.label import Labels
-from pipelines.labels.scenes import likely_pattern
-from pipelines.labels.sheet import Sheet
-from store.documents import file_bytes
-from store.errors import ManifestError
+from vqbank.pipelines.labels import matlab, text, vmaf
+from vqbank.pipelines.labels.columns import interpret
+from vqbank.pipelines.labels.kinds import with_kind
+from vqbank.pipelines.labels.label import Labels
+from vqbank.pipelines.labels.scenes import likely_pattern
+from vqbank.pipelines.labels.sheet import Sheet
+from vqbank.store.documents import file_bytes
+from vqbank.store.errors import ManifestError
 
 LARGEST_BYTES = 256 * 2**20
 """More than this is no label file: LSVQ's, of 39,000 videos, has 12 MB."""

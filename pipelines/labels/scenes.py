@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.labels.label import stem_of
-from store.errors import RecipeError
+from vqbank.pipelines.labels.label import stem_of
+from vqbank.store.errors import RecipeError
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from store.errors import ManifestError
+from vqbank.store.errors import ManifestError
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 

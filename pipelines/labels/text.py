@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.labels.sheet import Sheet, is_number
-from pipelines.manifest import VIDEO_SUFFIXES
-from store.errors import ManifestError
+from vqbank.pipelines.labels.sheet import Sheet, is_number
+from vqbank.pipelines.manifest import VIDEO_SUFFIXES
+from vqbank.store.errors import ManifestError
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 MOST_CELLS = 4_000_000

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.labels.label import Label
-from pipelines.labels.match import match, near_names
-from pipelines.manifest import VIDEO_SUFFIXES
-from store.errors import ManifestError
-from store.schema import Video
+from vqbank.pipelines.labels.label import Label
+from vqbank.pipelines.labels.match import match, near_names
+from vqbank.pipelines.manifest import VIDEO_SUFFIXES
+from vqbank.store.errors import ManifestError
+from vqbank.store.schema import Video
 
 RAW_SUFFIX = ".yuv"
 """Frames and nothing else, as LIVE-Qualcomm has them: found, but no decoder knows their size."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.labels.sheet import Sheet
-from store.errors import ManifestError
+from vqbank.pipelines.labels.sheet import Sheet
+from vqbank.store.errors import ManifestError
 
 SCORES = ("dmos", "mos", "groundtruth", "os")
 VIDEOS = "dis_videos"

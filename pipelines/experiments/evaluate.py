@@ -12,15 +12,15 @@ from joblib import cpu_count
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from pipelines.entries import with_keys
-from pipelines.fitting import Telling
-from pipelines.labels import Labels, read_labels
-from pipelines.labels.match import Match, assumed_data_set, match, unclear_pair
-from pipelines.labels.videos import videos_of
-from pipelines.manifest import is_manifest, read_videos, scores
-from pipelines.processes import in_workers
-from pipelines.recipe import Protocol, Recipe, required
-from pipelines.splits import (
+from vqbank.pipelines.entries import with_keys
+from vqbank.pipelines.experiments.fitting import Telling
+from vqbank.pipelines.experiments.processes import in_workers
+from vqbank.pipelines.labels import Labels, read_labels
+from vqbank.pipelines.labels.match import Match, assumed_data_set, match, unclear_pair
+from vqbank.pipelines.labels.videos import videos_of
+from vqbank.pipelines.manifest import is_manifest, read_videos, scores
+from vqbank.pipelines.recipe import Protocol, Recipe, required
+from vqbank.pipelines.splits import (
     LEAST_TESTED,
     SCHEMES,
     Split,
@@ -34,16 +34,22 @@ from pipelines.splits import (
     splits_without,
     too_small,
 )
-from regressors import make_head
-from regressors.base import Head, PooledHead
-from regressors.metrics import QualityMetrics, quality_metrics
-from regressors.pooling import PooledTable, pooled, pooled_width
-from regressors.progress import Cost
-from regressors.sequence import SequenceHead
-from store.bank import FeatureStore
-from store.errors import HeadError, ManifestError, MissingFeatureError, RecipeError, VqbankError
-from store.schema import FeatureSpec, Video
-from store.table import FeatureTable
+from vqbank.regressors import make_head
+from vqbank.regressors.base import Head, PooledHead
+from vqbank.regressors.metrics import QualityMetrics, quality_metrics
+from vqbank.regressors.pooling import PooledTable, pooled, pooled_width
+from vqbank.regressors.progress import Cost
+from vqbank.regressors.sequence import SequenceHead
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import (
+    HeadError,
+    ManifestError,
+    MissingFeatureError,
+    RecipeError,
+    VqbankError,
+)
+from vqbank.store.schema import FeatureSpec, Video
+from vqbank.store.table import FeatureTable
 
 WORTH_WORKERS_SECONDS = 10.0
 """What is left of a trial goes to worker processes if it takes longer: to start them takes some."""
@@ -510,7 +516,7 @@ def all_cores() -> int:
 def banked_videos(labels: Labels, store: FeatureStore, specs: Sequence[FeatureSpec]) -> list[Video]:
     """A video for each row of a label file, in its order, under the id that the bank has.
 
-    Names are paired by `pipelines.labels.match`: by their ends, without suffix and case.
+    Names are paired by `vqbank.pipelines.labels.match`: by their ends, without suffix and case.
 
     Args:
         labels: as read.

@@ -10,24 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from pipelines import bank_commands, label_commands
-from pipelines import weights as weight_commands
-from pipelines.stopping import STOPPED, left_by_signals
-from pipelines.terminal import counted, say, say_lines
-from store.errors import VqbankError, naming, refusal
+from vqbank.pipelines.commands import bank as bank_commands
+from vqbank.pipelines.commands import labels as label_commands
+from vqbank.pipelines.commands import weights as weight_commands
+from vqbank.pipelines.stopping import STOPPED, left_by_signals
+from vqbank.pipelines.terminal import counted, say, say_lines
+from vqbank.store.errors import VqbankError, naming, refusal
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
-    from extractors.base import Extractor
-    from pipelines.evaluate import SplitResult, Trial
-    from pipelines.extract import Extraction
-    from pipelines.recipe import Recipe
-    from pipelines.results import Record
-    from store.bank import FeatureStore
-    from store.schema import Video
+    from vqbank.extractors.base import Extractor
+    from vqbank.pipelines.experiments.evaluate import SplitResult, Trial
+    from vqbank.pipelines.extraction.extract import Extraction
+    from vqbank.pipelines.recipe import Recipe
+    from vqbank.pipelines.results.records import Record
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.schema import Video
 
 
 class Commands(typer.core.TyperGroup):
@@ -107,7 +108,7 @@ def vqbank(
     ] = False,
 ) -> None:
     """Bank frozen video-quality features once; train, ablate and ship light heads from it."""
-    from store.files import allow_open_files
+    from vqbank.store.files import allow_open_files
 
     allow_open_files()
 
@@ -117,9 +118,9 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where everything goes.")] = Path("demo"),
 ) -> None:
     """Make a small data set, bank its features, train heads, write a report, score a new video."""
-    from pipelines.console import console
-    from pipelines.demo import run_demo
-    from pipelines.display import show_extraction
+    from vqbank.pipelines.console import console
+    from vqbank.pipelines.demo.demo import run_demo
+    from vqbank.pipelines.extraction.display import show_extraction
 
     run_demo(folder, console(err=True), extract=show_extraction, evaluate=_show_trial)
 
@@ -177,11 +178,11 @@ def extract(
     ] = 120.0,
 ) -> None:
     """Run extractors over videos into a bank.  Run it again to go on where it stopped."""
-    from pipelines.manifest import read_videos
-    from pipelines.parts import part_of
-    from pipelines.recipe import required
-    from store.bank import FeatureStore
-    from store.errors import RecipeError
+    from vqbank.pipelines.extraction.parts import part_of
+    from vqbank.pipelines.manifest import read_videos
+    from vqbank.pipelines.recipe import required
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.errors import RecipeError
 
     chosen = _recipe(recipe, videos=videos, bank=bank, decoder=decoder)
     if extractor:
@@ -199,9 +200,9 @@ def extract(
     tls = (tls_ca_file, tls_cert, tls_key)
     if scheduler is None and any(file is not None for file in tls):
         raise RecipeError("--tls-ca-file, --tls-cert and --tls-key belong to --scheduler")
-    from extractors import make_extractors, specs_of  # seconds
-    from pipelines.entries import check_use
-    from pipelines.extract import Extraction
+    from vqbank.extractors import make_extractors, specs_of  # seconds
+    from vqbank.pipelines.entries import check_use
+    from vqbank.pipelines.extraction.extract import Extraction
 
     choices = _pairs(weights, "--weights")
     extractors = make_extractors(wanted, weights=choices)
@@ -225,15 +226,15 @@ def extract(
         )
 
     if dry_run:
-        from pipelines.dry_run import bank_as_it_is, estimate, show_estimate
-        from pipelines.stopping import stopped_by_signals
+        from vqbank.pipelines.extraction.dry_run import bank_as_it_is, estimate, show_estimate
+        from vqbank.pipelines.stopping import stopped_by_signals
 
         with stopped_by_signals(), bank_as_it_is(folder) as store:
             show_estimate(estimate(extraction_into(store), workers=workers))
         return
     extraction = extraction_into(FeatureStore.create(folder))
     if retry_failed:
-        from pipelines.status import failed_videos
+        from vqbank.pipelines.extraction.status import failed_videos
 
         failed_before = failed_videos(extraction.store, extraction.specs)
         extraction.take([video for video in source if video.id in failed_before])
@@ -260,15 +261,15 @@ def _extract(
     """Here, or by Dask; gives the ids of failed videos."""
     import logging
 
-    from pipelines.display import show_extraction
+    from vqbank.pipelines.extraction.display import show_extraction
 
     if workers == 1 and scheduler is None and cluster is None:
         return show_extraction(extraction)
     from joblib import cpu_count
 
-    from pipelines.cluster import Order, distribute
-    from pipelines.stopping import stopped_by_signals
-    from pipelines.workers import batch_system, local_workers, scheduler_at
+    from vqbank.pipelines.extraction.cluster import Order, distribute
+    from vqbank.pipelines.extraction.workers import batch_system, local_workers, scheduler_at
+    from vqbank.pipelines.stopping import stopped_by_signals
 
     def tell(line: str) -> None:
         say(line, err=True)
@@ -296,7 +297,7 @@ def _extract(
 
 
 def _batch_clips(given: list[str] | None, extractors: set[str]) -> dict[str, int]:
-    from store.errors import RecipeError, UnknownNameError, unknown_name
+    from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
 
     sizes = {}
     for name, text in _pairs(given, "--batch").items():
@@ -315,7 +316,7 @@ def recipe_command(
     """List the recipes that come with vqbank, or print one, to be changed."""
     from itertools import takewhile
 
-    from pipelines.recipe import shipped_recipe, shipped_recipes
+    from vqbank.pipelines.recipe import shipped_recipe, shipped_recipes
 
     if name is not None:
         say_lines(shipped_recipe(name))
@@ -338,7 +339,7 @@ def status(
     ] = None,
 ) -> None:
     """Say what is done, what failed and who is at work; also while runs are going on."""
-    from pipelines.status import show_status
+    from vqbank.pipelines.extraction.status import show_status
 
     show_status(bank, videos=videos, failed=failed, video=video)
 
@@ -377,9 +378,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Try heads on splits of a bank; prints medians over the test parts."""
-    from pipelines.console import console
-    from pipelines.recipe import Protocol
-    from store.errors import RecipeError
+    from vqbank.pipelines.console import console
+    from vqbank.pipelines.recipe import Protocol
+    from vqbank.store.errors import RecipeError
 
     _check_target(json_file, "--json")
     if report is not None and report.exists() and not report.is_dir():
@@ -396,9 +397,9 @@ def evaluate(
         missing=missing,
     )
     chosen = _of_bank(asked, weights)
-    from pipelines.evaluate import all_cores  # seconds
-    from pipelines.report import result_table, write_report
-    from pipelines.results import record_of, write_record
+    from vqbank.pipelines.experiments.evaluate import all_cores  # seconds
+    from vqbank.pipelines.results.records import record_of, write_record
+    from vqbank.pipelines.results.report import result_table, write_report
 
     trial = _trial(chosen, title=recipe.stem if recipe is not None else "vqbank")
     results = _show_trial(trial, jobs=all_cores() if jobs is None else jobs)
@@ -425,8 +426,8 @@ def results(
     ] = None,
 ) -> None:
     """Make one table of runs: best bold, second underlined, with how each number was selected."""
-    from pipelines.results import FORMATS
-    from store.errors import UnknownNameError, unknown_name
+    from vqbank.pipelines.results.records import FORMATS
+    from vqbank.store.errors import UnknownNameError, unknown_name
 
     if format not in FORMATS:
         raise UnknownNameError(unknown_name("format", format, FORMATS))
@@ -450,8 +451,8 @@ def compare(
     """Compare runs over the same splits with the first one, by paired tests."""
     from rich.table import Table
 
-    from pipelines.compare import compare as compare_runs
-    from pipelines.console import console
+    from vqbank.pipelines.console import console
+    from vqbank.pipelines.results.compare import compare as compare_runs
 
     runs = _records(files, head)
     sources = [source for source, _ in runs] if len(runs) > 1 else []
@@ -478,7 +479,7 @@ def compare(
 
 def _records(files: list[Path], heads: list[str] | None) -> "list[tuple[str, Record]]":
     """Runs with the place that each stands at: a file, and its number there if there are more."""
-    from pipelines.results import read_records
+    from vqbank.pipelines.results.records import read_records
 
     runs = []
     for file in files:
@@ -517,7 +518,7 @@ def train(
     ] = None,
 ) -> None:
     """Fit one head on all rows and write a folder that `predict` can use."""
-    from store.errors import RecipeError
+    from vqbank.store.errors import RecipeError
 
     heads = [head] if head is not None else None
     asked = _recipe(
@@ -531,9 +532,9 @@ def train(
         missing=missing,
     )
     chosen = _of_bank(asked, weights, scored=published is None)
-    from pipelines.train import checkpoint_of, take_published  # seconds
-    from pipelines.train import train as train_head
-    from regressors.sequence import SequenceHead
+    from vqbank.pipelines.experiments.train import checkpoint_of, take_published  # seconds
+    from vqbank.pipelines.experiments.train import train as train_head
+    from vqbank.regressors.sequence import SequenceHead
 
     if published is not None:
         given = {"videos": videos, "labels": labels, "score": score, "missing": missing}
@@ -568,8 +569,8 @@ def heads(
 
     from rich.table import Table
 
-    from pipelines.console import console
-    from regressors import HEADS
+    from vqbank.pipelines.console import console
+    from vqbank.regressors import HEADS
 
     if name is None:
         for each in HEADS:
@@ -597,8 +598,8 @@ def extractors(
 
     from rich.table import Table
 
-    from extractors import EXTRACTORS
-    from pipelines.console import console
+    from vqbank.extractors import EXTRACTORS
+    from vqbank.pipelines.console import console
 
     if name is None:
         for each in EXTRACTORS:
@@ -652,9 +653,9 @@ def predict(
     ] = "csv",
 ) -> None:
     """Score videos with a shipped head; prints `score<TAB>id<TAB>path` per video."""
-    from pipelines.sources import check_sources, labels_of, videos_to_score
-    from store.bank import FeatureStore
-    from store.errors import RecipeError, UnknownNameError, unknown_name
+    from vqbank.pipelines.sources import check_sources, labels_of, videos_to_score
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
 
     if format not in PREDICTED:
         raise UnknownNameError(unknown_name("format", format, PREDICTED))
@@ -666,10 +667,10 @@ def predict(
     labels = labels_of(videos, score=score)
     import platformdirs  # and what takes seconds
 
-    from pipelines.display import show_extraction
-    from pipelines.evaluate import banked_videos
-    from pipelines.predict import Scorer, score_table
-    from pipelines.results import submission
+    from vqbank.pipelines.experiments.evaluate import banked_videos
+    from vqbank.pipelines.extraction.display import show_extraction
+    from vqbank.pipelines.predict import Scorer, score_table
+    from vqbank.pipelines.results.records import submission
 
     scorer = Scorer(head, weights=choices)
     if scorer.only_banked and bank is None:
@@ -745,8 +746,8 @@ def _say_agreement(videos: "list[Video]", predicted: "NDArray[np.float64]") -> N
     """How well scores agree with those that people gave, where there are such."""
     import numpy as np
 
-    from pipelines.results import SHOWN, shown
-    from regressors.metrics import quality_metrics
+    from vqbank.pipelines.results.records import SHOWN, shown
+    from vqbank.regressors.metrics import quality_metrics
 
     mos = np.array([np.nan if video.mos is None else video.mos for video in videos], np.float64)
     rated = np.isfinite(mos)
@@ -767,8 +768,8 @@ def ls(
     """List the features of a bank, or the videos of one of them."""
     from rich.table import Table
 
-    from pipelines.console import console
-    from store.bank import FeatureStore
+    from vqbank.pipelines.console import console
+    from vqbank.store.bank import FeatureStore
 
     store = FeatureStore.at(bank)
     if feature is not None:
@@ -793,8 +794,8 @@ def show(
     """Show what a feature is, or what a bank knows of a video."""
     import json
 
-    from store.bank import FeatureStore
-    from store.errors import MissingFeatureError, similar_ids, unknown_name
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.errors import MissingFeatureError, similar_ids, unknown_name
 
     store = FeatureStore.at(bank)
     specs = store.named(name)
@@ -838,7 +839,7 @@ def golden(
     ] = False,
 ) -> None:
     """Compare networks, rules and heads with what official code computed; exits 1 on a failure."""
-    from pipelines.golden.command import play_and_print
+    from vqbank.pipelines.commands.golden import play_and_print
 
     play_and_print(folder, everything=everything)
 
@@ -889,8 +890,8 @@ def _recipe(
     heads: list[str] | None = None,
     **overrides: Any,
 ) -> "Recipe":
-    from pipelines.recipe import Recipe, read_recipe
-    from store.errors import UnknownNameError, unknown_name
+    from vqbank.pipelines.recipe import Recipe, read_recipe
+    from vqbank.store.errors import UnknownNameError, unknown_name
 
     recipe = read_recipe(path) if path is not None else Recipe()
     update = {key: value for key, value in overrides.items() if value is not None}
@@ -905,7 +906,7 @@ def _recipe(
 
 def _trial(recipe: "Recipe", *, title: str) -> "Trial":
     """What a recipe names; says which videos are dropped."""
-    from pipelines.evaluate import Trial
+    from vqbank.pipelines.experiments.evaluate import Trial
 
     trial = Trial.of(recipe, title=title)
     if dropped := trial.dropped:
@@ -919,7 +920,7 @@ def _trial(recipe: "Recipe", *, title: str) -> "Trial":
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
-    from store.errors import RecipeError
+    from vqbank.store.errors import RecipeError
 
     pairs = {}
     for text in given or []:
@@ -967,15 +968,15 @@ def _of_bank(recipe: "Recipe", weights: list[str] | None, *, scored: bool = True
         weights: of features, as the command line has them.
         scored: whether videos with scores are wanted.
     """
-    from pipelines.recipe import required
-    from store.bank import FeatureStore
+    from vqbank.pipelines.recipe import required
+    from vqbank.store.bank import FeatureStore
 
     if scored and recipe.labels is None:
         required(recipe, "videos", option="--videos or --labels")
     FeatureStore(required(recipe, "bank", option="--bank"))
     required(recipe, "features", option="--features")
     required(recipe, "heads", option="--head")
-    from pipelines.entries import check_names, with_keys  # seconds
+    from vqbank.pipelines.entries import check_names, with_keys  # seconds
 
     check_names(recipe)
     return with_keys(recipe, weights=_pairs(weights, "--weights"))
@@ -983,8 +984,8 @@ def _of_bank(recipe: "Recipe", weights: list[str] | None, *, scored: bool = True
 
 def _say_without_tiny(weights: dict[str, str], extractors: "list[Extractor]") -> None:
     """For which extractors `all=random-tiny` means `random`."""
-    from extractors import without_tiny
-    from extractors.weights import TINY
+    from vqbank.extractors import without_tiny
+    from vqbank.extractors.weights import TINY
 
     lacking = without_tiny(extractors) if weights.get("all") == TINY else []
     if lacking:
@@ -997,7 +998,7 @@ def _check_head(folder: Path) -> None:
     Raises:
         HeadError: if it is no folder, or has no card.
     """
-    from store.errors import HeadError
+    from vqbank.store.errors import HeadError
 
     if not any((folder / card).is_file() for card in ("card.yaml", "card.json")):
         if folder.is_file():
@@ -1018,7 +1019,7 @@ def _check_target(file: Path | None, option: str) -> None:
     Raises:
         RecipeError: if it is a folder, or its own folder is not there.
     """
-    from store.errors import RecipeError
+    from vqbank.store.errors import RecipeError
 
     if file is None:
         return
@@ -1036,7 +1037,7 @@ def _check_device(name: str) -> None:
     """
     import re
 
-    from store.errors import RecipeError
+    from vqbank.store.errors import RecipeError
 
     if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
         raise RecipeError(
@@ -1048,7 +1049,7 @@ def _check_device(name: str) -> None:
 def _device(name: str) -> "torch.device":
     import torch
 
-    from store.errors import RecipeError
+    from vqbank.store.errors import RecipeError
 
     try:
         device = torch.device(name)
@@ -1060,7 +1061,7 @@ def _device(name: str) -> "torch.device":
 
 def _show_trial(trial: "Trial", *, jobs: int = 1) -> "list[SplitResult]":
     """Run with a progress bar; results by split, then in the order of heads."""
-    from pipelines.fitting import evaluated
+    from vqbank.pipelines.experiments.fitting import evaluated
 
     total = len(trial.splits) * len(trial.heads)
     results = evaluated(lambda watch: trial.run(jobs=jobs, watch=watch), total=total)

@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from pipelines.console import styled
-from pipelines.evaluate import SplitResult, Trial
-from pipelines.provenance import seen_by_weights, unknown_provenance
-from pipelines.results import (
+from vqbank.pipelines.console import styled
+from vqbank.pipelines.experiments.evaluate import SplitResult, Trial
+from vqbank.pipelines.results.provenance import seen_by_weights, unknown_provenance
+from vqbank.pipelines.results.records import (
     NO_INTERVAL,
     SEEN_MARK,
     SHOWN,
@@ -27,8 +27,8 @@ from pipelines.results import (
     selection_text,
     shown,
 )
-from regressors.metrics import fit_mapping
-from store.errors import naming
+from vqbank.regressors.metrics import fit_mapping
+from vqbank.store.errors import naming
 
 COLOURS = ("#3b6fb6", "#c1592f", "#4d8f5b", "#8a5aa8", "#8c6d1f", "#5b7083")
 """One per head, in order of appearance."""
@@ -99,7 +99,9 @@ def write_report(
     with naming(folder / "result.png"):
         (folder / "result.png").write_bytes(picture)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipelines"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("vqbank.pipelines"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     page = environment.get_template("report.html").render(
         trial=trial,

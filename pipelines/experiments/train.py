@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.entries import with_keys
-from pipelines.evaluate import Trial, takes_long
-from pipelines.fitting import Telling, watched
-from pipelines.processes import in_workers
-from pipelines.recipe import Recipe, required
-from regressors import make_head
-from regressors.base import Head, PooledHead, check_vacant
-from regressors.pooling import PooledTable, pooled
-from regressors.sequence import SequenceHead
-from store.bank import FeatureStore
-from store.errors import HeadError, RecipeError
-from store.table import FeatureTable
+from vqbank.pipelines.entries import with_keys
+from vqbank.pipelines.experiments.evaluate import Trial, takes_long
+from vqbank.pipelines.experiments.fitting import Telling, watched
+from vqbank.pipelines.experiments.processes import in_workers
+from vqbank.pipelines.recipe import Recipe, required
+from vqbank.regressors import make_head
+from vqbank.regressors.base import Head, PooledHead, check_vacant
+from vqbank.regressors.pooling import PooledTable, pooled
+from vqbank.regressors.sequence import SequenceHead
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import HeadError, RecipeError
+from vqbank.store.table import FeatureTable
 
 
 def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | None = None) -> Head:

@@ -21,20 +21,20 @@ from joblib import cpu_count
 from rich import filesize
 from rich.table import Table
 
-from extractors import make_extractor, specs_of
-from extractors.base import Extractor
-from extractors.sampling import MotionSampling
-from extractors.views import ClipView
-from pipelines import jobs
-from pipelines.console import console
-from pipelines.extract import Extraction, Outcome
-from pipelines.terminal import counted, say
-from store.bank import BANK_FILE, FeatureStore
-from store.errors import DecodeError, InvalidFeatureError
-from store.schema import FeatureSpec, Video, storage_dtype
-from store.shard import VideoRecord
-from store.tail import FOLDER as TAIL
-from store.tail import tail_bytes
+from vqbank.extractors import make_extractor, specs_of
+from vqbank.extractors.base import Extractor
+from vqbank.extractors.sampling import MotionSampling
+from vqbank.extractors.views import ClipView
+from vqbank.pipelines.console import console
+from vqbank.pipelines.extraction import jobs
+from vqbank.pipelines.extraction.extract import Extraction, Outcome
+from vqbank.pipelines.terminal import counted, say
+from vqbank.store.bank import BANK_FILE, FeatureStore
+from vqbank.store.errors import DecodeError, InvalidFeatureError
+from vqbank.store.schema import FeatureSpec, Video, storage_dtype
+from vqbank.store.shard import VideoRecord
+from vqbank.store.tail import FOLDER as TAIL
+from vqbank.store.tail import tail_bytes
 
 SAMPLE_VIDEOS = 3
 TRIAL_SECONDS = 60.0

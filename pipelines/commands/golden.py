@@ -5,9 +5,9 @@ from pathlib import Path
 
 import typer
 
-from pipelines.golden import Played, play
-from pipelines.golden.fixture import Check
-from pipelines.terminal import say
+from vqbank.pipelines.golden import Played, play
+from vqbank.pipelines.golden.fixture import Check
+from vqbank.pipelines.terminal import say
 
 SHOWN = 10
 """Outputs out of tolerance that are named for a fixture."""

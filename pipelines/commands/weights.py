@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.terminal import say
+from vqbank.pipelines.terminal import say
 
 if TYPE_CHECKING:
-    from extractors.base import WeightedExtractor
-    from extractors.weights import WeightFile
+    from vqbank.extractors.base import WeightedExtractor
+    from vqbank.extractors.weights import WeightFile
 
 app = typer.Typer(
     add_completion=False,
@@ -38,7 +38,7 @@ def listing(
     """List the weights of every extractor: publisher, licence, training data, where they lie."""
     if context.invoked_subcommand is not None:
         return
-    from extractors.weights import locate
+    from vqbank.extractors.weights import locate
 
     rows = [
         (extractor.name, file, locate(file))
@@ -66,9 +66,9 @@ def fetch(
     """Download published weights into $VQBANK_WEIGHTS (default: the user's cache)."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-    from extractors.download import fetch as download
-    from extractors.weights import find_weights, locate, weights_folder
-    from pipelines.console import Words, console
+    from vqbank.extractors.download import fetch as download
+    from vqbank.extractors.weights import find_weights, locate, weights_folder
+    from vqbank.pipelines.console import Words, console
 
     columns = (
         Words("{task.description}"),
@@ -88,8 +88,8 @@ def fetch(
 
 
 def _extractors() -> "list[WeightedExtractor]":
-    from extractors import EXTRACTORS, make_extractor
-    from extractors.base import WeightedExtractor
+    from vqbank.extractors import EXTRACTORS, make_extractor
+    from vqbank.extractors.base import WeightedExtractor
 
     made = (make_extractor(name) for name in EXTRACTORS)
     return [extractor for extractor in made if isinstance(extractor, WeightedExtractor)]
@@ -97,7 +97,7 @@ def _extractors() -> "list[WeightedExtractor]":
 
 def _chosen(text: str) -> "tuple[str, WeightFile]":
     """The extractor and the file that EXTRACTOR or EXTRACTOR=CHOICE means."""
-    from store.errors import UnknownNameError, unknown_name
+    from vqbank.store.errors import UnknownNameError, unknown_name
 
     name, _, choice = text.partition("=")
     known = {extractor.name: extractor for extractor in _extractors()}
@@ -113,7 +113,7 @@ def _chosen(text: str) -> "tuple[str, WeightFile]":
 def _show(rows: "Sequence[tuple[str, WeightFile, Path | None]]") -> None:
     from rich.table import Table
 
-    from pipelines.console import console
+    from vqbank.pipelines.console import console
 
     columns = ("extractor", "weights", "file", "publisher", "licence", "size", "trained on")
     table = Table(*columns)
@@ -133,7 +133,7 @@ def _show(rows: "Sequence[tuple[str, WeightFile, Path | None]]") -> None:
 
 
 def _size(file: "WeightFile", place: Path | None) -> str:
-    from extractors.weights import shards_of
+    from vqbank.extractors.weights import shards_of
 
     size = file.size if place is None else sum(s.stat().st_size for s in shards_of(place))
     return "not known" if size is None else f"{size / 1e6:,.0f} MB"

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.terminal import counted, say
+from vqbank.pipelines.terminal import counted, say
 
 if TYPE_CHECKING:
-    from pipelines.labels import Label, Labels
-    from pipelines.labels.videos import Reconciled
-    from store.schema import Video
+    from vqbank.pipelines.labels import Label, Labels
+    from vqbank.pipelines.labels.videos import Reconciled
+    from vqbank.store.schema import Video
 
 labels_app = typer.Typer(
     no_args_is_help=True,
@@ -79,9 +79,9 @@ def import_(
     scene_fallback: Fallback = False,
 ) -> None:
     """Write a manifest; with --videos of those that have a file, and exit 1 if some have none."""
-    from pipelines.labels.videos import reconcile, videos_of
-    from pipelines.manifest import write_manifest
-    from store.errors import ManifestError
+    from vqbank.pipelines.labels.videos import reconcile, videos_of
+    from vqbank.pipelines.manifest import write_manifest
+    from vqbank.store.errors import ManifestError
 
     read = [_read(file, score, scene, fallback=scene_fallback) for file in files]
     for labels in read:
@@ -122,9 +122,9 @@ def check(
     """Say what label files hold, whether they agree, and which videos have files."""
     from itertools import combinations
 
-    from pipelines.labels.match import near_names
-    from pipelines.labels.merge import agreement
-    from pipelines.labels.videos import reconcile
+    from vqbank.pipelines.labels.match import near_names
+    from vqbank.pipelines.labels.merge import agreement
+    from vqbank.pipelines.labels.videos import reconcile
 
     read = [_read(file, score, scene, fallback=scene_fallback) for file in files]
     for labels in read:
@@ -152,7 +152,7 @@ def check(
 
 def _data_sets(read: "list[Labels]", names: list[str]) -> "dict[str, list[Labels]]":
     """Files by the name of their data set; one name is that of all."""
-    from store.errors import ManifestError
+    from vqbank.store.errors import ManifestError
 
     if len(names) not in (1, len(read)):
         raise ManifestError(
@@ -166,7 +166,7 @@ def _data_sets(read: "list[Labels]", names: list[str]) -> "dict[str, list[Labels
 
 
 def _merged(read: "list[Labels]") -> "tuple[Label, ...]":
-    from pipelines.labels.merge import merged
+    from vqbank.pipelines.labels.merge import merged
 
     done = merged(read)
     for caution in done.cautions:
@@ -175,9 +175,9 @@ def _merged(read: "list[Labels]") -> "tuple[Label, ...]":
 
 
 def _read(file: Path, score: str | None, patterns: list[str] | None, *, fallback: bool) -> "Labels":
-    from pipelines.labels import read_labels
-    from pipelines.labels.scenes import scenes_by_pattern
-    from store.errors import RecipeError
+    from vqbank.pipelines.labels import read_labels
+    from vqbank.pipelines.labels.scenes import scenes_by_pattern
+    from vqbank.store.errors import RecipeError
 
     if fallback and not patterns:
         raise RecipeError("--scene-fallback is for names that no --scene fits; give --scene too")
@@ -192,7 +192,7 @@ def _read(file: Path, score: str | None, patterns: list[str] | None, *, fallback
 
 
 def _refuse_unnamed(read: "list[Labels]", videos: Path) -> None:
-    from store.errors import ManifestError
+    from vqbank.store.errors import ManifestError
 
     for labels in read:
         if not labels.named:
@@ -265,7 +265,7 @@ def _some(what: str, lines: list[str]) -> None:
 
 
 def _say_written(manifest: Path, videos: "list[Video]") -> None:
-    from pipelines.labels.videos import RAW_SUFFIX
+    from vqbank.pipelines.labels.videos import RAW_SUFFIX
 
     say(f"manifest: {manifest}: {counted(len(videos), 'video')}")
     raw = sum(video.path.suffix.lower() == RAW_SUFFIX for video in videos)
@@ -298,7 +298,13 @@ def make(
     """Write splits as JSON, by video id."""
     import numpy as np
 
-    from pipelines.splits import LEAST_TESTED, named_splits, scheme_of, too_small, write_splits
+    from vqbank.pipelines.splits import (
+        LEAST_TESTED,
+        named_splits,
+        scheme_of,
+        too_small,
+        write_splits,
+    )
 
     videos, stated = _videos(source, name, labels, score)
     made = named_splits(splits, videos, labels=stated)
@@ -352,12 +358,12 @@ def audit(
     score: Score = None,
 ) -> None:
     """Find scenes and near-duplicates on both sides of splits; exit 1 if there are any."""
-    from pipelines.audit import near_pairs, shared_scenes
-    from pipelines.bank_commands import roles_of
-    from pipelines.splits import named_splits
-    from regressors.pooling import pooled
-    from store.bank import FeatureStore
-    from store.errors import RecipeError
+    from vqbank.pipelines.audit import near_pairs, shared_scenes
+    from vqbank.pipelines.commands.bank import roles_of
+    from vqbank.pipelines.splits import named_splits
+    from vqbank.regressors.pooling import pooled
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.errors import RecipeError
 
     if (bank is None) != (not features):
         raise RecipeError("give --bank and --features together, or neither")
@@ -402,10 +408,10 @@ def _videos(
 
     `score` is a column of `source`, or where that is a manifest, of `labels`.
     """
-    from pipelines.labels import read_labels
-    from pipelines.labels.videos import videos_of
-    from pipelines.manifest import is_manifest, read_manifest
-    from store.errors import ManifestError
+    from vqbank.pipelines.labels import read_labels
+    from vqbank.pipelines.labels.videos import videos_of
+    from vqbank.pipelines.manifest import is_manifest, read_manifest
+    from vqbank.store.errors import ManifestError
 
     if is_manifest(source):
         if score is not None and labels is None:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluate import Trial
+from vqbank.pipelines.experiments.evaluate import Trial
 
 
 def seen_by_weights(trial: Trial, rows: NDArray[np.int64]) -> list[str]:

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from extractors.base import ClipFn, Extractor
-from extractors.sampling import Clips, MotionSampling, Timeline
-from extractors.views import ClipView, View
-from store.errors import InvalidFeatureError, VqbankError, WeightsError
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.extractors.base import ClipFn, Extractor
+from vqbank.extractors.sampling import Clips, MotionSampling, Timeline
+from vqbank.extractors.views import ClipView, View
+from vqbank.store.errors import InvalidFeatureError, VqbankError, WeightsError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 LARGE_BYTES = 64 * 2**20
 """Who needed more memory than this gives it back to the system at once: glibc would keep what every

@@ -34,16 +34,24 @@ import torch
 from joblib import cpu_count
 from numpy.typing import NDArray
 
-from extractors import make_extractor, specs_of
-from extractors.base import Extractor, WeightedExtractor
-from extractors.isolated import PATIENCE_SECONDS, Chunk, Decoder, End
-from extractors.sampling import MotionSampling, Timeline
-from extractors.video import DECODERS, Probe
-from extractors.weights import FILE_MODULES
-from pipelines.jobs import Batch, Course, Job, Retained, Room, is_out_of_memory, one_line
-from pipelines.stopping import ASKED
-from store.bank import FeatureStore, writing
-from store.errors import (
+from vqbank.extractors import make_extractor, specs_of
+from vqbank.extractors.base import Extractor, WeightedExtractor
+from vqbank.extractors.isolated import PATIENCE_SECONDS, Chunk, Decoder, End
+from vqbank.extractors.sampling import MotionSampling, Timeline
+from vqbank.extractors.video import DECODERS, Probe
+from vqbank.extractors.weights import FILE_MODULES
+from vqbank.pipelines.extraction.jobs import (
+    Batch,
+    Course,
+    Job,
+    Retained,
+    Room,
+    is_out_of_memory,
+    one_line,
+)
+from vqbank.pipelines.stopping import ASKED
+from vqbank.store.bank import FeatureStore, writing
+from vqbank.store.errors import (
     BankError,
     ChangedVideoError,
     DamagedShardError,
@@ -54,11 +62,11 @@ from store.errors import (
     UnknownNameError,
     unknown_name,
 )
-from store.ledger import Failure, Ledger, changed_files
-from store.schema import Feature, FeatureSpec, Fingerprint, Video
-from store.shard import ShardWriter
-from store.tail import Tail, has_tail, write_tail
-from store.text import TextBank, has_text, write_text
+from vqbank.store.ledger import Failure, Ledger, changed_files
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
+from vqbank.store.shard import ShardWriter
+from vqbank.store.tail import Tail, has_tail, write_tail
+from vqbank.store.text import TextBank, has_text, write_text
 
 HELD_BYTES = 256 * 2**20
 """Clips that wait for a network or are in one."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
 
-from regressors.relay import relayed
+from vqbank.regressors.relay import relayed
 
 Result = TypeVar("Result")
 Watch = Callable[[Any], None]

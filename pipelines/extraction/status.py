@@ -14,13 +14,13 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.console import console
-from pipelines.manifest import read_videos
-from pipelines.terminal import counted, say
-from store.bank import FeatureStore
-from store.errors import MissingFeatureError, similar_ids
-from store.ledger import ROOM, Failure, failures, read_ledger
-from store.schema import FeatureSpec
+from vqbank.pipelines.console import console
+from vqbank.pipelines.manifest import read_videos
+from vqbank.pipelines.terminal import counted, say
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import MissingFeatureError, similar_ids
+from vqbank.store.ledger import ROOM, Failure, failures, read_ledger
+from vqbank.store.schema import FeatureSpec
 
 SILENT_SECONDS = 150.0
 """A run that works writes a line every half minute."""

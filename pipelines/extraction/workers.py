@@ -27,8 +27,8 @@ from distributed import Client, LocalCluster, Scheduler, Worker
 from distributed.security import Security
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from store.documents import file_text, yaml_value
-from store.errors import RecipeError, WorkersError, in_words, naming, unknown_name
+from vqbank.store.documents import file_text, yaml_value
+from vqbank.store.errors import RecipeError, WorkersError, in_words, naming, unknown_name
 
 START_SECONDS = 180.0
 """A worker of this machine that is not known to the scheduler for so long is replaced."""
@@ -114,7 +114,7 @@ def local_workers(number: int) -> Iterator[Workers]:
             processes=True,
             security=security,
             silence_logs=logging.CRITICAL,
-            # One death ends a task: who is to blame is found out by `pipelines.cluster`.
+            # One death ends a task: who is to blame is found out by `cluster`.
             scheduler_kwargs={**_NO_PAGES, "allowed_failures": 0},
         ) as cluster,
         Client(cluster) as client,
@@ -161,7 +161,7 @@ def _keep(
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     # Forked from a process that has imported everything and done nothing: there in no time.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.cluster"])
+    context.set_forkserver_preload(["vqbank.pipelines.extraction.cluster"])
     places = [_Place(place) for place in range(number)]
     starts, in_vain, how = count(), 0, ""
     while not over.wait(_LOOKING_SECONDS):

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from store.errors import RecipeError
-from store.schema import Video
+from vqbank.store.errors import RecipeError
+from vqbank.store.schema import Video
 
 
 def part_of(

@@ -6,20 +6,20 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
-from extractors import make_extractors
-from pipelines.console import PlainConsole
-from pipelines.demo_clips import make_demo_set
-from pipelines.evaluate import SplitResult, Trial
-from pipelines.extract import Extraction
-from pipelines.manifest import read_videos
-from pipelines.predict import Scorer
-from pipelines.recipe import read_recipe, required, shipped_recipe
-from pipelines.report import result_table, write_report
-from pipelines.results import record_of
-from pipelines.sources import videos_to_score
-from pipelines.train import train
-from store.bank import FeatureStore
-from store.errors import BankError, naming
+from vqbank.extractors import make_extractors
+from vqbank.pipelines.console import PlainConsole
+from vqbank.pipelines.demo.clips import make_demo_set
+from vqbank.pipelines.experiments.evaluate import SplitResult, Trial
+from vqbank.pipelines.experiments.train import train
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.manifest import read_videos
+from vqbank.pipelines.predict import Scorer
+from vqbank.pipelines.recipe import read_recipe, required, shipped_recipe
+from vqbank.pipelines.results.records import record_of
+from vqbank.pipelines.results.report import result_table, write_report
+from vqbank.pipelines.sources import videos_to_score
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import BankError, naming
 
 
 def run_demo(

@@ -15,10 +15,10 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from pipelines.console import console, styled
-from pipelines.extract import Extraction, Outcome
-from pipelines.stopping import stopped_by_signals
-from pipelines.terminal import counted, plain, say
+from vqbank.pipelines.console import console, styled
+from vqbank.pipelines.extraction.extract import Extraction, Outcome
+from vqbank.pipelines.stopping import stopped_by_signals
+from vqbank.pipelines.terminal import counted, plain, say
 
 LOG_SECONDS = 60.0
 """Between two lines where there is no terminal."""

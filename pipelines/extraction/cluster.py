@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 from distributed import Future, KilledWorker, Worker, WorkerPlugin, get_worker
 
-from extractors.base import Extractor, WeightedExtractor
-from pipelines.extract import Extraction, Outcome, import_for
-from pipelines.stopping import ASKED
-from pipelines.workers import AT_WORK, LEAVING, LocalWorker, Workers
-from store.bank import FeatureStore, writing
-from store.errors import BankError, WorkersError
-from store.ledger import Ledger, begun_with
-from store.schema import Video
+from vqbank.extractors.base import Extractor, WeightedExtractor
+from vqbank.pipelines.extraction.extract import Extraction, Outcome, import_for
+from vqbank.pipelines.extraction.workers import AT_WORK, LEAVING, LocalWorker, Workers
+from vqbank.pipelines.stopping import ASKED
+from vqbank.store.bank import FeatureStore, writing
+from vqbank.store.errors import BankError, WorkersError
+from vqbank.store.ledger import Ledger, begun_with
+from vqbank.store.schema import Video
 
 PORTION_VIDEOS = (4, 64)
 """Videos that a worker commits together: at least, unless there are fewer, and at most."""

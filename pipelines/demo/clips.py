@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from extractors.video import encode
-from store.errors import naming
+from vqbank.extractors.video import encode
+from vqbank.store.errors import naming
 
 Frames = NDArray[np.uint8]
 """uint8 [n, HEIGHT, WIDTH, 3] RGB."""

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 
-from pipelines.console import PlainConsole, Words, console
-from pipelines.stopping import stopped_by_signals
-from pipelines.terminal import counted, say
-from regressors.member import Epoch, Watch
-from regressors.progress import Cost, Step
-from store.errors import RecipeError
+from vqbank.pipelines.console import PlainConsole, Words, console
+from vqbank.pipelines.stopping import stopped_by_signals
+from vqbank.pipelines.terminal import counted, say
+from vqbank.regressors.member import Epoch, Watch
+from vqbank.regressors.progress import Cost, Step
+from vqbank.store.errors import RecipeError
 
 Result = TypeVar("Result")
 Telling = Callable[[Epoch | Step | Cost], None]

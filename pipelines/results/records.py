@@ -21,14 +21,14 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.evaluate import SplitResult, Trial
-from pipelines.provenance import seen_by_weights, unknown_provenance, unknown_weights
-from pipelines.splits import first_alike
-from pipelines.terminal import counted, plain
-from regressors.significance import FEWEST, confidence_of_median
-from store.documents import MOST_JSON_BYTES
-from store.errors import RecipeError, in_words, naming, unknown_name
-from store.ordinary import open_ordinary
+from vqbank.pipelines.experiments.evaluate import SplitResult, Trial
+from vqbank.pipelines.results.provenance import seen_by_weights, unknown_provenance, unknown_weights
+from vqbank.pipelines.splits import first_alike
+from vqbank.pipelines.terminal import counted, plain
+from vqbank.regressors.significance import FEWEST, confidence_of_median
+from vqbank.store.documents import MOST_JSON_BYTES
+from vqbank.store.errors import RecipeError, in_words, naming, unknown_name
+from vqbank.store.ordinary import open_ordinary
 
 METRICS = ("srcc", "krcc", "plcc", "rmse", "plcc_raw", "plcc_extremes")
 LESS_IS_BETTER = frozenset(["rmse"])
@@ -74,7 +74,7 @@ class Statistics(_Strict):
     """Of the population, as the field's code has it; NaN of one split, which tells of no spread."""
     confidence: tuple[Number, Number]
     """95 % bootstrap interval of the median over splits of different test parts; NaN where they
-    are too few or agree (`regressors.significance.confidence_of_median`)."""
+    are too few or agree (`vqbank.regressors.significance.confidence_of_median`)."""
 
 
 class HeadRecord(_Strict):

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from pipelines.terminal import counted, say
+from vqbank.pipelines.terminal import counted, say
 
 if TYPE_CHECKING:
-    from store.bank import FeatureStore
-    from store.incoming import Imported
-    from store.schema import FeatureSpec, Video
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.incoming import Imported
+    from vqbank.store.schema import FeatureSpec, Video
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +26,7 @@ Feature = Annotated[
     typer.Option("--features", metavar="NAME[@KEY]", help="May be repeated (default: all)."),
 ]
 TEXT = "text"
-"""The room of text banks, itself a bank; `store.text` says so too."""
+"""The room of text banks, itself a bank; `vqbank.store.text` says so too."""
 SHOWN = 10
 """Worst videos that `diff` prints."""
 
@@ -43,10 +43,10 @@ def diff(
     ] = None,
 ) -> None:
     """Compare two banks, or two features of one, video by video; exits 1 where they differ."""
-    from store.bank import FeatureStore
-    from store.compare import diff as differences
-    from store.compare import diff_features, summarise
-    from store.errors import BankError
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.compare import diff as differences
+    from vqbank.store.compare import diff_features, summarise
+    from vqbank.store.errors import BankError
 
     first = FeatureStore(one)
     if two is None:
@@ -86,9 +86,9 @@ def verify(
     feature: Feature = None,
 ) -> None:
     """Check lengths, checksums and values of everything in a bank; exits 1 where any is bad."""
-    from store.bank import FeatureStore
-    from store.verify import mark as mark_problems
-    from store.verify import verify as problems
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.verify import mark as mark_problems
+    from vqbank.store.verify import verify as problems
 
     found: dict[FeatureStore, list[Any]] = {}
     for store in _rooms(bank) if not feature else [FeatureStore(bank)]:
@@ -115,8 +115,8 @@ def verify(
 @app.command()
 def compact(bank: Bank, feature: Feature = None) -> None:
     """Copy many small shards into few large ones, while others read and write."""
-    from store.bank import FeatureStore
-    from store.compact import compact as compact_feature
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.compact import compact as compact_feature
 
     store = FeatureStore(bank)
     left = False
@@ -140,9 +140,9 @@ def merge(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Other banks.")],
 ) -> None:
     """Copy banks into one; keys and duplicates are checked first."""
-    from store.bank import FeatureStore
-    from store.files import inside
-    from store.merge import merge as merge_banks
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.files import inside
+    from vqbank.store.merge import merge as merge_banks
 
     others = [FeatureStore(source) for source in sources]
     for source in sources:
@@ -183,7 +183,7 @@ def prune(
     ] = 24.0,
 ) -> None:
     """Remove orphans, superseded shards and unfinished writes; dry unless told."""
-    from store.prune import prune as prune_bank
+    from vqbank.store.prune import prune as prune_bank
 
     removals = [
         removal
@@ -221,10 +221,10 @@ def selection(
     ] = False,
 ) -> None:
     """Write down exactly which rows a run uses, or check that they are still the same."""
-    from pipelines.manifest import read_videos
-    from store.bank import FeatureStore
-    from store.errors import RecipeError
-    from store.selection import check_selection, read_selection, write_selection
+    from vqbank.pipelines.manifest import read_videos
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.errors import RecipeError
+    from vqbank.store.selection import check_selection, read_selection, write_selection
 
     store = FeatureStore(bank)
     if check:
@@ -249,9 +249,9 @@ def export(
     feature: Feature = None,
 ) -> None:
     """Write features to one HDF5 file, or one feature to a tree of .npy files."""
-    from store.bank import FeatureStore
-    from store.errors import RecipeError
-    from store.exchange import export_hdf5, export_npy
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.errors import RecipeError
+    from vqbank.store.exchange import export_hdf5, export_npy
 
     store = FeatureStore(bank)
     specs = _specs(store, feature)
@@ -315,10 +315,10 @@ def import_(
     ] = None,
 ) -> None:
     """Bank what `export` wrote, or anybody's tree of .npy files, one per video."""
-    from store.bank import FeatureStore
-    from store.errors import RecipeError
-    from store.exchange import import_hdf5, import_npy
-    from store.published import refuse_pickle
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.errors import RecipeError
+    from vqbank.store.exchange import import_hdf5, import_npy
+    from vqbank.store.published import refuse_pickle
 
     if not source.exists():
         raise RecipeError(
@@ -358,8 +358,8 @@ def feats_mat(
     note: Note = "",
 ) -> None:
     """Bank a matrix of features, one row per video in the order of a label file."""
-    from store.bank import FeatureStore
-    from store.published import import_feats_mat
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.published import import_feats_mat
 
     videos = labelled_videos(labels, dataset, score)
     ids = [video.id for video in videos]
@@ -387,8 +387,8 @@ def numbered_npy(
     note: Note = "",
 ) -> None:
     """Bank the tree of VSFA, MDTVSFA or TCSVT-2022-BVQA: files numbered as a label file's rows."""
-    from store.bank import FeatureStore
-    from store.published import import_numbered_npy
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.published import import_numbered_npy
 
     videos = labelled_videos(labels, dataset, score)
     done = import_numbered_npy(
@@ -415,10 +415,10 @@ def per_second_npy(
     note: Note = "",
 ) -> None:
     """Bank the tree of SimpleVQA or RQ-VQA: a folder per video, a file per second."""
-    from pipelines.labels.match import assumed_data_set, match, unclear_pair
-    from store.bank import FeatureStore
-    from store.errors import ManifestError
-    from store.published import import_per_second_npy
+    from vqbank.pipelines.labels.match import assumed_data_set, match, unclear_pair
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.errors import ManifestError
+    from vqbank.store.published import import_per_second_npy
 
     videos = labelled_videos(labels, dataset, score)
     folders = sorted({path.parent.relative_to(source).as_posix() for path in source.rglob("*.npy")})
@@ -445,10 +445,10 @@ def labelled_videos(source: Path, dataset: str | None, score: str | None) -> "li
     Raises:
         ManifestError: naming file, line and column; or if a column is named of a manifest.
     """
-    from pipelines.labels import read_labels
-    from pipelines.labels.videos import videos_of
-    from pipelines.manifest import is_manifest, read_manifest
-    from store.errors import ManifestError
+    from vqbank.pipelines.labels import read_labels
+    from vqbank.pipelines.labels.videos import videos_of
+    from vqbank.pipelines.manifest import is_manifest, read_manifest
+    from vqbank.store.errors import ManifestError
 
     if is_manifest(source):
         if score is not None:
@@ -479,8 +479,8 @@ def pack(
     ] = None,
 ) -> None:
     """Make a folder that can be published: features, card, hashes, licences."""
-    from store.bank import FeatureStore
-    from store.exchange import pack as pack_features
+    from vqbank.store.bank import FeatureStore
+    from vqbank.store.exchange import pack as pack_features
 
     store = FeatureStore(bank)
     pack_features(
@@ -510,7 +510,7 @@ def roles_of(features: list[str]) -> dict[str, str]:
     Raises:
         RecipeError: if two have one role.
     """
-    from store.errors import RecipeError
+    from vqbank.store.errors import RecipeError
 
     roles: dict[str, str] = {}
     for feature in features:
@@ -536,7 +536,7 @@ def _provenance(action: str) -> dict[str, Any]:
 
 def _rooms(bank: Path) -> "list[FeatureStore]":
     """The bank, and its text banks where it has some."""
-    from store.bank import BANK_FILE, FeatureStore
+    from vqbank.store.bank import BANK_FILE, FeatureStore
 
     rooms = [FeatureStore(bank)]
     text = bank / TEXT

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.results import LESS_IS_BETTER, METRICS, HeadRecord, Record
-from regressors.significance import Paired, better_by_variance, paired_test
-from store.errors import RecipeError, unknown_name
+from vqbank.pipelines.results.records import LESS_IS_BETTER, METRICS, HeadRecord, Record
+from vqbank.regressors.significance import Paired, better_by_variance, paired_test
+from vqbank.store.errors import RecipeError, unknown_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The main job on a data set that it makes itself."""

@@ -1,0 +1,1 @@
+"""From a bank to numbers: splits, fits, predictions on test parts."""

@@ -1,0 +1,1 @@
+"""Videos into a bank: one decode for all features, on one machine or many."""

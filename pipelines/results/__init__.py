@@ -1,0 +1,1 @@
+"""What was found: records, comparisons, tables and pages that are made of them."""
