@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vqbank.regressors.cagi import Cagi
-from vqbank.regressors.member import Epoch
 from vqbank.regressors.metrics import quality_metrics
+from vqbank.regressors.progress import Epoch
 from vqbank.store.bank import FeatureStore
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 from vqbank.store.table import FeatureTable

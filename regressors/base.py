@@ -6,7 +6,7 @@ import json
 import re
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, get_type_hints
@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from vqbank.regressors.pooling import pooled, pooled_width
-from vqbank.regressors.progress import Step
+from vqbank.regressors.progress import Step, Watch
 from vqbank.store.documents import file_bytes, file_text, json_value, yaml_text, yaml_value
 from vqbank.store.errors import BankError, HeadError, in_words, refusal
 from vqbank.store.files import inside, write_atomically
@@ -60,8 +60,19 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     paper: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Parameters with which the head is that of its paper, where these are not the defaults."""
 
+    has_epochs: ClassVar[bool] = False
+    """Whether it is trained in epochs: such heads keep checkpoints and take validation rows."""
     unkept: ClassVar[frozenset[str]] = frozenset()
     """Parameters that belong to a machine, not to the head: its card does not hold them."""
+
+    watch: Watch | None = None
+    """Told how far a fit is.  No parameter: it is neither kept with the head nor cloned."""
+    checkpoint: Path | None = None
+    """A file that a head with epochs writes while it is fitted, or None.  Fitting the same again
+    goes on from there, and comes to the same; when fitting is done the file is removed.  No
+    parameter."""
+    processes: int | None = None
+    """The most processes that networks are trained in; None for one per core.  No parameter."""
 
     specs_: dict[str, FeatureSpec]
     selection_: str
@@ -129,6 +140,25 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     def trains_together(self, table: FeatureTable) -> bool:
         """Whether `fit_many` on rows of this table is quicker than one fit after the other."""
         return False
+
+    def shares(self, table: FeatureTable) -> bool:
+        """Whether `fit_many` trains networks in processes of its own, which share the table."""
+        return False
+
+    @classmethod
+    def published(cls, weights: Path, specs: Mapping[str, FeatureSpec], **parameters: Any) -> Self:
+        """The head of an official checkpoint, as if it had been fitted; scores are its own.
+
+        Args:
+            weights: a state dict that `torch.save` wrote.
+            specs: the features that it takes, by role, in the official order.
+            parameters: of this head, where they differ from those of the paper.
+
+        Raises:
+            HeadError: if no official weights of this head are known, the file cannot be read
+                without running code, or it holds other tensors.
+        """
+        raise HeadError(f"no official weights of {cls.name} are known")
 
     def _checked(self, table: FeatureTable, mos: NDArray[np.float64]) -> NDArray[np.float64]:
         """The scores, if they and the parameters can be fitted with."""
@@ -448,8 +478,6 @@ class PooledHead(Head):
     """Further classes inside the steps that skops does not trust by itself."""
 
     model_: Pipeline
-    told: Callable[[Step], None] | None = None
-    """Told of every step of a fit.  No parameter: neither kept with the head, nor cloned."""
 
     @abstractmethod
     def operations(self, videos: int, width: int) -> float:
@@ -469,8 +497,8 @@ class PooledHead(Head):
         return clone(self)
 
     def _tell(self, done: int, total: int, what: str) -> None:
-        if self.told is not None:
-            self.told(Step(self.name, done, total, what))
+        if self.watch is not None:
+            self.watch(Step(self.name, done, total, what))
 
     def _predict(self, table: FeatureTable) -> NDArray[np.float64]:
         return np.asarray(self.model_.predict(pooled(table).astype(np.float64)), np.float64)

@@ -68,7 +68,7 @@ class Blend(PooledHead):
             raise HeadError(f"{self.name}: members are {', '.join(self.members)}; each once")
         heads = [MEMBERS[name]() for name in self.members]
         for head in heads:
-            head.told = self.told
+            head.watch = self.watch
             head.fit(table, mos)
         self._tell(0, 1, "weights of the members")
         folds = scene_folds(table.videos, self.folds)

@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 from torch.optim.adamw import adamw
 
 from vqbank.regressors.batches import Batch, Scaling, Window
+from vqbank.regressors.progress import Epoch
 from vqbank.store.errors import HeadError
 
 BUCKET = 16
@@ -65,27 +66,6 @@ class Fold(NamedTuple):
     """[n] float32, of every row of the table: what the loss compares with."""
     seed: int
     """Of its start, its batches and its noise."""
-
-
-class Epoch(NamedTuple):
-    """What an epoch came to."""
-
-    member: int
-    """Of the folds that are trained."""
-    epoch: int
-    """From 1."""
-    epochs: int
-    """The most that are run."""
-    loss: float
-    """Mean over the epoch's steps."""
-    srcc: float
-    """On held-out rows, never on test rows; NaN where all predictions agree."""
-    best_epoch: int
-    """So far; 0 for none."""
-    best_srcc: float
-
-
-Watch = Callable[[Epoch], None]
 
 
 class Trained(NamedTuple):

@@ -19,8 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from vqbank.regressors.member import Epoch
-from vqbank.regressors.progress import Step
+from vqbank.regressors.progress import Epoch, Step
 
 WAITING = 64
 """Connections that have not said who they are, at most: the oldest goes for one more."""

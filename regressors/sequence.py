@@ -23,7 +23,7 @@ from vqbank.regressors.alignment import Align, Alignment
 from vqbank.regressors.base import Head
 from vqbank.regressors.batches import Scaling, Series
 from vqbank.regressors.holdout import hold_out_scenes
-from vqbank.regressors.member import Fold, Method, Plan, Trained, Watch
+from vqbank.regressors.member import Fold, Method, Plan, Trained
 from vqbank.regressors.metrics import fit_line
 from vqbank.regressors.parallel import train_all
 from vqbank.regressors.training import scores
@@ -77,19 +77,12 @@ class SequenceHead(Head):
       value, no boolean indexing, no `nn.GRU` (`layers.Gru` instead).
 
     The fields below are parameters of every head; those without a value have one of the head's own.
-
-    Attributes:
-        watch: told of every epoch while fitting, if in processes, by a thread of this one.  Like
-            the next two no parameter: they change no number, are not kept with the head, and are
-            not cloned.
-        checkpoint: a file that is written while fitting, after epochs; fitting the same again goes
-            on from there, and comes to the same.  Removed when fitting is done.
-        processes: that are started at most; None for one per core.
     """
 
     suffix: ClassVar[str] = ".safetensors"
     unkept: ClassVar[frozenset[str]] = frozenset({"device"})
     min_videos: ClassVar[int] = 10
+    has_epochs: ClassVar[bool] = True
     stackable: ClassVar[bool] = True
     """Whether several may be trained as one stacked network, or each in a process of its own: large
     networks gain nothing from a stack and fill memory."""
@@ -122,10 +115,6 @@ class SequenceHead(Head):
     threads: PositiveInt = 1
     device: str = "cpu"
     """Of PyTorch.  Not kept with the head, which is loaded for the processor of any machine."""
-
-    watch: Watch | None = field(default=None, init=False)
-    checkpoint: Path | None = field(default=None, init=False)
-    processes: int | None = field(default=None, init=False)
 
     state_: dict[str, Tensor] = field(init=False)
     """Of the networks: [runs, ...] each."""

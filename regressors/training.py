@@ -18,11 +18,11 @@ from vqbank.regressors.member import (
     Method,
     Stack,
     Trained,
-    Watch,
     of_one_size,
     stacked_scores,
 )
 from vqbank.regressors.metrics import srcc
+from vqbank.regressors.progress import Watch
 from vqbank.regressors.standardisation import scalings_of
 from vqbank.store.errors import HeadError
 

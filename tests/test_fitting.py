@@ -16,8 +16,8 @@ from vqbank.pipelines.experiments.train import train
 from vqbank.pipelines.recipe import read_recipe
 from vqbank.regressors import load_head
 from vqbank.regressors.checkpoint import Journal
-from vqbank.regressors.member import Epoch, Member
-from vqbank.regressors.progress import Cost, Step
+from vqbank.regressors.member import Member
+from vqbank.regressors.progress import Cost, Epoch, Step
 from vqbank.store.bank import FeatureStore
 from vqbank.store.documents import yaml_text
 from vqbank.store.errors import RecipeError

@@ -518,7 +518,7 @@ def test_what_a_fit_costs_grows_with_videos_and_steps_are_told(name):
     assert many.operations(31_000, 120) < 1e13  # of a core's 1e10 a second: minutes
 
     told = []
-    head.told = told.append
+    head.watch = told.append
     head.fit(*synthetic(60))
     done = [step.done / step.total for step in told if step.head == name]
     assert all(0 <= share < 1 for share in done)

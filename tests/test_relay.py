@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vqbank.regressors import relay
-from vqbank.regressors.member import Epoch
+from vqbank.regressors.progress import Epoch
 from vqbank.regressors.relay import relayed
 
 FIRST, SECOND, THIRD = (Epoch(0, number, 3, 0.5, 0.1, 1, 0.1) for number in (1, 2, 3))

@@ -534,7 +534,6 @@ def train(
     chosen = _of_bank(asked, weights, scored=published is None)
     from vqbank.pipelines.experiments.train import checkpoint_of, take_published  # seconds
     from vqbank.pipelines.experiments.train import train as train_head
-    from vqbank.regressors.sequence import SequenceHead
 
     if published is not None:
         given = {"videos": videos, "labels": labels, "score": score, "missing": missing}
@@ -547,7 +546,7 @@ def train(
         place = checkpoint_of(output)
         files = f"{escape(place.name)}*"
         left = f"{place} (remove {place.name}* to start anew)"
-        has_epochs = any(isinstance(one, SequenceHead) for one in trial.heads.values())
+        has_epochs = any(one.has_epochs for one in trial.heads.values())
         if has_epochs and any(place.parent.glob(files)):
             say(f"going on from {left}", err=True)
         try:

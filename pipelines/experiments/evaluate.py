@@ -39,7 +39,6 @@ from vqbank.regressors.base import Head, PooledHead
 from vqbank.regressors.metrics import QualityMetrics, quality_metrics
 from vqbank.regressors.pooling import PooledTable, pooled, pooled_width
 from vqbank.regressors.progress import Cost
-from vqbank.regressors.sequence import SequenceHead
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import (
     HeadError,
@@ -306,7 +305,7 @@ class Trial:
             RecipeError: naming the split, the part and what to do.
         """
         fewest = max(head.min_videos for head in self.heads.values())
-        epochs = any(isinstance(head, SequenceHead) for head in self.heads.values())
+        epochs = any(head.has_epochs for head in self.heads.values())
         for number, split in enumerate(self.splits):
             parts = [("training", split.train, fewest), ("test", split.test, LEAST_TESTED)]
             if epochs and len(split.validation):
@@ -359,11 +358,7 @@ class Trial:
         splits = list(enumerate(self.splits))
         together = {n: h for n, h in self.heads.items() if h.trains_together(trial.table)}
         rest = {n: h for n, h in self.heads.items() if n not in together}
-        large = [
-            name
-            for name, head in rest.items()
-            if isinstance(head, SequenceHead) and head.shares(trial.table)
-        ]
+        large = [name for name, head in rest.items() if head.shares(trial.table)]
         long = trial._long(rest)
         if watch is not None:
             costs = [trial.cost(n, splits[0][1].train, fits=len(splits), jobs=jobs) for n in long]
@@ -450,10 +445,7 @@ class Trial:
         mos = self._training_mos(split for _, split in splits)
         heads = [clone(self.heads[name]) for _ in splits]
         for head in heads:
-            if isinstance(head, SequenceHead):
-                head.watch, head.processes = watch, jobs
-            elif isinstance(head, PooledHead):
-                head.told = watch
+            head.watch, head.processes = watch, jobs
         fitted = type(heads[0]).fit_many(
             heads,
             self.table,

@@ -11,8 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 from vqbank.pipelines.console import PlainConsole, Words, console
 from vqbank.pipelines.stopping import stopped_by_signals
 from vqbank.pipelines.terminal import counted, say
-from vqbank.regressors.member import Epoch, Watch
-from vqbank.regressors.progress import Cost, Step
+from vqbank.regressors.progress import Cost, Epoch, Step
 from vqbank.store.errors import RecipeError
 
 Result = TypeVar("Result")
@@ -167,7 +166,7 @@ def _now_and_then(shown_on: PlainConsole) -> Callable[..., None]:
     return now_and_then
 
 
-def _event_files(folder: Path, stack: ExitStack) -> Watch:
+def _event_files(folder: Path, stack: ExitStack) -> Callable[[Epoch], None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -19,11 +19,10 @@ from vqbank.pipelines.experiments.fitting import Telling, watched
 from vqbank.pipelines.experiments.processes import in_workers
 from vqbank.pipelines.recipe import Recipe, required
 from vqbank.regressors import make_head
-from vqbank.regressors.base import Head, PooledHead, check_vacant
+from vqbank.regressors.base import Head, check_vacant
 from vqbank.regressors.pooling import PooledTable, pooled
-from vqbank.regressors.sequence import SequenceHead
 from vqbank.store.bank import FeatureStore
-from vqbank.store.errors import HeadError, RecipeError
+from vqbank.store.errors import RecipeError
 from vqbank.store.table import FeatureTable
 
 
@@ -48,17 +47,17 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
         raise RecipeError(f"one head is shipped, not {', '.join(trial.heads)}; choose by --head")
     check_vacant(folder)  # before fitting, which may take long
     head = next(iter(trial.heads.values()))
-    if tensorboard is not None and not isinstance(head, SequenceHead):
+    if tensorboard is not None and not head.has_epochs:
         raise RecipeError(
             f"--tensorboard shows epochs, and {head.name} has none; leave the option out"
         )
     with watched(head.name, tensorboard=tensorboard) as watch:
-        if isinstance(head, SequenceHead):
-            head.watch = watch
-            head.checkpoint = checkpoint_of(folder)
         if takes_long(head, trial.table, len(trial.table)):
             fitted = _fitted_apart(head, trial, watch)
         else:
+            head.watch = watch
+            if head.has_epochs:
+                head.checkpoint = checkpoint_of(folder)
             fitted = head.fit(trial.table, trial.mos)
     seen = {
         "videos": len(trial.table),
@@ -79,11 +78,9 @@ def _fitted_apart(head: Head, trial: Trial, watch: Telling) -> Head:
 
 
 def _fitted(head: Head, table: FeatureTable, mos: NDArray[np.float64], told: Telling) -> Head:
-    if isinstance(head, PooledHead):
-        head.told = told
+    head.watch = told
     head.fit(table, mos)
-    if isinstance(head, PooledHead):
-        head.told = None
+    head.watch = None
     return head
 
 
@@ -120,8 +117,6 @@ def take_published(weights: Path, folder: Path, *, recipe: Recipe) -> Head:
     features = with_keys(recipe).features
     name, parameters = recipe.head(next(iter(recipe.heads)))
     kind = type(make_head(name, **parameters))
-    if not issubclass(kind, SequenceHead):
-        raise HeadError(f"no official weights of {name} are known")
     parameters.pop("preset", None)  # the paper's, which others are laid over
     specs = {role: store.resolve(feature) for role, feature in features.items()}
     head = kind.published(weights, specs, **parameters)
