@@ -23,7 +23,8 @@ from vqbank.pipelines.experiments.evaluate import Trial, all_cores
 from vqbank.pipelines.recipe import Protocol, Recipe
 from vqbank.pipelines.results.compare import compare
 from vqbank.pipelines.results.records import Record, record_of
-from vqbank.pipelines.splits import named_splits, write_splits
+from vqbank.pipelines.splits.file import write_splits
+from vqbank.pipelines.splits.schemes import named_splits
 from vqbank.store.bank import FeatureStore
 from vqbank.store.published import import_feats_mat
 

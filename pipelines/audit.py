@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbank.pipelines.splits import Split
+from vqbank.pipelines.splits.split import Split
 from vqbank.store.schema import Video
 
 BLOCK_ROWS = 1024

@@ -68,7 +68,8 @@ def check_names(recipe: Recipe) -> None:
         HeadError: if a parameter of a head has an impossible value.
         RecipeError: if a file of splits cannot be read.
     """
-    from vqbank.pipelines.splits import scheme_of, splits_file  # seconds
+    from vqbank.pipelines.splits.file import splits_file
+    from vqbank.pipelines.splits.schemes import scheme_of
     from vqbank.regressors import make_head
 
     for label in recipe.heads:

@@ -35,7 +35,7 @@ class Protocol(BaseModel):
 
     splits: Annotated[str, AfterValidator(_possible_name)] = "scene"
     """Random parts with no scene on two sides; or a name of
-    `vqbank.pipelines.splits.SCHEMES`, such as `official`, `videval100`; or a file
+    `vqbank.pipelines.splits.schemes.SCHEMES`, such as `official`, `videval100`; or a file
     (`.json`) that `vqbank split make` wrote, relative to the recipe's folder.  All but `scene` take
     no further keys."""
     count: int = Field(default=10, ge=1, le=10_000)  # as splits.MOST_SPLITS, which takes seconds

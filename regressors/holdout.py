@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupKFold
 
 from vqbank.store.errors import HeadError
 from vqbank.store.schema import Video
@@ -33,8 +32,9 @@ def hold_out_scenes(
     names = sorted(set(scenes))
     if len(names) <= at_least:
         raise HeadError(
-            f"holding out {at_least} of the scenes needs more than {at_least}; got {len(names)} "
-            f"in {len(videos)} videos"
+            f"to hold out {at_least} and keep 1 takes {at_least + 1} scenes, and "
+            f"{len(videos)} videos have {len(names)}; give more videos, or scenes that tell apart "
+            "what they show"
         )
     count = min(max(at_least, round(fraction * len(names))), len(names) - 1)
     held = {names[index] for index in rng.permutation(len(names))[:count]}
@@ -51,6 +51,8 @@ def scene_folds(
     Raises:
         HeadError: if that leaves fewer than 2 folds.
     """
+    from sklearn.model_selection import GroupKFold  # seconds
+
     scenes = scenes_of(videos)
     folds = min(count, len(set(scenes)))
     if folds < 2:

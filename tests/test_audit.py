@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from vqbank.pipelines.audit import near_pairs, shared_scenes
-from vqbank.pipelines.splits import Split, named_splits
+from vqbank.pipelines.splits.schemes import named_splits
+from vqbank.pipelines.splits.split import Split
 from vqbank.store.schema import Video
 
 

@@ -256,7 +256,7 @@ def test_audit_finds_near_duplicates_in_a_bank(tmp_path):
 
 
 def test_every_scheme_stands_in_the_readme():
-    from vqbank.pipelines.splits import SCHEMES
+    from vqbank.pipelines.splits.schemes import SCHEMES
 
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

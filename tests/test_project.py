@@ -132,7 +132,7 @@ def test_the_walls_hold_when_somebody_breaks_them(tmp_path):
             "vqbank.store.bank",
             "errors is not allowed to import vqbank.store",
         ),
-        "pipelines/splits.py": (
+        "pipelines/splits/split.py": (
             "vqbank.extractors",
             "splits is not allowed to import vqbank.extr",
         ),

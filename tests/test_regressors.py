@@ -822,7 +822,7 @@ def test_one_scene_leaves_nothing_to_choose_by():
     for name in ("ridge", "svr"):
         with pytest.raises(HeadError, match=r"at least 2 folds .* 1 scenes in 20 videos"):
             make_head(name).fit(table, mos)
-    with pytest.raises(HeadError, match="got 1 in 20 videos"):
+    with pytest.raises(HeadError, match="takes 2 scenes, and 20 videos have 1"):
         make_head("mlp").fit(table, mos)
 
 

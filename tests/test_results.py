@@ -36,7 +36,9 @@ from vqbank.pipelines.results.records import (
     write_record,
 )
 from vqbank.pipelines.results.report import result_table, write_report
-from vqbank.pipelines.splits import Split, named_splits, write_splits
+from vqbank.pipelines.splits.file import write_splits
+from vqbank.pipelines.splits.schemes import named_splits
+from vqbank.pipelines.splits.split import Split
 from vqbank.regressors import make_head, parallel, pooling
 from vqbank.regressors.metrics import quality_metrics
 from vqbank.regressors.significance import confidence_of_median

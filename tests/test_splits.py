@@ -9,15 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqbank.pipelines.labels import Label, Labels, Orders
-from vqbank.pipelines.splits import (
-    SCHEMES,
-    first_alike,
-    named_splits,
-    official_split,
-    read_splits,
-    scene_splits,
-    write_splits,
-)
+from vqbank.pipelines.splits.file import read_splits, write_splits
+from vqbank.pipelines.splits.ours import official_split, scene_splits
+from vqbank.pipelines.splits.schemes import SCHEMES, named_splits
+from vqbank.pipelines.splits.split import first_alike
 from vqbank.store.errors import RecipeError, UnknownNameError
 from vqbank.store.schema import Video
 
@@ -125,9 +120,13 @@ def test_at_least_the_asked_number_of_scenes_is_tested():
 @pytest.mark.parametrize(
     ("scenes", "options", "message"),
     [
-        ("aaaa", {"count": 1}, "got 1 in 4 videos"),
-        ("", {"count": 1}, "got 0 in 0 videos"),
-        ("abc", {"count": 1, "min_test_scenes": 3}, "more than 3; got 3"),
+        ("aaaa", {"count": 1}, "takes 2 scenes, and 4 videos have 1"),
+        ("", {"count": 1}, "takes 2 scenes, and 0 videos have 0"),
+        (
+            "abc",
+            {"count": 1, "min_test_scenes": 3},
+            "to hold out 3 and keep 1 takes 4 scenes, and 3 videos have 3",
+        ),
         ("abc", {"count": 0}, "at least 1; got 0"),
         ("abc", {"count": 1, "test_fraction": 0.0}, "between 0 and 1; got 0.0"),
         ("abc", {"count": 1, "test_fraction": 20}, "between 0 and 1; got 20"),

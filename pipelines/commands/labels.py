@@ -298,13 +298,9 @@ def make(
     """Write splits as JSON, by video id."""
     import numpy as np
 
-    from vqbank.pipelines.splits import (
-        LEAST_TESTED,
-        named_splits,
-        scheme_of,
-        too_small,
-        write_splits,
-    )
+    from vqbank.pipelines.splits.file import write_splits
+    from vqbank.pipelines.splits.schemes import named_splits, scheme_of
+    from vqbank.pipelines.splits.split import LEAST_TESTED, too_small
 
     videos, stated = _videos(source, name, labels, score)
     made = named_splits(splits, videos, labels=stated)
@@ -360,7 +356,7 @@ def audit(
     """Find scenes and near-duplicates on both sides of splits; exit 1 if there are any."""
     from vqbank.pipelines.audit import near_pairs, shared_scenes
     from vqbank.pipelines.commands.bank import roles_of
-    from vqbank.pipelines.splits import named_splits
+    from vqbank.pipelines.splits.schemes import named_splits
     from vqbank.regressors.pooling import pooled
     from vqbank.store.bank import FeatureStore
     from vqbank.store.errors import RecipeError

@@ -20,17 +20,13 @@ from vqbank.pipelines.labels.match import Match, assumed_data_set, match, unclea
 from vqbank.pipelines.labels.videos import videos_of
 from vqbank.pipelines.manifest import is_manifest, read_videos, scores
 from vqbank.pipelines.recipe import Protocol, Recipe, required
-from vqbank.pipelines.splits import (
+from vqbank.pipelines.splits.file import same_videos, splits_file
+from vqbank.pipelines.splits.ours import refuse_without_scenes, scene_splits
+from vqbank.pipelines.splits.schemes import SCHEMES, named_splits, scheme_of
+from vqbank.pipelines.splits.split import (
     LEAST_TESTED,
-    SCHEMES,
     Split,
     first_alike,
-    named_splits,
-    refuse_without_scenes,
-    same_videos,
-    scene_splits,
-    scheme_of,
-    splits_file,
     splits_without,
     too_small,
 )

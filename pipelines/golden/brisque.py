@@ -14,7 +14,7 @@ from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVR
 
 from vqbank.pipelines.golden.fixture import Check, Fixture
-from vqbank.pipelines.splits import named_splits
+from vqbank.pipelines.splits.schemes import named_splits
 from vqbank.regressors.metrics import quality_metrics, usual_logistic
 from vqbank.store.errors import GoldenError
 from vqbank.store.schema import Video

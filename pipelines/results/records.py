@@ -23,7 +23,7 @@ from pydantic import (
 
 from vqbank.pipelines.experiments.evaluate import SplitResult, Trial
 from vqbank.pipelines.results.provenance import seen_by_weights, unknown_provenance, unknown_weights
-from vqbank.pipelines.splits import first_alike
+from vqbank.pipelines.splits.split import first_alike
 from vqbank.pipelines.terminal import counted, plain
 from vqbank.regressors.significance import FEWEST, confidence_of_median
 from vqbank.store.documents import MOST_JSON_BYTES
