@@ -1,5 +1,4 @@
 import hashlib
-import itertools
 import json
 import subprocess
 import sys
@@ -13,9 +12,16 @@ import torch
 from vqbank.extractors import EXTRACTORS, make_extractor
 from vqbank.extractors.motion import Motion
 from vqbank.extractors.nss import Nss, asymmetric_statistics
-from vqbank.extractors.sampling import EveryNth, Neighbours, Timeline
-from vqbank.extractors.views import ClipView, ShortSideCrop
+from vqbank.extractors.sampling import Neighbours
 from vqbank.store.errors import InvalidFeatureError, RecipeError, UnknownNameError, WeightsError
+from vqbank.testing import ExtractorContract
+from vqbank.testing.extractors import (
+    assert_all_keys_differ,
+    clips_of,
+    extract,
+    in_batches,
+    timeline,
+)
 
 CPU = torch.device("cpu")
 # What has to be said of those that are many.
@@ -44,115 +50,13 @@ def extractor(request):
 
 
 @pytest.fixture(scope="module")
-def clip_fn(extractor):
-    return extractor.build(CPU)
-
-
-@pytest.fixture(scope="module")
 def video(frames):
     """uint8 [n, 3, h, w]: a second at 10 frames per second and a bit, just large enough for all."""
     return torch.from_numpy(frames("contract", 12, 226, 240)).permute(0, 3, 1, 2)
 
 
-def timeline(video, rate=10.0):
-    return Timeline(np.arange(len(video)) / rate, len(video), rate, "v", *video.shape[-2:])
-
-
-def clips_of(extractor, video):
-    """The clips [t, f, 3, h', w'] and the frame of every row [t, r]."""
-    frames, rows = extractor.sampling.clips(timeline(video))
-    return viewed(extractor, video, frames), rows
-
-
-def viewed(extractor, video, frames):
-    """[t, f, *shape] of clips [t, f] of frame indices."""
-    view = extractor.view
-    if not isinstance(view, ClipView):
-        return view(video)[frames]
-    own = [view.of_clip(timeline(video), clip) for clip in range(len(frames))]
-    return torch.stack([own[clip](video)[frames[clip]] for clip in range(len(frames))])
-
-
-def in_batches(extractor, clip_fn, clips):
-    """Rows [t, r, *shape] by output, from batches of one size, the last one padded."""
-    results = []
-    with torch.inference_mode():
-        for start in range(0, len(clips), extractor.batch_clips):
-            batch = clips[start : start + extractor.batch_clips]
-            padding = batch.new_zeros(extractor.batch_clips - len(batch), *batch.shape[1:])
-            rows = clip_fn(torch.cat([batch, padding]))
-            results.append({name: value[: len(batch)] for name, value in rows.items()})
-    return {name: torch.cat([rows[name] for rows in results]) for name in results[0]}
-
-
-def extract(extractor, video):
-    """What a video's feature would hold: {output: [t, *shape]}."""
-    clips, rows = clips_of(extractor, video)
-    values = in_batches(extractor, extractor.build(CPU), clips)
-    return {name: value.numpy()[rows >= 0] for name, value in values.items()}
-
-
-# The contract, for every extractor.
-
-
-def test_it_gives_what_it_promises(extractor, clip_fn, video):
-    clips, rows = clips_of(extractor, video)
-    values = in_batches(extractor, clip_fn, clips)
-    specs = extractor.specs(decoder="pyav")
-    assert values.keys() == specs.keys() == {output.name for output in extractor.wanted}
-    for name, spec in specs.items():
-        assert values[name].shape == (*rows.shape, *spec.shape)
-        assert values[name].dtype.is_floating_point
-        assert torch.isfinite(values[name]).all()
-        kept = values[name][torch.from_numpy(rows >= 0)]
-        assert kept.std() > 0 if len(kept) == 1 else kept.std(dim=0).max() > 0
-
-
-def test_a_clip_does_not_depend_on_its_batch(extractor, clip_fn, video):
-    """Bit for bit: alone among padding, among others, and at any place of a batch."""
-    size = extractor.batch_clips
-    first = clips_of(extractor, video)[0][0]
-    others = torch.stack([first.roll(shift, dims=-1).flip(0) for shift in range(1, size + 1)])
-    with torch.inference_mode():
-        alone = clip_fn(torch.cat([first[None], torch.zeros_like(others[1:])]))
-        for place in {0, size - 1}:
-            batch = others.clone()
-            batch[place] = first
-            for name, rows in clip_fn(batch).items():
-                assert torch.equal(rows[place], alone[name][0])
-
-
-def test_threads_and_batch_size_change_no_more_than_rounding(extractor, clip_fn, video):
-    """1e-5 of the largest value, in float32: alone or in a batch, on one thread or on two."""
-    if getattr(extractor, "compute_dtype", "float32") != "float32":
-        extractor = replace(extractor, compute_dtype="float32")
-        clip_fn = extractor.build(CPU)
-    first = clips_of(extractor, video)[0][:1]
-    batch = first.expand(extractor.batch_clips, *first.shape[1:]).contiguous()
-    before = torch.get_num_threads()
-    found = {}
-    try:
-        with torch.inference_mode():
-            for threads, clips in itertools.product((1, 2), (first, batch)):
-                torch.set_num_threads(threads)
-                found[threads, len(clips)] = clip_fn(clips)
-    finally:
-        torch.set_num_threads(before)
-    reference = found[1, len(batch)]
-    for rows in found.values():
-        for name, values in rows.items():
-            allowed = 1e-5 * reference[name].abs().max()
-            assert (values[0] - reference[name][0]).abs().max() <= allowed
-
-
-def test_how_a_clip_lies_in_memory_changes_nothing(extractor, clip_fn, video):
-    clips, _ = clips_of(extractor, video)
-    channels_first = clips[:1].expand(extractor.batch_clips, *clips.shape[1:]).contiguous()
-    channels_last = channels_first.movedim(-3, -1).contiguous().movedim(-1, -3)
-    with torch.inference_mode():
-        expected = clip_fn(channels_first)
-        for name, rows in clip_fn(channels_last).items():
-            assert torch.equal(rows, expected[name])
+class TestContract(ExtractorContract):
+    """Every extractor, with `without_training`'s weights."""
 
 
 @pytest.mark.parametrize("name", ["motion", "nss"])
@@ -164,53 +68,6 @@ def test_without_a_network_even_the_batch_size_changes_nothing(name, video):
         together = clip_fn(clips)
     for output, rows in in_batches(extractor, clip_fn, clips).items():
         assert torch.equal(rows, together[output])
-
-
-def test_two_builds_give_the_same_bits(extractor, clip_fn, video):
-    clips, _ = clips_of(extractor, video[:1])
-    torch.manual_seed(7)  # random weights do not come from the global generator
-    again = in_batches(extractor, extractor.build(CPU), clips)
-    for name, rows in in_batches(extractor, clip_fn, clips).items():
-        assert torch.equal(rows, again[name])
-
-
-def test_it_stands_in_the_table_under_its_own_name(extractor):
-    assert EXTRACTORS[extractor.name] is type(extractor)
-    for output, spec in extractor.specs(decoder="pyav").items():
-        assert spec.name == f"{extractor.name}.{output}"
-
-
-def test_a_batch_size_is_not_in_the_key(extractor, monkeypatch):
-    before = extractor.specs(decoder="pyav")
-    monkeypatch.setattr(type(extractor), "batch_clips", 77)
-    assert extractor.specs(decoder="pyav") == before
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"sampling": EveryNth(7)}, {"view": ShortSideCrop(96, 96)}, {"version": 1000}],
-    ids=["sampling", "view", "version"],
-)
-def test_whatever_changes_numbers_is_in_the_key(extractor, change):
-    kind = type(extractor)
-    other = type(kind.__name__, (kind,), change)(**vars(extractor))
-    assert_all_keys_differ(extractor.specs(decoder="pyav"), other.specs(decoder="pyav"))
-
-
-def test_the_decoder_is_in_the_key(extractor):
-    assert_all_keys_differ(extractor.specs(decoder="pyav"), extractor.specs(decoder="decord"))
-
-
-def test_the_stored_dtype_can_be_chosen_and_is_in_the_key(extractor):
-    other = replace(extractor, stored_dtype="bfloat16").specs(decoder="pyav")
-    assert {spec.stored_dtype for spec in other.values()} == {"bfloat16"}
-    assert_all_keys_differ(extractor.specs(decoder="pyav"), other)
-
-
-def assert_all_keys_differ(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        assert one[name].key != other[name].key
 
 
 # Keys and weights.

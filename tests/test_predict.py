@@ -257,11 +257,11 @@ import sys
 from pathlib import Path
 
 BANNED = {"av", "decord", "torchcodec", "torchvision", "open_clip", "timm", "transformers",
-          "pyiqa", "pytorchvideo", "extractors"}
+          "pyiqa", "pytorchvideo", "vqbank.extractors"}
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BANNED:
+        if {name, name.partition(".")[0]} & BANNED:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skops.io
-import torch
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVR
 
 from vqbank.regressors import HEADS, load_head, make_head
-from vqbank.regressors.base import Head, read_card
+from vqbank.regressors.base import read_card
 from vqbank.regressors.blend import MEMBERS
 from vqbank.regressors.holdout import hold_out_scenes
 from vqbank.regressors.pooling import pooled, pooled_width
@@ -25,6 +24,8 @@ from vqbank.store.documents import yaml_text, yaml_value
 from vqbank.store.errors import HeadError, UnknownNameError, VqbankError
 from vqbank.store.schema import Video
 from vqbank.store.table import FeatureTable
+from vqbank.testing import HeadContract
+from vqbank.testing.heads import fitted_copy, synthetic
 
 QUICK = {
     "ridge": {},
@@ -39,28 +40,6 @@ QUICK = {
 """Parameters for tests of everything but how well a head learns."""
 
 
-def synthetic(n=120, *, seed=0, roles=("spatial", "motion"), scenes=None):
-    """A table of ragged series whose time means hold the MOS, linearly, and its MOS."""
-    rng = np.random.default_rng(seed)
-    shapes = {"spatial": (6,), "motion": (2, 2)}
-    content = {role: rng.normal(size=(n, *shapes[role])) for role in roles}
-    weights = np.random.default_rng(99).normal(size=sum(np.prod(shapes[role]) for role in roles))
-    flat = np.concatenate([content[role].reshape(n, -1) for role in roles], axis=1)
-    mos = 3 + 0.3 * flat @ weights + 0.05 * rng.normal(size=n)
-    series = {
-        role: [
-            (mean + 0.1 * rng.normal(size=(rng.integers(1, 9), *mean.shape))).astype(np.float32)
-            for mean in content[role]
-        ]
-        for role in roles
-    }
-    videos = [
-        Video(f"set/{row}.mp4", Path(f"{row}.mp4"), scene=scenes and str(row % scenes))
-        for row in range(n)
-    ]
-    return FeatureTable.from_arrays(videos, series), mos
-
-
 @pytest.fixture(params=sorted(HEADS))
 def head(request):
     return make_head(request.param, **QUICK[request.param])
@@ -68,12 +47,11 @@ def head(request):
 
 @pytest.fixture
 def fitted(head):
-    return head.fit(*synthetic(60))
+    return fitted_copy(head)
 
 
-def test_every_head_stands_under_its_own_name(head):
-    assert HEADS[head.name] is type(head)
-    assert isinstance(head, Head)
+class TestContract(HeadContract):
+    """Every head, with the parameters of `QUICK`."""
 
 
 @pytest.mark.parametrize("name", sorted(HEADS.keys() - {"cagi"}))  # which wants other roles
@@ -88,77 +66,6 @@ def test_a_head_learns_a_linear_target(name, scenes):
     assert predicted.shape == (40,)
     assert np.corrcoef(predicted.argsort().argsort(), mos[test].argsort().argsort())[0, 1] > 0.8
     assert np.sqrt(np.mean((predicted - mos[test]) ** 2)) < 0.6 * mos.std()  # in MOS units
-
-
-def test_fitting_twice_gives_the_same_bits(head):
-    table, mos = synthetic(60)
-
-    first, second = (clone(head).fit(table, mos).predict(table) for _ in range(2))
-
-    assert first.tobytes() == second.tobytes()
-
-
-def test_another_unit_of_the_mos_gives_the_same_ranking(head):
-    table, mos = synthetic(60)
-
-    stars, percent = clone(head).fit(table, mos), clone(head).fit(table, 1000 + 25 * mos)
-
-    expected = 1000 + 25 * stars.predict(table)
-    # ridge and svr solve the same problem up to rounding and stopping; so does mlp in float32
-    np.testing.assert_allclose(percent.predict(table), expected, atol=0.02 * 25 * mos.std())
-
-
-def test_saving_and_loading_gives_the_same_bits(fitted, tmp_path):
-    table, _ = synthetic(20, seed=1)
-    fitted.save(tmp_path / "some" / "folder")
-
-    loaded = load_head(tmp_path / "some" / "folder")
-
-    assert type(loaded) is type(fitted)
-    assert loaded.predict(table).tobytes() == fitted.predict(table).tobytes()
-    assert loaded.selection_ == fitted.selection_
-    assert loaded.specs_ == fitted.specs_
-    assert list(loaded.specs_) == list(fitted.specs_)
-    assert repr(loaded.get_params()).translate(str.maketrans("[]", "()")) == repr(
-        fitted.get_params()
-    )  # JSON turns tuples into lists
-
-
-def test_a_saved_head_holds_no_pickle(fitted, tmp_path):
-    fitted.save(tmp_path)
-
-    for path in tmp_path.iterdir():
-        assert path.suffix in {".yaml", ".skops", ".safetensors"}
-        if path.suffix == ".skops":
-            names = zipfile.ZipFile(path).namelist()
-            assert {Path(name).suffix for name in names} == {".json", ".npy"}
-
-
-def test_cloning_forgets_what_was_learned_and_keeps_parameters(fitted):
-    copy = clone(fitted)
-
-    assert copy.get_params() == fitted.get_params()
-    with pytest.raises(HeadError, match="not fitted"):
-        copy.predict(synthetic(20)[0])
-    with pytest.raises(HeadError, match="not fitted"):
-        copy.save(Path("nowhere"))
-
-
-def test_predictions_do_not_depend_on_the_order_of_rows(fitted):
-    table, _ = synthetic(30, seed=2)
-    order = np.random.default_rng(0).permutation(30)
-
-    np.testing.assert_allclose(
-        fitted.predict(table.subset(order)), fitted.predict(table)[order], rtol=1e-5
-    )
-
-
-def test_predictions_do_not_depend_on_company(fitted):
-    table, _ = synthetic(30, seed=2)
-
-    alone = [fitted.predict(table.subset([row]))[0] for row in range(30)]
-
-    np.testing.assert_allclose(alone, fitted.predict(table), rtol=1e-5)
 
 
 def test_every_head_says_how_it_was_selected(fitted):
@@ -205,96 +112,6 @@ def test_kernels_too_large_for_memory_change_no_choice(monkeypatch):
     assert streamed.selection_ == kept_in_memory.selection_
     assert np.array_equal(streamed.predict(table), kept_in_memory.predict(table))
     assert not computed
-
-
-def test_fitting_leaves_the_global_generators_alone(head):
-    numpy_before = np.random.get_state()  # noqa: NPY002  # what is looked at is the global one
-    torch_before = torch.get_rng_state()
-
-    head.fit(*synthetic(60)).predict(synthetic(5)[0])
-
-    numpy_after = np.random.get_state()  # noqa: NPY002
-    assert all(np.array_equal(a, b) for a, b in zip(numpy_before, numpy_after, strict=True))
-    assert torch.equal(torch_before, torch.get_rng_state())
-
-
-def test_fitting_does_not_depend_on_the_global_generators(head):
-    table, mos = synthetic(60)
-    expected = clone(head).fit(table, mos).predict(table)
-    torch.rand(3)
-    np.random.rand(3)  # noqa: NPY002
-
-    assert np.array_equal(clone(head).fit(table, mos).predict(table), expected)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_score_that_is_not_finite_is_refused_by_video(head, bad):
-    table, mos = synthetic(60)
-    mos[7] = bad
-
-    with pytest.raises(HeadError, match=r"the MOS of set/7\.mp4 is"):
-        head.fit(table, mos)
-
-
-def test_constant_scores_are_refused(head):
-    table, _ = synthetic(60)
-
-    with pytest.raises(HeadError, match=r"constant target, all 60 videos have 3\.5"):
-        head.fit(table, np.full(60, 3.5))
-
-
-def test_scores_of_another_length_are_refused(head):
-    table, mos = synthetic(60)
-
-    with pytest.raises(HeadError, match=r"shape \(59,\) for 60 videos"):
-        head.fit(table, mos[:-1])
-
-
-def test_too_few_videos_are_refused_and_just_enough_are_fitted(head):
-    table, mos = synthetic(head.min_videos)
-
-    assert head.fit(table, mos).predict(table).shape == (head.min_videos,)
-    with pytest.raises(HeadError, match=f"needs {head.min_videos} videos to fit; got"):
-        head.fit(table.subset(range(len(mos) - 1)), mos[:-1])
-
-
-def test_other_roles_are_refused(fitted):
-    table, _ = synthetic(5, roles=("motion", "spatial"))
-
-    with pytest.raises(HeadError, match=r"fitted on the roles spatial, motion; .* motion, spatial"):
-        fitted.predict(table)
-    with pytest.raises(HeadError, match="this table has spatial"):
-        fitted.predict(synthetic(5, roles=("spatial",))[0])
-
-
-def test_another_width_is_refused(fitted):
-    table, _ = synthetic(5)
-    wider = FeatureTable.from_arrays(
-        table.videos,
-        {
-            "spatial": [np.zeros((2, 7), np.float32)] * 5,
-            "motion": [np.zeros((2, 2, 2), np.float32)] * 5,
-        },
-    )
-
-    with pytest.raises(HeadError, match=r"spatial = .* of shape \(6,\); .* of shape \(7,\)"):
-        fitted.predict(wider)
-
-
-def test_the_same_shape_under_another_key_is_refused(fitted):
-    table, _ = synthetic(5)
-    halves = {
-        role: [table.series(role, row).astype(np.float16) for row in range(5)]
-        for role in table.roles
-    }
-
-    with pytest.raises(HeadError, match="was fitted with spatial"):
-        fitted.predict(FeatureTable.from_arrays(table.videos, halves))
-
-
-def test_a_table_without_videos_is_refused(fitted):
-    with pytest.raises(HeadError, match="no videos"):
-        fitted.predict(synthetic(5)[0].subset([]))
 
 
 # --- by name
@@ -585,27 +402,6 @@ def test_a_pickled_array_inside_a_skops_file_is_refused_and_never_run(tmp_path):
         load_head(folder)
 
 
-@pytest.mark.parametrize("name", sorted(HEADS))
-def test_one_changed_byte_of_the_model_is_noticed(tmp_path, name):
-    folder = saved(tmp_path, name)
-    content = bytearray(model_of(folder).read_bytes())
-    content[len(content) // 2] ^= 1
-    model_of(folder).write_bytes(content)
-
-    with pytest.raises(HeadError, match=r"is damaged: its sha256 is not the one in card\.yaml"):
-        load_head(folder)
-
-
-@pytest.mark.parametrize("name", sorted(HEADS))
-def test_a_missing_model_file_is_named(tmp_path, name):
-    folder = saved(tmp_path, name)
-    model = model_of(folder)
-    model.unlink()
-
-    with pytest.raises(HeadError, match=f"{model.name} cannot be read: No such file"):
-        load_head(folder)
-
-
 def test_weights_of_another_shape_are_refused(tmp_path):
     folder = saved(tmp_path, "mlp")
     change_card(folder, parameters={"width": 17})
@@ -644,20 +440,6 @@ def test_a_card_with_a_wrong_entry_is_refused(tmp_path, entries, message):
 
     with pytest.raises(HeadError, match=message):
         load_head(folder)
-
-
-def test_a_card_tells_what_the_head_is_and_keeps_what_is_added(fitted, tmp_path):
-    fitted.save(tmp_path, {"score_name": "DMOS"})
-
-    card = read_card(tmp_path)
-    assert card["name"] == fitted.name
-    assert card["keys"] == {role: spec.key for role, spec in fitted.specs_.items()}
-    assert card["selection"] == fitted.selection_
-    assert card["random_weights"] is False
-    assert card["score_name"] == "DMOS"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["card.yaml", card["model"]["file"]]
-    )
 
 
 def test_a_head_takes_the_place_of_another_one(tmp_path):
@@ -840,6 +622,8 @@ from vqbank.regressors import HEADS, load_head
 from vqbank.regressors.metrics import quality_metrics
 from vqbank.store.schema import Video
 from vqbank.store.table import FeatureTable
+from vqbank.testing import HeadContract
+from vqbank.testing.heads import fitted_copy, synthetic
 
 rng = np.random.default_rng(0)
 values = rng.normal(size=(20, 2, 3)).astype(np.float32)
@@ -850,7 +634,7 @@ for name, head in HEADS.items():
     head().fit(table, mos).save(Path(sys.argv[1]) / name)
     quality_metrics(mos, load_head(Path(sys.argv[1]) / name).predict(table))
 banned = {"av", "decord", "torchcodec", "torchvision", "open_clip", "timm", "transformers",
-          "pyiqa", "pytorchvideo", "extractors"}
+          "pyiqa", "pytorchvideo", "vqbank.extractors"}
 sys.exit(f"imported: {sorted(banned & set(sys.modules))}" if banned & set(sys.modules) else 0)
 """
     done = subprocess.run(

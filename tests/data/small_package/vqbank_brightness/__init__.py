@@ -1,0 +1,1 @@
+"""An extractor and a head that are not vqbank's."""
