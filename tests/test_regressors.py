@@ -622,8 +622,6 @@ from vqbank.regressors import HEADS, load_head
 from vqbank.regressors.metrics import quality_metrics
 from vqbank.store.schema import Video
 from vqbank.store.table import FeatureTable
-from vqbank.testing import HeadContract
-from vqbank.testing.heads import fitted_copy, synthetic
 
 rng = np.random.default_rng(0)
 values = rng.normal(size=(20, 2, 3)).astype(np.float32)
