@@ -353,7 +353,7 @@ def cold(sets: dict[str, Data], rounds: int) -> Iterator[Line]:
         kinds = ["qalign.hidden"] if name == "small" else list(data.kinds)
         for kind in kinds:
             for source in data.table._columns[kind].sources:
-                for number in [*source._maps]:
+                for number in [*source.value_files._maps]:
                     source.unmap(number)  # pages that a process has mapped are not dropped
 
         def read(number: int, data: Data = data, kinds: list[str] = kinds, *, ahead: bool) -> float:

@@ -26,7 +26,7 @@ from vqbank.pipelines.results.records import Record, record_of
 from vqbank.pipelines.splits.file import write_splits
 from vqbank.pipelines.splits.schemes import named_splits
 from vqbank.store.bank import FeatureStore
-from vqbank.store.published import import_feats_mat
+from vqbank.store.exchange.feats_mat import import_feats_mat
 
 # BVQA_Benchmark@8c307b4, README: medians of SRCC and PLCC over its splits; and how far below we
 # may stay, since its search is unseeded.

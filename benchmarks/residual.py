@@ -25,7 +25,7 @@ from rich.table import Table
 from vqbank.extractors import make_extractor
 from vqbank.extractors.sampling import Timeline
 from vqbank.extractors.video import decode, probe
-from vqbank.store.shard import ZSTD_LEVEL
+from vqbank.store.shard_writer import ZSTD_LEVEL
 
 OUTPUTS = ("fragments", "residuals")
 

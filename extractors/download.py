@@ -22,6 +22,7 @@ from vqbank.extractors.weights import (
     shard_names,
 )
 from vqbank.store.errors import WeightsError, in_words, naming
+from vqbank.store.files import put_in_place
 
 _CONFIGURATION = "config.json"  # what a repository of shards says of its network
 _CHUNK_BYTES = 1 << 20
@@ -116,7 +117,7 @@ def _fetch_file(url: str, target: Path, file: WeightFile | None = None) -> Itera
             f"{url} gave a file with the sha256 {digest}, published is {published}; it was thrown "
             "away.  Fetch it again; if that gives the same, the file there is another one now"
         )
-    part.replace(target)
+    put_in_place(part, target)
     _discard(part)
     record_sha256(target, digest)
     remember_sha256(target, digest)

@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import struct
-import tempfile
 import threading
 import warnings
 import zipfile
@@ -24,7 +23,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from vqbank.store.errors import WeightsError, in_words, naming
+from vqbank.store.errors import WeightsError, in_words
+from vqbank.store.files import write_atomically
 from vqbank.store.ordinary import open_ordinary
 
 RANDOM = "random"
@@ -370,7 +370,9 @@ def remember_sha256(path: Path, digest: str) -> None:
     entry = [status.st_size, status.st_mtime_ns, digest]
     # A cache that cannot be written, on a read-only home, costs time and nothing else.
     with suppress(OSError):
-        _write_atomically(cache, json.dumps({**_read_cache(cache), str(path): entry}, indent=0))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        entries = json.dumps({**_read_cache(cache), str(path): entry}, indent=0)
+        write_atomically(cache, entries.encode())
 
 
 def recorded_sha256(path: Path) -> str | None:
@@ -386,7 +388,7 @@ def record_sha256(path: Path, digest: str) -> None:
     """
     sums = {**_read_sums(path.parent), path.name: digest}
     lines = [f"{known}  {name}\n" for name, known in sorted(sums.items())]
-    _write_atomically(path.parent / SUMS, "".join(lines))
+    write_atomically(path.parent / SUMS, "".join(lines).encode())
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
@@ -412,18 +414,6 @@ def _read_cache(cache: Path) -> dict[str, tuple[int, int, str]]:
         return TypeAdapter(dict[str, tuple[int, int, str]]).validate_json(cache.read_bytes())
     except (OSError, ValidationError):
         return {}  # absent or damaged: hash again
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        naming(path),
-        tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8"
-        ) as file,
-    ):
-        file.write(text)
-    Path(file.name).replace(path)
 
 
 def load_state_dict(path: Path, *files: WeightFile) -> dict[str, Tensor]:

@@ -20,9 +20,11 @@ from vqbank.store.errors import (
     unknown_name,
 )
 from vqbank.store.files import content, create_exclusively, inside, listed, sync_folder
+from vqbank.store.layout import VideoRecord
 from vqbank.store.records import FORMAT_VERSION, Version, parsed
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video, canonical_json
-from vqbank.store.shard import Shard, ShardWriter, VideoRecord
+from vqbank.store.shard import Shard
+from vqbank.store.shard_writer import ShardWriter
 from vqbank.store.table import Column, FeatureTable
 
 BANK_FILE = "bank.json"

@@ -7,7 +7,6 @@ that it was made from; where those are not the ones that are there, it is made a
 import hashlib
 import io
 import json
-import secrets
 import struct
 import zipfile
 import zlib
@@ -22,9 +21,9 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
+from vqbank.store.commits import ShardId, bad_videos, record_names, superseded_videos
 from vqbank.store.errors import DamagedShardError
-from vqbank.store.files import content
-from vqbank.store.records import ShardId, bad_videos, named_rows, record_names
+from vqbank.store.files import content, unfinished
 from vqbank.store.schema import FeatureSpec
 from vqbank.store.shard import committed_shards
 
@@ -121,8 +120,7 @@ class Catalogue:
     def _made(cls, feature_folder: Path, spec: FeatureSpec) -> "Catalogue":
         """From the records: superseded and bad rows never win, else the first commit does."""
         shards = sorted(committed_shards(feature_folder, spec), key=lambda shard: shard.order)
-        hidden = bad_videos(feature_folder)
-        hidden |= named_rows(entry for shard in shards for entry in shard.record["supersedes"])
+        hidden = superseded_videos(shard.record for shard in shards) | bad_videos(feature_folder)
         winners: dict[bytes, tuple[int, int]] = {}
         for number, shard in enumerate(shards):
             if (shard.id, None) in hidden:
@@ -200,13 +198,9 @@ class Catalogue:
 
     def _keep(self, path: Path, records: Sequence[str]) -> None:
         """Put it beside the commits; where that is not possible, the next reader makes it anew."""
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-        try:
+        with suppress(OSError), unfinished(path.parent) as temporary:  # a read-only file system
             temporary.write_bytes(self._packed(records))
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):  # a read-only file system
-                temporary.unlink(missing_ok=True)
+            temporary.replace(path)  # it need not outlast a power cut
 
     def _packed(self, records: Sequence[str]) -> bytes:
         """The content of the file; the same for the same rows and records."""

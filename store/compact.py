@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from vqbank.store.bank import FeatureStore, writing
+from vqbank.store.commits import NamedRows, bad_videos, mark_bad, records
 from vqbank.store.errors import BankError, DamagedShardError
-from vqbank.store.records import bad_videos, records
+from vqbank.store.layout import array_names
 from vqbank.store.schema import FeatureSpec, canonical_json, storage_dtype
-from vqbank.store.shard import Shard, ShardWriter, array_names, committed_shards, mark_bad
+from vqbank.store.shard import Shard, committed_shards
+from vqbank.store.shard_writer import ShardWriter
 from vqbank.store.verify import Problem, unreadable
 
 SHARD_BYTES = 2**30
@@ -170,9 +172,9 @@ class _Copying:
         if self._writer is not None:
             self._writer.abandon()
 
-    def _supersedes(self, shards: Sequence[Shard], videos: set[str]) -> list[dict[str, Any]]:
+    def _supersedes(self, shards: Sequence[Shard], videos: set[str]) -> list[NamedRows]:
         """Every committed copy of these videos in these shards."""
-        entries: list[dict[str, Any]] = []
+        entries: list[NamedRows] = []
         for shard in shards:
             if shard.id not in self._ids:
                 try:

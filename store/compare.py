@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from vqbank.store.bank import FeatureStore
 from vqbank.store.files import BLOCK_BYTES
+from vqbank.store.layout import array_names
 from vqbank.store.schema import FeatureSpec, StoredDtype, from_stored
-from vqbank.store.shard import Shard, array_names
+from vqbank.store.shard import Shard
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,17 @@ import errno
 import os
 import resource
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from awscrt import checksums
+from numpy.typing import NDArray
 
 from vqbank.store.errors import BankError, DamagedShardError, naming
 
@@ -169,69 +171,176 @@ def links_in(root: Path, folder: Path) -> list[Path]:
     return [path for path in listed(root, folder) if path.is_symlink()]
 
 
+def links_below(folder: Path) -> Iterator[Path]:
+    """Every symbolic link below a folder, however deep; none is followed, nor the folder itself."""
+    if folder.is_symlink():
+        return
+    for at, folders, names in os.walk(folder):
+        paths = (Path(at, name) for name in sorted([*folders, *names]))
+        yield from (path for path in paths if path.is_symlink())
+
+
+# A file is written under a hidden name of its own, which `prune` knows, and then put in its place.
+
+
+@contextmanager
+def unfinished(room: Path) -> Iterator[Path]:
+    """A free name in a folder, for what is not whole yet; what still stands there in the end goes.
+
+    Args:
+        room: The folder: of the same file system as the place where it will stand.
+    """
+    temporary = room / f".{secrets.token_hex(8)}.tmp"
+    try:
+        yield temporary
+    finally:
+        discard(temporary)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Give a whole file its name, over an older file if there is one, once its bytes are safe."""
+    sync_file(temporary)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put a file in its place whole, or not at all."""
+    with unfinished(path.parent) as temporary:
+        _write(temporary, content, path, durable=True)
+        temporary.replace(path)
+    sync_folder(path.parent)
+
+
 def create_exclusively(path: Path, content: bytes, *, durable: bool = True) -> bool:
     """Make a file that is either absent or whole; False if it was there already.
 
     The content is written beside it and linked to the name, which fails if the name is taken.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with naming(path), temporary.open("xb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        # A file system without hard links: names of commits are unique, so renaming is as good.
-        if path.exists():
+    with unfinished(path.parent) as temporary:
+        _write(temporary, content, path, durable=durable)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
             return False
-        temporary.rename(path)
-    finally:
-        discard(temporary)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            # A file system without hard links: names of commits are unique, so renaming is as good.
+            if path.exists():
+                return False
+            temporary.rename(path)
     if durable:
         sync_folder(path.parent)
     return True
 
 
 def create_together(contents: Mapping[Path, bytes]) -> None:
-    """As `create_exclusively` for many files of one folder, which cost the disk little more.
+    """As `create_exclusively` for many files, which cost the disk little more than one.
 
     Each is absent or whole at any moment; all have reached the disk when this returns.
     """
-    temporaries = {
-        path: path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp") for path in contents
-    }
-    try:
+    with ExitStack() as names:
+        temporaries = {path: names.enter_context(unfinished(path.parent)) for path in contents}
         for path, content in contents.items():
-            with naming(path):
-                temporaries[path].write_bytes(content)
+            _write(temporaries[path], content, path, durable=False)
         sync_files(temporaries.values())
         for path, temporary in temporaries.items():
             if not path.exists():
                 temporary.replace(path)
-    finally:
-        for temporary in temporaries.values():
-            discard(temporary)
     for folder in {path.parent for path in contents}:
         sync_folder(folder)
 
 
-def sync_files(paths: Iterable[Path]) -> None:
-    """Wait until files, or the names in folders, have reached the disk.
+def _write(temporary: Path, content: bytes, path: Path, *, durable: bool) -> None:
+    """Errors name the file as it shall be called."""
+    with naming(path), temporary.open("xb") as file:
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
-    A disk takes many of such waits at once hardly later than one.
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends and vanishes if it fails.
+
+    Raises:
+        BankError: if something is there already that is not an empty folder.
     """
-    with ThreadPoolExecutor(SYNCS) as threads:
-        for _ in threads.map(_sync, paths):
-            pass
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BankError(f"{folder} is there and not empty; give a new or an empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+    sync_folder(folder.parent)
 
 
-def _sync(path: Path) -> None:
+def copy_file(root: Path, origin: Path, path: Path, *, room: Path, durable: bool = True) -> int:
+    """Put a whole copy of a file of a bank in its place, over an older one; gives its length.
+
+    What is copied is the file that was opened, whatever takes its name meanwhile.  Others may be
+    copying the same file: the name always stands for a whole one.
+
+    Args:
+        root: Of the bank.
+        origin: The file, below `root`.
+        path: Where the copy will stand; the folder is there, and is not synced here.
+        room: Where it is unfinished: a folder that `prune` looks into.
+        durable: Whether to wait until its bytes have reached the disk.
+
+    Raises:
+        FileNotFoundError: if `origin` is not there.
+        DamagedShardError: if it is a link, is reached by one, or is no ordinary file.
+    """
+    with unfinished(room) as temporary:
+        with (
+            naming(path),
+            opened(root, origin) as read,
+            temporary.open("xb", buffering=0) as file,
+        ):
+            block = np.empty(min(BLOCK_BYTES, max(1, os.fstat(read.fileno()).st_size)), np.uint8)
+            length = 0
+            while count := _read_into(block, read, origin):
+                rest = block[:count].data
+                while rest:  # the system may take less than it is given
+                    rest = rest[file.write(rest) :]
+                length += count
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    return length
+
+
+def _read_into(block: NDArray[np.uint8], file: BinaryIO, path: Path) -> int:
+    with naming(path):
+        count: int = file.readinto(block.data)  # type: ignore[attr-defined]  # it has no buffer
+    return count
+
+
+def set_aside(path: Path) -> None:
+    """Move a damaged file to `.NAME.damaged`, which nobody reads and `prune` removes."""
+    with suppress(FileNotFoundError):  # it was missing, or somebody else has moved it
+        path.replace(path.with_name(f".{path.name}.damaged"))
+
+
+def discard(temporary: Path) -> None:
+    """Remove a file that nobody reads; where that is refused, `prune` removes it later."""
+    with suppress(OSError):  # what went wrong before it is what matters
+        temporary.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         with naming(path):
@@ -240,10 +349,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def discard(temporary: Path) -> None:
-    """Remove a file that nobody reads; where that is refused, `prune` removes it later."""
-    with suppress(OSError):  # what went wrong before it is what matters
-        temporary.unlink(missing_ok=True)
+def sync_files(paths: Iterable[Path]) -> None:
+    """Wait until files, or the names in folders, have reached the disk.
+
+    A disk takes many of such waits at once hardly later than one.
+    """
+    with ThreadPoolExecutor(SYNCS) as threads:
+        for _ in threads.map(sync_file, paths):
+            pass
 
 
 def sync_folder(folder: Path) -> None:
@@ -256,20 +369,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put a file in its place whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with naming(path), temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        discard(temporary)
-    sync_folder(path.parent)
-
-
 def crc32c(content: Any, start: int = 0) -> int:
     """CRC-32C of bytes, or of an array's bytes, continued from `start`."""
     if isinstance(content, np.ndarray) and not content.flags.c_contiguous:
@@ -277,15 +376,22 @@ def crc32c(content: Any, start: int = 0) -> int:
     return int(checksums.crc32c(content, start))
 
 
-def damage(root: Path, path: Path, entry: Mapping[str, int]) -> str | None:
-    """What is wrong with a committed file, if anything is."""
-    block = np.empty(min(BLOCK_BYTES, max(1, entry["bytes"])), np.uint8)
+def damage(root: Path, path: Path, committed: tuple[int, int]) -> str | None:
+    """What is wrong with a file of a bank, if anything is.
+
+    Args:
+        root: Of the bank.
+        path: Of the file.
+        committed: Its length in bytes and its CRC-32C.
+    """
+    expected, crc = committed
+    block = np.empty(min(BLOCK_BYTES, max(1, expected)), np.uint8)
     checksum = 0
     try:
         with opened(root, path) as file:
             length = os.fstat(file.fileno()).st_size
-            if length != entry["bytes"]:
-                return f"has {length} bytes, {entry['bytes']} were committed"
+            if length != expected:
+                return f"has {length} bytes, {expected} were committed"
             while count := file.readinto(block.data):
                 checksum = crc32c(block[:count], checksum)
     except FileNotFoundError:
@@ -294,4 +400,4 @@ def damage(root: Path, path: Path, entry: Mapping[str, int]) -> str | None:
         return f"cannot be read ({error.strerror})"
     except BankError as error:
         return str(error).removeprefix(f"{path} ")
-    return None if checksum == entry["crc32c"] else CHANGED
+    return None if checksum == crc else CHANGED

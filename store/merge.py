@@ -1,38 +1,33 @@
 """Copying the features of banks into another, checked."""
 
 import math
-import os
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import numpy as np
-
 from vqbank.store.bank import FeatureStore, writing
-from vqbank.store.errors import BankError, ChangedVideoError, DamagedShardError, naming
+from vqbank.store.commits import bad_videos, read_commit, read_mark, records
+from vqbank.store.errors import BankError, ChangedVideoError, DamagedShardError
 from vqbank.store.files import (
-    BLOCK_BYTES,
     MISSING,
     content,
+    copy_file,
     create_exclusively,
     create_together,
     damage,
-    discard,
     files_below,
     inside,
     is_there,
     listed,
-    opened,
     sync_files,
     sync_folder,
 )
+from vqbank.store.layout import VideoRecord
 from vqbank.store.ledger import ROOM
 from vqbank.store.prune import removable
-from vqbank.store.records import COMMIT, bad_videos, read_mark, read_sealed, records
 from vqbank.store.schema import FeatureSpec
-from vqbank.store.shard import Shard, VideoRecord, committed_shards
+from vqbank.store.shard import Shard, committed_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +137,7 @@ def _merge_feature(
     for shard in wanted:
         if not commits[shard.id].exists():
             new.append(shard)
-        elif read_sealed(target.path, commits[shard.id], COMMIT) != shard.record:
+        elif read_commit(target.path, commits[shard.id]) != shard.record:
             raise BankError(f"{commits[shard.id]} and {origin} have two shards of one id")
     marked = {shard for shard, _ in bad_videos(origin)}
     size = sum(_copy_shard(shard, folder, marked=shard.id in marked) for shard in new)
@@ -198,52 +193,22 @@ def _copy_shard(shard: Shard, folder: Path, *, marked: bool) -> int:
     source = shard.folder.parents[2]
     for name, entry in shard.record["files"].items():
         origin, path = shard.folder / name, folder / "shards" / shard.id / name
-        if is_there(folder.parent, path) and damage(folder.parent, path, entry) is None:
+        committed = (entry["bytes"], entry["crc32c"])
+        if is_there(folder.parent, path) and damage(folder.parent, path, committed) is None:
             continue
-        what = damage(source, origin, entry)
+        what = damage(source, origin, committed)
         if what is not None and not marked:
             raise DamagedShardError(f"{origin} {what}; run `vqbank verify --mark` on its bank")
         if what != MISSING:
             path.parent.mkdir(parents=True, exist_ok=True)
-            copied += _copy_file(source, origin, path, folder, durable=False)
+            copied += copy_file(source, origin, path, room=folder, durable=False)
     return copied
-
-
-def _copy_file(source: Path, origin: Path, path: Path, room: Path, *, durable: bool = True) -> int:
-    """Put a whole copy of a file of the bank `source` under its name; gives its length.
-
-    Another merge may be copying the same file: the name always stands for a whole one.
-    """
-    temporary = room / f".{path.name}.{secrets.token_hex(8)}.tmp"
-    block = np.empty(min(BLOCK_BYTES, max(1, origin.lstat().st_size)), np.uint8)
-    length = 0
-    try:
-        with (
-            naming(path),
-            opened(source, origin) as read,
-            temporary.open("xb", buffering=0) as file,
-        ):
-            while True:
-                with naming(origin):
-                    count = read.readinto(block.data)
-                if not count:
-                    break
-                rest = block[:count].data
-                while rest:  # the system may take less than it is given
-                    rest = rest[file.write(rest) :]
-                length += count
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        discard(temporary)
-    return length
 
 
 def _copy_marks(origin: Path, folder: Path, shards: set[str]) -> None:
     """Of the shards that are copied alone: a shard that the target had has files of its own."""
     for path in records(origin, "bad"):
-        if read_mark(origin, path)["shard"] in shards:
+        if read_mark(origin.parent, path)["shard"] in shards:
             (folder / "bad").mkdir(exist_ok=True)
             create_exclusively(folder / "bad" / path.name, content(origin.parent, path))
 
@@ -253,7 +218,7 @@ def _copy_tail(origin: Path, folder: Path) -> None:
         copy = folder / path.relative_to(origin)
         if not is_there(folder.parent, copy):
             copy.parent.mkdir(parents=True, exist_ok=True)
-            _copy_file(origin.parent, path, copy, folder)
+            copy_file(origin.parent, path, copy, room=folder)
 
 
 def _merge_ledgers(target: Path, source: Path) -> None:
@@ -265,4 +230,4 @@ def _merge_ledgers(target: Path, source: Path) -> None:
         copy = inside(target, target / ROOM / path.name)
         copy.parent.mkdir(exist_ok=True)
         if not copy.exists() or copy.stat().st_size < path.stat().st_size:
-            _copy_file(source, path, copy, target)
+            copy_file(source, path, copy, room=target)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vqbank.store.bank import FeatureStore, is_key, writing
+from vqbank.store.commits import read_commit, read_mark, records
 from vqbank.store.errors import DamagedShardError
-from vqbank.store.files import links_in, listed, sync_folder
+from vqbank.store.files import links_below, links_in, listed, sync_folder
 from vqbank.store.ledger import ROOM as LEDGER
-from vqbank.store.records import COMMIT, read_mark, read_sealed, records
 from vqbank.store.schema import FeatureSpec
 from vqbank.store.shard import Shard, committed_shards
 
@@ -61,11 +61,11 @@ def prune(
     with writing(store.path):
         removals = [_file(path, "unfinished write") for path in _unfinished(store.path, before)]
         removals += [Removal(path, 0, LINK) for path in links_in(store.path, store.path)]
-        removals += [Removal(path, 0, LINK) for path in _links(store.path / LEDGER)]
+        removals += [Removal(path, 0, LINK) for path in links_below(store.path / LEDGER)]
         for folder in listed(store.path, store.path):
             if folder.is_symlink() or not is_key(folder.name):
                 continue
-            links = [path for room in _rooms(folder) for path in _links(room)]
+            links = list(links_below(folder))
             removals += [Removal(path, 0, LINK) for path in links]
             if links or not (folder / "spec.json").exists():
                 continue  # what else may go can be told once the links have gone
@@ -88,7 +88,7 @@ def prune(
             committed = {shard.id for shard in shards}
             for path in records(folder, "bad"):
                 with suppress(FileNotFoundError):  # somebody else prunes too
-                    gone = read_mark(folder, path)["shard"] not in committed | present
+                    gone = read_mark(store.path, path)["shard"] not in committed | present
                     if gone and _last_change(path) <= before:
                         removals.append(_file(path, "marks rows of a shard that is gone"))
         if not dry_run:
@@ -144,16 +144,6 @@ def removable(
                 progress = True
 
 
-def _rooms(folder: Path) -> list[Path]:
-    """A feature's folder, and those in it whose entries have names of their own."""
-    return [folder, *(folder / room for room in ("shards", "commits", "bad", "tail"))]
-
-
-def _links(folder: Path) -> list[Path]:
-    """Symbolic links in a folder; none where the folder itself is one, which is told elsewhere."""
-    return [] if folder.is_symlink() else links_in(folder, folder)
-
-
 def _unfinished(folder: Path, before: float) -> list[Path]:
     """Files under a temporary name, and damaged records that were moved aside."""
     found = [path for pattern in (".*.tmp", ".*.damaged") for path in folder.glob(pattern)]
@@ -192,7 +182,7 @@ def _remove(removals: Sequence[Removal]) -> None:
     commits = [removal.commit for removal in removals if removal.commit is not None]
     for commit in commits:
         with suppress(FileNotFoundError):  # somebody else has removed it
-            if read_sealed(commit.parents[2], commit, COMMIT)["supersedes"]:
+            if read_commit(commit.parents[2], commit)["supersedes"]:
                 sync_folder(commit.parent)  # what it superseded has surely gone before it
             commit.unlink()
     for folder in {commit.parent for commit in commits}:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing_extensions import TypedDict
 
 from vqbank.store.bank import FeatureStore
 from vqbank.store.documents import MOST_JSON_BYTES, file_bytes, json_value
-from vqbank.store.errors import BankError, MissingFeatureError, naming, refusal
-from vqbank.store.files import crc32c, discard
+from vqbank.store.errors import BankError, MissingFeatureError, refusal
+from vqbank.store.files import crc32c, write_atomically
 from vqbank.store.records import Count, Version, checked
 from vqbank.store.schema import FeatureSpec, Video, canonical_json
 
@@ -93,15 +92,10 @@ def write_selection(
     selection = make_selection(store, features, videos)
     header = {"format": FORMAT, "version": VERSION, "videos": len(selection)}
     text = json.dumps({**header, **asdict(selection)}, indent=1, ensure_ascii=False)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with naming(path):
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(path)
+        write_atomically(path, f"{text}\n".encode())
     except OSError as error:
         raise BankError(f"cannot be written: {refusal(error)}") from error
-    finally:
-        discard(temporary)
     return selection
 
 

@@ -9,38 +9,65 @@ learn prompts and have no tokenizer.
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from typing_extensions import TypedDict
 
 from vqbank.store.bank import FeatureStore, writing
-from vqbank.store.errors import BankError, DamagedShardError, MissingFeatureError, naming
+from vqbank.store.errors import BankError, DamagedShardError, MissingFeatureError
 from vqbank.store.files import (
     CHANGED,
     MISSING,
     create_exclusively,
-    discard,
     inside,
     is_there,
     listed,
     opened,
+    put_in_place,
+    set_aside,
     sync_folder,
+    unfinished,
 )
-from vqbank.store.records import TAIL_INDEX, TOKENS, read_sealed, seal
+from vqbank.store.records import Count, Sha256, Version, read_sealed, seal
 from vqbank.store.schema import FeatureSpec, canonical_json
 
 FOLDER = "tail"
 _VERSION = 1
 _INDEX = "tail.json"
 _TOKENS = "tokens-*.json"
+_lenient = with_config(ConfigDict(extra="allow", strict=True))
+
+
+@_lenient
+class _TowerEntry(TypedDict):
+    sha256: Sha256
+    bytes: Count
+    configuration: dict[str, Any]
+
+
+@_lenient
+class _IndexFile(TypedDict):
+    version: Version
+    towers: dict[str, _TowerEntry]
+
+
+@_lenient
+class _TokensFile(TypedDict):
+    version: Version
+    tokens: dict[str, list[Annotated[int, Field(ge=0, lt=2**31)]]]
+
+
+_INDEX_FILE: TypeAdapter[Any] = TypeAdapter(_IndexFile)
+_TOKENS_FILE: TypeAdapter[Any] = TypeAdapter(_TokensFile)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,19 +123,15 @@ def write_tail(store: FeatureStore, spec: FeatureSpec, tail: Tail) -> None:
 
 def _write(folder: Path, tower: Tower) -> dict[str, Any]:
     """Put the tensors under the name of their sha256; gives the entry of the index."""
-    temporary = folder / f".{secrets.token_hex(8)}.tmp"
-    try:
-        save_file({key: np.ascontiguousarray(v) for key, v in tower.tensors.items()}, temporary)
-        with naming(temporary), temporary.open("rb") as file:
+    with unfinished(folder) as temporary:
+        try:
+            save_file({k: np.ascontiguousarray(v) for k, v in tower.tensors.items()}, temporary)
+        except SafetensorError as error:  # a full disk, among others
+            raise BankError(f"{temporary} cannot be written: {error}") from error
+        with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
-            os.fsync(file.fileno())
-        temporary.replace(folder / f"{digest}.safetensors")
-    except SafetensorError as error:  # a full disk, among others
-        raise BankError(f"{temporary} cannot be written: {error}") from error
-    finally:
-        discard(temporary)
-    sync_folder(folder)
+        put_in_place(temporary, folder / f"{digest}.safetensors")
     return {"sha256": digest, "bytes": size}
 
 
@@ -170,16 +193,6 @@ def read_tokens(folder: Path, prompts: Sequence[str]) -> NDArray[np.int64]:
     return np.array([known[prompt] for prompt in prompts], np.int64)
 
 
-def tail_sha256(folder: Path) -> dict[str, str]:
-    """The sha256 of every tower's file by its name: what the card of a head tells of its tail.
-
-    Raises:
-        MissingFeatureError: if there is no tail.
-        DamagedShardError: if its index is not what was written.
-    """
-    return {name: entry["sha256"] for name, entry in _index(folder)["towers"].items()}
-
-
 def tail_bytes(folder: Path) -> int:
     """Size of all towers; 0 where there is no tail.
 
@@ -205,7 +218,7 @@ def damaged(folder: Path) -> Iterator[tuple[str, str]]:
     for path in [folder / _INDEX, *_token_files(folder)]:
         if path.exists() or path.is_symlink():
             try:
-                _read(path, TAIL_INDEX if path.name == _INDEX else TOKENS)
+                _read(path, _INDEX_FILE if path.name == _INDEX else _TOKENS_FILE)
             except DamagedShardError as error:
                 yield path.name, str(error).removeprefix(f"{path} ")
     with suppress(MissingFeatureError, DamagedShardError):  # the latter is told already
@@ -216,7 +229,7 @@ def damaged(folder: Path) -> Iterator[tuple[str, str]]:
                 yield name, what
 
 
-def set_aside(folder: Path, name: str) -> None:
+def set_tail_aside(folder: Path, name: str) -> None:
     """Move a damaged file of a tail to `.NAME.damaged`, and the index with it if it names the file.
 
     Then there is no tail, or it lacks tokens, and the next extraction writes what is missing.
@@ -228,8 +241,7 @@ def set_aside(folder: Path, name: str) -> None:
     inside(folder.parents[1], folder)
     with writing(folder):
         for moved in dict.fromkeys(names):
-            with suppress(FileNotFoundError):  # it was missing, or somebody else has moved it
-                (folder / moved).replace(folder / f".{moved}.damaged")
+            set_aside(folder / moved)
         sync_folder(folder)
 
 
@@ -252,13 +264,13 @@ def _index(folder: Path) -> dict[str, Any]:
             f"{folder} holds no tail; `vqbank extract` writes it for extractors that bank the "
             "states at a cut"
         )
-    return _read(path, TAIL_INDEX)
+    return _read(path, _INDEX_FILE)
 
 
 def _tokens(folder: Path) -> dict[str, list[int]]:
     known: dict[str, list[int]] = {}
     for path in _token_files(folder):
-        known.update(_read(path, TOKENS)["tokens"])
+        known.update(_read(path, _TOKENS_FILE)["tokens"])
     return known
 
 

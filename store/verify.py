@@ -4,22 +4,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vqbank.store.bank import FeatureStore, is_key, writing
 from vqbank.store.catalogue import FILE as CATALOGUE
 from vqbank.store.catalogue import Catalogue
+from vqbank.store.commits import Mark, mark_bad, named_rows, read_mark, records, superseded_videos
 from vqbank.store.errors import BankError, DamagedShardError, in_words
-from vqbank.store.files import CHANGED, MISSING, damage, links_in, listed, sync_folder
+from vqbank.store.files import CHANGED, MISSING, damage, links_in, listed, set_aside, sync_folder
+from vqbank.store.layout import array_names
 from vqbank.store.ledger import ROOM as LEDGER
 from vqbank.store.ledger import damaged_ledgers
-from vqbank.store.records import named_rows, read_mark, records
 from vqbank.store.schema import FeatureSpec
-from vqbank.store.shard import Shard, array_names, mark_bad
+from vqbank.store.shard import Shard
 from vqbank.store.tail import FOLDER as TAIL
-from vqbank.store.tail import damaged, set_aside
+from vqbank.store.tail import damaged, set_tail_aside
 
 LINK = "is a symbolic link, which no command follows; `vqbank prune --yes` removes it"
 
@@ -111,11 +111,10 @@ def mark(store: FeatureStore, problems: Iterable[Problem]) -> None:
             if problem.file == CATALOGUE:
                 path.unlink(missing_ok=True)
             elif path.parent.name in ("commits", "bad"):
-                with suppress(FileNotFoundError):  # somebody else has moved it
-                    path.replace(path.with_name(f".{path.name}.damaged"))
+                set_aside(path)
                 sync_folder(path.parent)
             elif path.parent.name == TAIL:
-                set_aside(path.parent, path.name)
+                set_tail_aside(path.parent, path.name)
             elif problem.shard and problem.videos is None:
                 whole.add((problem.key, problem.shard))
             elif problem.shard:
@@ -129,12 +128,12 @@ def mark(store: FeatureStore, problems: Iterable[Problem]) -> None:
 
 def _verify_feature(folder: Path, spec: FeatureSpec) -> Iterator[Problem]:
     shards: list[Shard] = []
-    marks: list[dict[str, Any]] = []
+    marks: list[Mark] = []
     for path in [*records(folder, "commits"), *records(folder, "bad")]:
         room = path.parent.name
         try:
             if room == "bad":
-                marks.append(read_mark(folder, path))
+                marks.append(read_mark(folder.parent, path))
             else:
                 shards.append(Shard(folder, path, spec))
         except FileNotFoundError:
@@ -142,8 +141,7 @@ def _verify_feature(folder: Path, spec: FeatureSpec) -> Iterator[Problem]:
         except (DamagedShardError, OSError) as error:
             stem = path.stem if room == "commits" else ""
             yield Problem(spec.key, stem, f"{room}/{path.name}", None, in_words(error))
-    superseded = (entry for shard in shards for entry in shard.record["supersedes"])
-    hidden = named_rows([*marks, *superseded])
+    hidden = superseded_videos(shard.record for shard in shards) | named_rows(marks)
     shards.reverse()
     while shards:
         shard = shards.pop()  # what it has mapped and read goes with it
@@ -166,8 +164,12 @@ def _verify_shard(shard: Shard, hidden: set[tuple[str, str | None]]) -> Iterator
 
     files = shard.record["files"]
     root = shard.folder.parents[2]
-    checked = ((name, damage(root, shard.folder / name, entry)) for name, entry in files.items())
-    damaged = {name: what for name, what in checked if what is not None}
+    damaged = {
+        name: what
+        for name, entry in files.items()
+        for what in [damage(root, shard.folder / name, (entry["bytes"], entry["crc32c"]))]
+        if what is not None
+    }
     try:
         ids = list(shard.ids())
     except (DamagedShardError, OSError) as error:
@@ -202,7 +204,7 @@ def _affected(shard: Shard, name: str, damaged: Mapping[str, str]) -> set[int]:
     if not name.startswith("values/c/") or not number.isdecimal() or "values/zarr.json" in damaged:
         return every
     try:
-        limit = shard.layout.file_rows
+        limit = shard.value_files.layout.file_rows
     except BankError:
         return every
     first = int(number) * limit

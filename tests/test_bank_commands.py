@@ -56,7 +56,7 @@ def bank(tmp_path):
 
 def spoil(bank, what, video):
     shard = FeatureStore(bank).find(what, [video])[0][0]
-    path = shard.value_file(0)
+    path = shard.value_files.path(0)
     content = bytearray(path.read_bytes())
     content[shard.span(dict(zip(shard.ids(), range(9), strict=False))[video])[0] * 16] ^= 1
     path.write_bytes(content)

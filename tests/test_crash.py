@@ -26,12 +26,12 @@ import numpy as np
 import pytest
 
 from vqbank.store.bank import FeatureStore
+from vqbank.store.commits import mark_bad
 from vqbank.store.compact import compact
 from vqbank.store.errors import BankError, DamagedShardError, VqbankError
 from vqbank.store.merge import merge
 from vqbank.store.prune import prune
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec
-from vqbank.store.shard import mark_bad
 
 SPEC = FeatureSpec(
     "clip.embedding",

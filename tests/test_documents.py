@@ -22,8 +22,7 @@ from vqbank.pipelines.splits.file import splits_file
 from vqbank.regressors.base import read_card
 from vqbank.store.documents import file_bytes, json_value, yaml_text, yaml_value
 from vqbank.store.errors import BankError, HeadError, RecipeError, VqbankError
-from vqbank.store.incoming import npy_array
-from vqbank.store.published import refuse_pickle
+from vqbank.store.exchange.incoming import npy_array, refuse_pickle
 from vqbank.store.schema import Fingerprint
 from vqbank.store.selection import read_selection
 

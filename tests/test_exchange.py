@@ -17,15 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqbank.store.bank import FeatureStore
+from vqbank.store.commits import mark_bad
 from vqbank.store.errors import (
     BankError,
     DamagedShardError,
     InvalidFeatureError,
     MissingFeatureError,
 )
-from vqbank.store.exchange import export_hdf5, export_npy, import_hdf5, import_npy, pack
+from vqbank.store.exchange.hdf5_file import export_hdf5, import_hdf5
+from vqbank.store.exchange.npy_tree import export_npy, import_npy
+from vqbank.store.exchange.pack import pack
+from vqbank.store.layout import array_names
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
-from vqbank.store.shard import array_names, mark_bad
 
 DTYPES = ["float16", "float32", "bfloat16", "uint8", "int16", "int32"]
 PROBE = {"width": 640, "rate": 25.0}
@@ -280,7 +283,7 @@ def test_an_import_commits_by_size_and_goes_on_after_a_failure(tmp_path, monkeyp
         rows = file[spec().key]["values"]
         rows[-1] = rows[-1] + 1
     other = FeatureStore.create(tmp_path / "other")
-    monkeypatch.setattr("vqbank.store.incoming.SHARD_BYTES", 1)
+    monkeypatch.setattr("vqbank.store.exchange.incoming.SHARD_BYTES", 1)
 
     with pytest.raises(BankError, match=r"damaged\.h5: v5: values of .* has changed"):
         import_hdf5(tmp_path / "damaged.h5", other)
@@ -420,7 +423,7 @@ EXPORT = """
 import sys
 from pathlib import Path
 from vqbank.store.bank import FeatureStore
-from vqbank.store.exchange import export_hdf5
+from vqbank.store.exchange.hdf5_file import export_hdf5
 store = FeatureStore(Path(sys.argv[1]))
 export_hdf5(store, store.specs(), Path(sys.argv[2]))
 """

@@ -500,7 +500,7 @@ def test_all_decoders_give_their_own_key_and_the_same_numbers(tmp_path, videos):
 def test_nothing_half_written_stays_after_an_error(tmp_path, videos, monkeypatch):
     """A disk that fills up while rows are written."""
     from vqbank.store.errors import BankError
-    from vqbank.store.shard import ShardWriter
+    from vqbank.store.shard_writer import ShardWriter
 
     store, _, _ = bank(tmp_path / "bank", videos[:1], "nss")
     before = contents(store)
@@ -546,9 +546,9 @@ def test_two_files_under_one_id_are_refused_and_one_named_twice_is_read_once(tmp
 @pytest.mark.parametrize("step", ["before", "after"])
 def test_an_interrupt_at_any_step_of_a_commit_loses_nothing(tmp_path, videos, monkeypatch, step):
     """Ctrl-C just before the commit record is made, and just after."""
-    from vqbank.store import shard
+    from vqbank.store import shard_writer
 
-    real = shard.create_exclusively
+    real = shard_writer.create_exclusively
 
     def interrupted(path, content, *, durable=True):
         if path.parent.name != "commits":
@@ -558,7 +558,7 @@ def test_an_interrupt_at_any_step_of_a_commit_loses_nothing(tmp_path, videos, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard, "create_exclusively", interrupted)
+        patch.setattr(shard_writer, "create_exclusively", interrupted)
         with pytest.raises(KeyboardInterrupt):
             bank(tmp_path / "bank", videos[:2], "nss")
 

@@ -25,6 +25,7 @@ from vqbank.extractors import video as decoding
 from vqbank.pipelines.extraction.extract import Extraction
 from vqbank.pipelines.manifest import read_videos
 from vqbank.store.bank import FeatureStore
+from vqbank.store.commits import mark_bad
 from vqbank.store.compact import compact
 from vqbank.store.compare import diff
 from vqbank.store.errors import BankError, DamagedShardError, refusal
@@ -34,7 +35,7 @@ from vqbank.store.merge import merge
 from vqbank.store.prune import prune
 from vqbank.store.records import seal
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
-from vqbank.store.shard import committed_shards, mark_bad
+from vqbank.store.shard import committed_shards
 from vqbank.store.verify import verify
 
 ROOT = Path(__file__).parents[1]
@@ -188,7 +189,9 @@ def clock(monkeypatch):
     """Every time that is asked for is another hour or year, in no order."""
     rng = np.random.default_rng(3)
     now = time.time()
-    monkeypatch.setattr("vqbank.store.shard.time.time", lambda: now + rng.uniform(-1, 1) * 1e8)
+    monkeypatch.setattr(
+        "vqbank.store.shard_writer.time.time", lambda: now + rng.uniform(-1, 1) * 1e8
+    )
 
 
 @pytest.mark.parametrize("history", range(2))
@@ -226,7 +229,7 @@ def test_a_merge_that_is_killed_shows_no_older_rows_whatever_the_clock_said(tmp_
     source, target = tmp_path / "source", FeatureStore.create(tmp_path / "target")
     old = put(source, 1, 4, version=1)
     now = time.time()
-    monkeypatch.setattr("vqbank.store.shard.time.time", lambda: now - 3600)
+    monkeypatch.setattr("vqbank.store.shard_writer.time.time", lambda: now - 3600)
     put(source, 1, 2, version=2, supersedes=[{"shard": old, "videos": ["set/1.mp4"]}])
     seen = []
 

@@ -16,9 +16,9 @@ from vqbank.pipelines.labels import read_labels
 from vqbank.store import mat5
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import BankError, InvalidFeatureError, ManifestError, VqbankError
-from vqbank.store.exchange import export_hdf5, import_hdf5
-from vqbank.store.incoming import MOST_ARRAY_BYTES, npy_feature
-from vqbank.store.published import import_feats_mat
+from vqbank.store.exchange.feats_mat import import_feats_mat
+from vqbank.store.exchange.hdf5_file import export_hdf5, import_hdf5
+from vqbank.store.exchange.incoming import MOST_ARRAY_BYTES, npy_feature
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 
 CASES = Path(__file__).parent / "data" / "cases"

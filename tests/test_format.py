@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vqbank.store.bank import FeatureStore
+from vqbank.store.commits import mark_bad
 from vqbank.store.errors import MissingFeatureError
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
-from vqbank.store.shard import mark_bad
 from vqbank.store.verify import verify
 
 VERSION_1 = Path(__file__).parent / "data" / "bank-1"

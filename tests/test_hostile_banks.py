@@ -18,12 +18,12 @@ from vqbank.pipelines.commands import cli
 from vqbank.regressors.base import read_card
 from vqbank.store import catalogue
 from vqbank.store.bank import FeatureStore
+from vqbank.store.commits import mark_bad, record_names
 from vqbank.store.errors import DamagedShardError, VqbankError
 from vqbank.store.files import OPEN_FILES, allow_open_files, crc32c
 from vqbank.store.ledger import Ledger
-from vqbank.store.records import record_names, seal
+from vqbank.store.records import seal
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video
-from vqbank.store.shard import mark_bad
 from vqbank.store.tail import Tail, Tower, read_tower, tail_folder, write_tail
 from vqbank.store.text import TextBank, read_text, text_spec, write_text
 from vqbank.store.verify import mark, verify

@@ -21,12 +21,9 @@ from vqbank.pipelines.results.records import record_of, to_csv, to_latex, to_mar
 from vqbank.pipelines.results.report import result_table
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import BankError, InvalidFeatureError, VqbankError
-from vqbank.store.published import (
-    import_feats_mat,
-    import_numbered_npy,
-    import_per_second_npy,
-    refuse_pickle,
-)
+from vqbank.store.exchange.feats_mat import import_feats_mat
+from vqbank.store.exchange.incoming import refuse_pickle
+from vqbank.store.exchange.numbered_npy import import_numbered_npy, import_per_second_npy
 
 CASES = Path(__file__).parent / "data" / "cases"
 IDS = [f"set/{name}.mp4" for name in "abcde"]

@@ -25,6 +25,7 @@ from vqbank.store.errors import (
     InvalidFeatureError,
     MissingFeatureError,
 )
+from vqbank.store.layout import rows_per_chunk, rows_per_file
 from vqbank.store.schema import (
     Feature,
     FeatureSpec,
@@ -34,7 +35,6 @@ from vqbank.store.schema import (
     from_stored,
     to_stored,
 )
-from vqbank.store.shard import rows_per_chunk, rows_per_file
 
 FINGERPRINT = Fingerprint(123, "ab" * 32)
 PROBE = {"width": 640, "height": 360}
@@ -86,8 +86,8 @@ def test_any_rows_survive_any_cut_into_files(tmp_path_factory, rows, shape, dtyp
     rng = np.random.default_rng(sum(rows))
     given_values = [rng.integers(0, 100, (count, *shape)).astype("f4") for count in rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vqbank.store.shard.CHUNK_BYTES", (64, 256))
-        patch.setattr("vqbank.store.shard.FILE_BYTES", 256 * file_rows)
+        patch.setattr("vqbank.store.layout.CHUNK_BYTES", (64, 256))
+        patch.setattr("vqbank.store.layout.FILE_BYTES", 256 * file_rows)
         videos = {
             f"v{number}": Feature(v, np.zeros(len(v)), np.arange(len(v)))
             for number, v in enumerate(given_values)

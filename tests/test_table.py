@@ -49,8 +49,8 @@ def test_any_videos_in_any_order_are_read_as_they_were_written(
     tmp_path_factory, rows, dtype, file_rows, mapped, shape
 ):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vqbank.store.shard.CHUNK_BYTES", (8, 24))
-        patch.setattr("vqbank.store.shard.FILE_BYTES", 12 * file_rows)
+        patch.setattr("vqbank.store.layout.CHUNK_BYTES", (8, 24))
+        patch.setattr("vqbank.store.layout.FILE_BYTES", 12 * file_rows)
         table = table_of(tmp_path_factory.mktemp("bank"), dtype, shape)
         expected = np.concatenate([rows_of(row, shape) for row in rows])
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from vqbank.store import compact as compacting
 from vqbank.store import compare as comparing
 from vqbank.store.bank import FeatureStore
+from vqbank.store.commits import mark_bad
 from vqbank.store.compare import diff, diff_features, summarise
 from vqbank.store.errors import (
     AmbiguousFeatureError,
@@ -27,12 +28,12 @@ from vqbank.store.errors import (
     MissingFeatureError,
 )
 from vqbank.store.files import crc32c
+from vqbank.store.layout import INDEX_COLUMNS
 from vqbank.store.merge import merge
 from vqbank.store.prune import prune
 from vqbank.store.records import seal
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video, canonical_json
 from vqbank.store.selection import check_selection, read_selection, write_selection
-from vqbank.store.shard import INDEX_COLUMNS, mark_bad
 from vqbank.store.verify import mark, verify
 
 compact = partial(compacting.compact, durable=False)
@@ -128,8 +129,8 @@ def test_any_damage_is_named_and_once_marked_and_redone_is_healed(
     """Whatever is not named can still be read, and is what was written."""
     path = tmp_path_factory.mktemp("bank")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vqbank.store.shard.CHUNK_BYTES", (64, 128))
-        patch.setattr("vqbank.store.shard.FILE_BYTES", 256)
+        patch.setattr("vqbank.store.layout.CHUNK_BYTES", (64, 128))
+        patch.setattr("vqbank.store.layout.FILE_BYTES", 256)
         put(path, {f"v{n}": feature(n, rows=7) for n in range(9)}, what)
         before = winning(path, what)
         files = shard_files(path, what)
@@ -161,7 +162,7 @@ def test_any_damage_is_named_and_once_marked_and_redone_is_healed(
 
 def test_a_flipped_byte_of_values_spoils_its_own_video_alone(bank):
     first = FeatureStore(bank).find(WHAT, ["b"])[0][0]
-    flip(first.value_file(0), 5 * 16 + 3)  # the second video's first row
+    flip(first.value_files.path(0), 5 * 16 + 3)  # the second video's first row
 
     (problem,) = verify(FeatureStore(bank))
 
@@ -172,8 +173,8 @@ def test_a_flipped_byte_of_values_spoils_its_own_video_alone(bank):
 
 def test_a_lost_value_file_spoils_the_videos_with_rows_in_it(tmp_path, monkeypatch):
     """Rows of 16 bytes, files of 16 rows, videos of 10 rows: v1 and v3 straddle two files."""
-    monkeypatch.setattr("vqbank.store.shard.CHUNK_BYTES", (64, 64))
-    monkeypatch.setattr("vqbank.store.shard.FILE_BYTES", 256)
+    monkeypatch.setattr("vqbank.store.layout.CHUNK_BYTES", (64, 64))
+    monkeypatch.setattr("vqbank.store.layout.FILE_BYTES", 256)
     put(tmp_path, {f"v{n}": feature(n, rows=10) for n in range(5)})
     files = [path for path in shard_files(tmp_path) if "values/c" in str(path)]
     assert len(files) == 4
@@ -593,7 +594,7 @@ def test_a_repair_that_is_made_while_a_compaction_runs_wins(tmp_path):
 
 
 def test_more_shards_than_may_be_mapped_are_compacted(tmp_path, monkeypatch):
-    monkeypatch.setattr("vqbank.store.shard.MAPPED_FILES", 3)
+    monkeypatch.setattr("vqbank.store.value_files.MAPPED_FILES", 3)
     bank = tmp_path / "bank"
     for number in range(10):
         put(bank, {f"a{number}": number, f"b{number}": number})

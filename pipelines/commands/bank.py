@@ -10,7 +10,7 @@ from vqbank.pipelines.terminal import counted, say
 
 if TYPE_CHECKING:
     from vqbank.store.bank import FeatureStore
-    from vqbank.store.incoming import Imported
+    from vqbank.store.exchange.incoming import Imported
     from vqbank.store.schema import FeatureSpec, Video
 
 app = typer.Typer(
@@ -251,7 +251,8 @@ def export(
     """Write features to one HDF5 file, or one feature to a tree of .npy files."""
     from vqbank.store.bank import FeatureStore
     from vqbank.store.errors import RecipeError
-    from vqbank.store.exchange import export_hdf5, export_npy
+    from vqbank.store.exchange.hdf5_file import export_hdf5
+    from vqbank.store.exchange.npy_tree import export_npy
 
     store = FeatureStore(bank)
     specs = _specs(store, feature)
@@ -317,8 +318,9 @@ def import_(
     """Bank what `export` wrote, or anybody's tree of .npy files, one per video."""
     from vqbank.store.bank import FeatureStore
     from vqbank.store.errors import RecipeError
-    from vqbank.store.exchange import import_hdf5, import_npy
-    from vqbank.store.published import refuse_pickle
+    from vqbank.store.exchange.hdf5_file import import_hdf5
+    from vqbank.store.exchange.incoming import refuse_pickle
+    from vqbank.store.exchange.npy_tree import import_npy
 
     if not source.exists():
         raise RecipeError(
@@ -359,7 +361,7 @@ def feats_mat(
 ) -> None:
     """Bank a matrix of features, one row per video in the order of a label file."""
     from vqbank.store.bank import FeatureStore
-    from vqbank.store.published import import_feats_mat
+    from vqbank.store.exchange.feats_mat import import_feats_mat
 
     videos = labelled_videos(labels, dataset, score)
     ids = [video.id for video in videos]
@@ -388,7 +390,7 @@ def numbered_npy(
 ) -> None:
     """Bank the tree of VSFA, MDTVSFA or TCSVT-2022-BVQA: files numbered as a label file's rows."""
     from vqbank.store.bank import FeatureStore
-    from vqbank.store.published import import_numbered_npy
+    from vqbank.store.exchange.numbered_npy import import_numbered_npy
 
     videos = labelled_videos(labels, dataset, score)
     done = import_numbered_npy(
@@ -418,7 +420,7 @@ def per_second_npy(
     from vqbank.pipelines.labels.match import assumed_data_set, match, unclear_pair
     from vqbank.store.bank import FeatureStore
     from vqbank.store.errors import ManifestError
-    from vqbank.store.published import import_per_second_npy
+    from vqbank.store.exchange.numbered_npy import import_per_second_npy
 
     videos = labelled_videos(labels, dataset, score)
     folders = sorted({path.parent.relative_to(source).as_posix() for path in source.rglob("*.npy")})
@@ -480,7 +482,7 @@ def pack(
 ) -> None:
     """Make a folder that can be published: features, card, hashes, licences."""
     from vqbank.store.bank import FeatureStore
-    from vqbank.store.exchange import pack as pack_features
+    from vqbank.store.exchange.pack import pack as pack_features
 
     store = FeatureStore(bank)
     pack_features(

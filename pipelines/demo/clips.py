@@ -7,6 +7,7 @@ and the scene (`pseudo_score`).  No person has rated any of these clips.
 """
 
 import csv
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from scipy import ndimage
 
 from vqbank.extractors.video import encode
 from vqbank.store.errors import naming
+from vqbank.store.files import write_atomically
 
 Frames = NDArray[np.uint8]
 """uint8 [n, HEIGHT, WIDTH, 3] RGB."""
@@ -238,12 +240,11 @@ def make_demo_set(
     with naming(folder / "README.txt"):
         (folder / "README.txt").write_text(README.format(table=_table()), encoding="utf-8")
     manifest = folder / "manifest.csv"
-    unfinished = folder / ".manifest.csv"
-    with naming(manifest), unfinished.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("id", "path", "mos", "scene"))
-        writer.writerows(rows)
-    unfinished.replace(manifest)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("id", "path", "mos", "scene"))
+    writer.writerows(rows)
+    write_atomically(manifest, text.getvalue().encode())
     return manifest
 
 

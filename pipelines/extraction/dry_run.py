@@ -31,8 +31,8 @@ from vqbank.pipelines.extraction.extract import Extraction, Outcome
 from vqbank.pipelines.terminal import counted, say
 from vqbank.store.bank import BANK_FILE, FeatureStore
 from vqbank.store.errors import DecodeError, InvalidFeatureError
+from vqbank.store.layout import VideoRecord
 from vqbank.store.schema import FeatureSpec, Video, storage_dtype
-from vqbank.store.shard import VideoRecord
 from vqbank.store.tail import FOLDER as TAIL
 from vqbank.store.tail import tail_bytes
 

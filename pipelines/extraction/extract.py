@@ -64,7 +64,7 @@ from vqbank.store.errors import (
 )
 from vqbank.store.ledger import Failure, Ledger, changed_files
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
-from vqbank.store.shard import ShardWriter
+from vqbank.store.shard_writer import ShardWriter
 from vqbank.store.tail import Tail, has_tail, write_tail
 from vqbank.store.text import TextBank, has_text, write_text
 

@@ -130,6 +130,26 @@ def bank_videos(
     return Imported(spec, banked, skipped)
 
 
+def import_videos(
+    store: FeatureStore,
+    spec: FeatureSpec,
+    videos: Sequence[Incoming],
+    *,
+    source: Path,
+    notes: Sequence[str],
+) -> Imported:
+    """Bank what the bank lacks of a foreign import; `notes` are what its user should know.
+
+    Raises:
+        BankError: if the bank has other bytes under the same key and ids; nothing is imported then.
+        InvalidFeatureError: naming the video, if its rows may not be banked.
+    """
+    store.refresh()
+    lacking, skipped = lacking_videos(store, spec, videos, source=source)
+    done = bank_videos(store, spec, lacking, skipped, source=source, original=[])
+    return Imported(done.spec, done.banked, done.skipped, tuple(notes))
+
+
 def checksums_of(spec: FeatureSpec, feature: Callable[[], Feature]) -> tuple[int, ...]:
     """CRC-32C of each array of a feature without side arrays, as it would be stored."""
     read = feature()
@@ -168,11 +188,39 @@ def npy_rows(path: Path) -> NDArray[Any]:
     return array[None] if array.ndim < 2 else array
 
 
-def npy_feature(path: Path) -> Feature:
-    """Rows of a `.npy` file with row numbers for times."""
-    rows = npy_rows(path)
+def numbered_feature(rows: NDArray[Any]) -> Feature:
+    """Rows [t, ...] that have no times: row numbers stand for them.
+
+    Raises:
+        InvalidFeatureError: if a row is not finite.
+    """
     numbers = np.arange(len(rows))
+    return Feature(rows, numbers.astype("f8"), numbers)
+
+
+def npy_feature(path: Path) -> Feature:
+    """Rows of a `.npy` file, without times.
+
+    Raises:
+        InvalidFeatureError: naming the file, as `npy_rows` and `numbered_feature`.
+    """
+    rows = npy_rows(path)
     try:
-        return Feature(rows, numbers.astype("f8"), numbers)
+        return numbered_feature(rows)
     except InvalidFeatureError as error:
         raise InvalidFeatureError(f"{path}: {error}") from error
+
+
+def refuse_pickle(path: Path) -> None:
+    """MaxVQA keeps features as pickles, whose opening runs what is in them.
+
+    Raises:
+        BankError: if the file is a pickle, or a torch file around one.
+    """
+    with open_ordinary(path) as file:
+        start = file.read(4)
+    if start[:1] == b"\x80" or (start == b"PK\x03\x04" and path.suffix in (".pkl", ".pt", ".pth")):
+        raise BankError(
+            f"{path} is a pickle, and opening one runs whatever it holds; if you trust it, write "
+            "one .npy file for each video from it and import that folder"
+        )
