@@ -10,17 +10,8 @@ from pathlib import Path
 
 import typer
 
-
-def plain(text: str) -> str:
-    """One line: whatever is no printable character as its escape, such as `\\x1b` or `\\n`."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
-def counted(number: int, noun: str) -> str:
-    """Such as `1 video` and `2 videos`, of nouns that take an s."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+from vqbank.store.words import counted as counted
+from vqbank.store.words import plain as plain
 
 
 def say(*cells: "str | Path", err: bool = False) -> None:

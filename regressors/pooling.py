@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbank.store.schema import FeatureSpec
-from vqbank.store.table import FeatureTable
+from vqbank.store.table import FeatureTable, mean_and_deviation
 
 
 def pooled(table: FeatureTable) -> NDArray[np.float32]:
@@ -20,7 +20,7 @@ def pooled(table: FeatureTable) -> NDArray[np.float32]:
     out = np.empty((len(table), pooled_width(table.specs.values())), np.float32)
     for row in range(len(table)):
         series = (table.series(role, row) for role in table.roles)
-        out[row] = np.concatenate([_mean_and_deviation(values) for values in series])
+        out[row] = np.concatenate([mean_and_deviation(values) for values in series])
     return out
 
 
@@ -40,8 +40,3 @@ class PooledTable(FeatureTable):
 def pooled_width(specs: Iterable[FeatureSpec]) -> int:
     """Width of what `pooled` makes of features with these specs."""
     return sum(2 * int(np.prod(spec.shape, dtype=np.int64)) for spec in specs)
-
-
-def _mean_and_deviation(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    flat = values.reshape(len(values), -1).astype(np.float64)  # [t, d]
-    return np.concatenate([flat.mean(axis=0), flat.std(axis=0)])

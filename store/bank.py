@@ -1,6 +1,6 @@
 """A bank: a folder of committed shards.  What listing it shows is its state."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +10,14 @@ from typing_extensions import TypedDict
 
 from vqbank.store.catalogue import FILE as CATALOGUE_FILE
 from vqbank.store.catalogue import Catalogue
+from vqbank.store.column import Column, Located
 from vqbank.store.errors import (
     AmbiguousFeatureError,
     BankError,
     ChangedVideoError,
     DamagedShardError,
     MissingFeatureError,
+    VqbankError,
     refusal,
     unknown_name,
 )
@@ -25,9 +27,11 @@ from vqbank.store.records import FORMAT_VERSION, Version, parsed
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video, canonical_json
 from vqbank.store.shard import Shard
 from vqbank.store.shard_writer import ShardWriter
-from vqbank.store.table import Column, FeatureTable
+from vqbank.store.table import FeatureTable
+from vqbank.store.words import few, html_table, text_table
 
 BANK_FILE = "bank.json"
+_HEAD = ("feature", "row", "videos")
 
 
 class _Header(TypedDict):
@@ -103,6 +107,26 @@ class FeatureStore:
                 raise BankError(f"{path} cannot be made: {refusal(error)}") from error
         return cls(path)
 
+    def __repr__(self) -> str:
+        return text_table(f"FeatureStore: {self.path}", _HEAD, self._lines())
+
+    def _repr_html_(self) -> str:
+        return html_table(f"FeatureStore: {self.path}", _HEAD, self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str, str]]:
+        """Key, row and number of videos of every feature; what is damaged says so."""
+        try:
+            specs = self.specs()
+        except VqbankError as error:
+            yield "", "", str(error)
+            return
+        for spec in specs:
+            try:
+                videos = str(len(self._catalogue(spec)))
+            except VqbankError as error:
+                videos = str(error)
+            yield spec.key, f"{spec.stored_dtype} {list(spec.shape)}", videos
+
     def refresh(self) -> None:
         """Look at the disk again: other writers may have committed."""
         self._shards.clear()
@@ -154,15 +178,15 @@ class FeatureStore:
 
     def video_record(self, spec: FeatureSpec, video_id: str) -> VideoRecord:
         """What the winning shard knows of a video."""
-        shard, place = self._place(spec, video_id)
-        return shard.video(place)
+        found = self._located(spec, video_id)
+        return found.source.video(found.place)
 
     def missing(self, spec: FeatureSpec, videos: Sequence[Video]) -> list[Video]:
         """The videos that have no committed rows of this feature."""
         found = self._catalogue(spec).find([video.id for video in videos])
         return [video for video, place in zip(videos, found, strict=True) if place is None]
 
-    def find(self, spec: FeatureSpec, video_ids: Sequence[str]) -> list[tuple[Shard, int] | None]:
+    def find(self, spec: FeatureSpec, video_ids: Sequence[str]) -> list[Located[Shard] | None]:
         """The winning shard of each video and the video's place in it; None where there is none."""
         return [
             None if found is None else self._found(spec, *found, video_id)
@@ -236,33 +260,38 @@ class FeatureStore:
             MissingFeatureError: if it is not banked.
             DamagedShardError: if its bytes have changed since.
         """
-        shard, place = self._place(spec, video_id)
-        return shard.feature(place)
+        found = self._located(spec, video_id)
+        return found.source.feature(found.place)
 
-    def table(self, videos: Sequence[Video], features: Mapping[str, str]) -> FeatureTable:
+    def table(self, videos: Iterable[Video | str], features: Mapping[str, str]) -> FeatureTable:
         """Chosen features of chosen videos, memory-mapped.
 
         Args:
-            videos: Rows of the table, in this order.
+            videos: Rows of the table, in this order: videos of a manifest, or mere ids, whose
+                scores are not known.
             features: Feature name or key by role; the order of roles is that of concatenation.
 
         Raises:
             MissingFeatureError: naming the videos that lack a feature.
+            TypeError: if `videos` is one name: a manifest has to be read first.
         """
+        if isinstance(videos, str | Path):
+            raise TypeError(f"{videos!r} is one name; give a list of ids or of Videos")
+        chosen = [one if isinstance(one, Video) else Video(one, Path(one)) for one in videos]
         columns = {}
         for role, name in features.items():
             spec = self.resolve(name)
-            found = self.find(spec, [video.id for video in videos])
+            found = self.find(spec, [video.id for video in chosen])
             places = [place for place in found if place is not None]
-            if len(places) < len(videos):
-                lacking = [v.id for v, place in zip(videos, found, strict=True) if place is None]
+            if len(places) < len(chosen):
+                lacking = [v.id for v, place in zip(chosen, found, strict=True) if place is None]
                 raise MissingFeatureError(
-                    f"{len(lacking)} of {len(videos)} videos have no {spec.key} in {self.path}: "
-                    f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}; run "
-                    f"`vqbank extract` on them, or compare ids with `vqbank ls BANK {spec.name}`"
+                    f"{len(lacking)} of {len(chosen)} videos have no {spec.key} in {self.path}: "
+                    f"{few(lacking)}; run `vqbank extract` on them, or compare ids with "
+                    f"`vqbank ls BANK {spec.name}`"
                 )
             columns[role] = Column(spec, places)
-        return FeatureTable(videos, columns)
+        return FeatureTable(chosen, columns)
 
     def writer(
         self, spec: FeatureSpec, *, provenance: Mapping[str, Any], durable: bool = True
@@ -279,9 +308,7 @@ class FeatureStore:
             self._catalogues[spec.key] = Catalogue.of(self.path / spec.key, spec)
         return self._catalogues[spec.key]
 
-    def _found(
-        self, spec: FeatureSpec, shard_id: str, place: int, video_id: str
-    ) -> tuple[Shard, int]:
+    def _found(self, spec: FeatureSpec, shard_id: str, place: int, video_id: str) -> Located[Shard]:
         shard = self._shard(spec, shard_id)
         if not shard.holds(place, video_id):  # a catalogue is a stranger's word
             kept = self.path / spec.key / CATALOGUE_FILE
@@ -289,7 +316,7 @@ class FeatureStore:
                 f"{kept} says that {video_id} is number {place} of {shard.id}, where it is not; "
                 "remove it"
             )
-        return shard, place
+        return Located(shard, place)
 
     def _shard(self, spec: FeatureSpec, shard_id: str) -> Shard:
         key = (spec.key, shard_id)
@@ -298,7 +325,7 @@ class FeatureStore:
             self._shards[key] = Shard(folder, folder / "commits" / f"{shard_id}.json", spec)
         return self._shards[key]
 
-    def _place(self, spec: FeatureSpec, video_id: str) -> tuple[Shard, int]:
+    def _located(self, spec: FeatureSpec, video_id: str) -> Located[Shard]:
         (found,) = self.find(spec, [video_id])
         if found is None:
             raise MissingFeatureError(f"{video_id} has no {spec.key} in {self.path}")

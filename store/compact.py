@@ -80,23 +80,28 @@ def compact(
             for video, place in winners[shard].items()
         )
         recorded = dict(provenance or {}, rows_from=_provenances(sources.values()))
-        copying = _Copying(store, spec, sources, listed, recorded, durable=durable)
+        replacing = _Replacing(folder, spec, sources, listed)
+        written: list[str] = []
+        waiting = iter(rows)
         try:
-            for video, source, place in rows:
-                copying.copy(video, source, place)
-                if copying.payload_bytes >= shard_bytes:
-                    copying.commit(folder)
-            copying.commit(folder)
+            while replacing.videos < len(rows):
+                copied: dict[str, str] = {}
+                with store.writer(spec, provenance=recorded, durable=durable) as writer:
+                    for video, source, place in waiting:
+                        writer.copy(sources[source], place)
+                        copied[video] = source
+                        if writer.payload_bytes >= shard_bytes:
+                            break
+                    replacing.commit(writer, copied)
+                written.append(writer.id)
         except DamagedShardError as error:
             if all((folder / "commits" / f"{source}.json").exists() for source in sources):
                 raise
             raise BankError(
                 f"{folder}: old shards were pruned while they were compacted; run it again"
             ) from error
-        finally:
-            copying.abandon()
     store.refresh()
-    return Compaction(spec.key, tuple(copying.written), tuple(sources), len(rows), left)
+    return Compaction(spec.key, tuple(written), tuple(sources), len(rows), left)
 
 
 def _row_bytes(spec: FeatureSpec) -> int:
@@ -105,72 +110,54 @@ def _row_bytes(spec: FeatureSpec) -> int:
     return spec.row_bytes + 16 + sum(dtypes)  # 16: pts_seconds and frame_index
 
 
-class _Copying:
-    """Rows of old shards on their way into new ones."""
+class _Replacing:
+    """New shards in the place of old ones: each supersedes only what it holds itself."""
 
     def __init__(
-        self,
-        store: FeatureStore,
-        spec: FeatureSpec,
-        sources: Mapping[str, Shard],
-        listed: set[str],
-        provenance: Mapping[str, Any],
-        *,
-        durable: bool,
+        self, folder: Path, spec: FeatureSpec, sources: Mapping[str, Shard], listed: set[str]
     ) -> None:
-        self.written: list[str] = []
-        self._store = store
+        """Nothing is replaced yet.
+
+        Args:
+            folder: The feature's.
+            spec: Of the feature.
+            sources: Old shards by id.
+            listed: Ids of all shards that were committed when their rows were chosen.
+        """
+        self.videos = 0
+        """How many have been committed."""
+        self._folder = folder
         self._spec = spec
         self._sources = sources
         self._listed = listed
-        self._provenance = provenance
-        self._durable = durable
-        self._writer: ShardWriter | None = None
-        self._held: dict[str, str] = {}
         self._ids: dict[str, frozenset[str]] = {}
 
-    @property
-    def payload_bytes(self) -> int:
-        return 0 if self._writer is None else self._writer.payload_bytes
+    def commit(self, writer: ShardWriter, copied: Mapping[str, str]) -> None:
+        """Commit a new shard.
 
-    def copy(self, video: str, source: str, place: int) -> None:
-        if self._writer is None:
-            self._writer = self._store.writer(
-                self._spec, provenance=self._provenance, durable=self._durable
-            )
-        self._writer.copy(self._sources[source], place)
-        self._held[video] = source
-
-    def commit(self, folder: Path) -> None:
-        """Commit what was copied since the last commit."""
-        if self._writer is None:
-            return
+        Args:
+            writer: Which holds the copies.
+            copied: The old shard's id by video id.
+        """
         # What was committed meanwhile and supersedes rows that were copied is newer than the copy.
         shards = [
             shard
-            for shard in committed_shards(folder, self._spec)
+            for shard in committed_shards(self._folder, self._spec)
             if shard.id in self._listed
             or all(entry["shard"] not in self._sources for entry in shard.record["supersedes"])
         ]
         # Rows that were found bad while they were copied are bad in the copy too.  Marks are read
         # after commits: rows that repair a marked one are not superseded then.
-        bad = bad_videos(folder)
+        bad = bad_videos(self._folder)
         late = [
             video
-            for video, source in self._held.items()
+            for video, source in copied.items()
             if (source, video) in bad or (source, None) in bad
         ]
         if late:
-            mark_bad(folder, self._writer.id, late)
-        self._writer.commit(supersedes=self._supersedes(shards, self._held.keys() - set(late)))
-        self.written.append(self._writer.id)
-        self._writer = None
-        self._held.clear()
-
-    def abandon(self) -> None:
-        """Remove what was written and not committed."""
-        if self._writer is not None:
-            self._writer.abandon()
+            mark_bad(self._folder, writer.id, late)
+        writer.commit(supersedes=self._supersedes(shards, copied.keys() - set(late)))
+        self.videos += len(copied)
 
     def _supersedes(self, shards: Sequence[Shard], videos: set[str]) -> list[NamedRows]:
         """Every committed copy of these videos in these shards."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbank.store.bank import FeatureStore
+from vqbank.store.column import Located
 from vqbank.store.files import BLOCK_BYTES
 from vqbank.store.layout import array_names
 from vqbank.store.schema import FeatureSpec, StoredDtype, from_stored
@@ -101,29 +102,33 @@ def _compare(
     sides = zip(one[0].find(one[1], ids), two[0].find(two[1], ids), strict=True)
     for video, (first, second) in zip(ids, sides, strict=True):
         if first is not None and second is not None:
-            yield from _compare_video(video, *first, *second)
+            yield from _compare_video(video, first, second)
             continue
-        counts = [0 if found is None else found[0].span(found[1])[1] for found in (first, second)]
-        yield Difference(one[1].key, video, (counts[0], counts[1]))
+        yield Difference(one[1].key, video, (_row_count(first), _row_count(second)))
+
+
+def _row_count(found: Located[Shard] | None) -> int:
+    return 0 if found is None else found.source.span(found.place)[1]
 
 
 def _compare_video(
-    video: str, one: Shard, place_one: int, two: Shard, place_two: int
+    video: str, first: Located[Shard], second: Located[Shard]
 ) -> Iterator[Difference]:
+    one, two = first.source, second.source
     names = dict.fromkeys([*array_names(one.spec), *array_names(two.spec)])
     known = set(array_names(one.spec)) & set(array_names(two.spec))
     differing = tuple(
         name
         for name in names
         if name not in known
-        or not _same_bytes(one.stored(place_one, name), two.stored(place_two, name))
+        or not _same_bytes(one.stored(first.place, name), two.stored(second.place, name))
     )
     if not differing:
         return
-    rows = (one.span(place_one)[1], two.span(place_two)[1])
+    rows = (_row_count(first), _row_count(second))
     largest, cosine = _distance(
-        *(one.stored(place_one, "values"), one.spec.stored_dtype),
-        *(two.stored(place_two, "values"), two.spec.stored_dtype),
+        *(one.stored(first.place, "values"), one.spec.stored_dtype),
+        *(two.stored(second.place, "values"), two.spec.stored_dtype),
     )
     yield Difference(one.spec.key, video, rows, differing, largest, cosine)
 

@@ -3,10 +3,12 @@
 `docs/store-format.md` describes every byte.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
+from vqbank.store.records import Count
 from vqbank.store.schema import FeatureSpec, Fingerprint
 
 FILE_BYTES = 128 * 2**20
@@ -19,6 +21,40 @@ COMPRESSED_DTYPES = ("uint8", "int16")
 """Pixels and residuals shrink; activations do not (1.0 to 1.3 times), and lose the memory map."""
 
 
+ROW_NUMBERS = "row numbers"
+"""What `VideoFacts.times` says of imported rows that came without times."""
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class VideoFacts(TypedDict, total=False):
+    """What stands in a shard of a video beside its rows: JSON values, each where it is known.
+
+    Extraction writes what `extractors.video.Probe.record` says, of which the first five are read
+    again, and then `shortfall`.  Who imports has seen no video, and writes the others.
+    """
+
+    frames: Count
+    """Frames that the file presents."""
+    header_frames: Count
+    """Frames according to the header; 0 where it says nothing."""
+    video_streams: Count
+    """Video streams of the file, of which one was read."""
+    width: Count
+    """Pixels, as displayed."""
+    height: Count
+    """Pixels, as displayed."""
+    shortfall: Count
+    """Frames that decoding gave less than was announced; the last one stands for them."""
+    times: str
+    """ROW_NUMBERS where `pts_seconds` and `frame_index` are row numbers and no times."""
+    row_of_file: Count
+    """The row of the imported matrix, from 0."""
+    filled_columns: list[Count]
+    """Columns, from 0, that had no finite value in a row and hold the mean over the file there."""
+    dropped_rows: Count
+    """Rows of the imported file that were left out, as no value of theirs was finite."""
+
+
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
     """What a shard knows of one of its videos."""
@@ -29,8 +65,13 @@ class VideoRecord:
     crc32c: tuple[int, ...]
     """Checksums of the video's bytes in each array, in the order of `array_names`."""
     fingerprint: Fingerprint
-    probe: Mapping[str, Any]
-    """What was learnt before and while decoding: size, rate, length, health."""
+    probe: VideoFacts
+    """What was learnt before and while decoding, or what an import says of the rows."""
+
+    @property
+    def has_times(self) -> bool:
+        """Whether times and frames of its rows are known; imports may have row numbers."""
+        return self.probe.get("times") != ROW_NUMBERS
 
 
 def array_names(spec: FeatureSpec) -> tuple[str, ...]:

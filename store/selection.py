@@ -17,6 +17,7 @@ from vqbank.store.errors import BankError, MissingFeatureError, refusal
 from vqbank.store.files import crc32c, write_atomically
 from vqbank.store.records import Count, Version, checked
 from vqbank.store.schema import FeatureSpec, Video, canonical_json
+from vqbank.store.words import counted, few
 
 FORMAT = "vqbank-selection"
 VERSION = 1
@@ -32,8 +33,6 @@ class _LockFile(TypedDict):
 
 
 _LOCK_FILE: TypeAdapter[Any] = TypeAdapter(_LockFile)
-SHOWN = 3
-"""Differences that an error names."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,8 @@ def read_selection(path: Path) -> Selection:
     selection = Selection(read["features"], read["snapshot"], read["rows"])
     if len(selection) != read["videos"]:
         raise BankError(
-            f"{path} says {read['videos']} videos and names {len(selection)}; write it again"
+            f"{path} says {counted(read['videos'], 'video')} and names {len(selection)}; write it "
+            "again"
         )
     return selection
 
@@ -140,16 +140,17 @@ def check_selection(
     if videos is not None:
         given = {video.id for video in videos}
         for here, there, where in (
-            (given, selection.rows.keys(), "are not in the selection"),
-            (selection.rows.keys(), given, "of the selection are not among those given"),
+            (given, selection.rows.keys(), "not in the selection"),
+            (selection.rows.keys(), given, "of the selection not among those given"),
         ):
             if others := sorted(here - there):
-                raise BankError(f"{len(others)} videos {where}: {_shown(others)}")
+                raise BankError(f"{counted(len(others), 'video')} {where}: {few(others)}")
     now = make_selection(store, selection.features, locked)
     if others := [video for video, row in selection.rows.items() if now.rows[video] != row]:
         raise BankError(
             f"{store.path} gives other rows than were selected for {len(others)} of "
-            f"{len(selection)} videos: {_shown(others)}; write a new selection, or use the old bank"
+            f"{counted(len(selection), 'video')}: {few(others)}; write a new selection, or use the "
+            "old bank"
         )
     if now.snapshot != selection.snapshot:
         raise BankError(f"{store.path} gives other rows than snapshot {selection.snapshot[:12]}")
@@ -161,13 +162,9 @@ def _lines(store: FeatureStore, spec: FeatureSpec, ids: Sequence[str]) -> Iterat
     if lacking:
         raise MissingFeatureError(
             f"{len(lacking)} of {len(ids)} videos have no {spec.key} in {store.path}: "
-            f"{_shown(lacking)}"
+            f"{few(lacking)}"
         )
     for video, place in zip(ids, found, strict=True):
         if place is not None:
             shard, number = place
             yield canonical_json([spec.key, video, shard.video(number).crc32c]).encode() + b"\n"
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

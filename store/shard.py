@@ -19,7 +19,13 @@ from typing_extensions import TypedDict
 from vqbank.store.commits import read_all, read_commit
 from vqbank.store.errors import DamagedShardError
 from vqbank.store.files import crc32c
-from vqbank.store.layout import COMPRESSED_DTYPES, INDEX_COLUMNS, VideoRecord, array_names
+from vqbank.store.layout import (
+    COMPRESSED_DTYPES,
+    INDEX_COLUMNS,
+    VideoFacts,
+    VideoRecord,
+    array_names,
+)
 from vqbank.store.records import Count, parsed
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, from_stored, storage_dtype
 from vqbank.store.shard_files import ShardFiles
@@ -38,7 +44,7 @@ class _Fingerprint(TypedDict):
 
 class _Facts(TypedDict):
     fingerprint: _Fingerprint
-    probe: dict[str, Any]
+    probe: VideoFacts
 
 
 _FACTS: TypeAdapter[Any] = TypeAdapter(_Facts)
@@ -174,7 +180,7 @@ class Shard:
 
     def has_times(self, place: int) -> bool:
         """Whether the times of the video at `place` are known; imports may have row numbers."""
-        return self.video(place).probe.get("times") != "row numbers"
+        return self.video(place).has_times
 
     def side(self, place: int, name: str) -> NDArray[Any]:
         """[t, ...] of the declared side array `name` of the video at `place`."""

@@ -27,6 +27,7 @@ from vqbank.store.files import crc32c, create_exclusively, inside, sync_folder
 from vqbank.store.layout import (
     COMPRESSED_DTYPES,
     INDEX_COLUMNS,
+    VideoFacts,
     VideoRecord,
     array_names,
     rows_per_chunk,
@@ -174,6 +175,12 @@ class ShardWriter:
     ) -> None:
         """Append all rows of one video.
 
+        Args:
+            video_id: Of the video.
+            feature: Its rows.
+            fingerprint: Of the file that they were made from.
+            probe: `VideoFacts`, and whatever else is known of the video as JSON values.
+
         Raises:
             InvalidFeatureError: if the rows are not what the spec says; nothing is written then.
         """
@@ -206,7 +213,7 @@ class ShardWriter:
                 row_count=len(values),
                 crc32c=(crc32c(values), *(crc32c(columns[n]) for n in array_names(spec)[1:])),
                 fingerprint=fingerprint,
-                probe=dict(probe),
+                probe=cast(VideoFacts, dict(probe)),
             )
         )
         self._rows += len(values)

@@ -2,119 +2,23 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbank.store.errors import MissingFeatureError, unknown_name
+from vqbank.store.column import ArrayRows, Column
+from vqbank.store.errors import MissingFeatureError, VqbankError, unknown_name
 from vqbank.store.schema import FeatureSpec, Video
+from vqbank.store.words import counted, html_table, text_table
 
+if TYPE_CHECKING:
+    import pandas
+    import torch
+
+_HEAD = ("role", "feature", "row", "rows, of one video")
 BLOCK_BYTES = 64 * 2**20
 """A block of a dask array."""
-
-
-class Rows(Protocol):
-    """Where the rows of some videos lie one after the other: a shard, or an array in memory."""
-
-    def span(self, place: int) -> tuple[int, int]:
-        """First row and number of rows of the video at `place`."""
-        ...
-
-    def values(self, place: int) -> NDArray[Any]:
-        """[t, *shape] of the video at `place`, checked."""
-        ...
-
-    def copy_rows(self, start: int, out: NDArray[Any], *, mapped: bool) -> None:
-        """Fill `out` with the rows from `start` on, unchecked.
-
-        Args:
-            start: Row number.
-            out: [t, *shape].
-            mapped: Through a memory map, which the page cache keeps, or by reading the file.
-        """
-        ...
-
-    def copy_checked(self, place: int, out: NDArray[Any], *, mapped: bool) -> None:
-        """Fill `out` with the rows of the video at `place`, compared with its checksum."""
-        ...
-
-    def prefetch(self, start: int, count: int) -> None:
-        """Have rows loaded in the background."""
-        ...
-
-    def pts_seconds(self, place: int) -> NDArray[np.float64]:
-        """[t] of the video at `place`."""
-        ...
-
-    def frame_index(self, place: int) -> NDArray[np.int64]:
-        """[t] of the video at `place`."""
-        ...
-
-    def has_times(self, place: int) -> bool:
-        """Whether the times and frames of the video at `place` are known."""
-        ...
-
-
-class Column:
-    """One feature of every video of a table."""
-
-    def __init__(self, spec: FeatureSpec, places: Sequence[tuple[Rows, int]]) -> None:
-        """For each row of the table, where its rows lie and its place there."""
-        self.spec = spec
-        self.places = list(places)
-        self._checked = np.zeros(len(self.places), bool)
-
-    @cached_property
-    def sources(self) -> list[Rows]:
-        """Each shard once."""
-        return list({id(rows): rows for rows, _ in self.places}.values())
-
-    @cached_property
-    def spans(self) -> NDArray[np.int64]:
-        """[n, 3]: number in `sources`, first row there, number of rows."""
-        number = {id(rows): place for place, rows in enumerate(self.sources)}
-        table = [(number[id(rows)], *rows.span(place)) for rows, place in self.places]
-        return np.array(table, np.int64).reshape(-1, 3)
-
-    def is_checked(self, rows: NDArray[np.int64]) -> bool:
-        """Whether the checksums of all these videos were compared before."""
-        return bool(self._checked[rows].all())
-
-    def copy_checked(self, rows: NDArray[np.int64], out: NDArray[Any], *, mapped: bool) -> None:
-        """Fill `out` with some videos one after the other, each compared with its checksum.
-
-        Raises:
-            DamagedShardError: naming the video.
-        """
-        at = 0
-        counts = self.spans[rows, 2].tolist()
-        for row, count in zip(rows.tolist(), counts, strict=True):
-            source, place = self.places[row]
-            source.copy_checked(place, out[at : at + count], mapped=mapped)
-            at += count
-        self._checked[rows] = True
-
-    def trust(self) -> None:
-        """Take every checksum as compared."""
-        self._checked[:] = True
-
-    def runs(self, rows: NDArray[np.int64]) -> Iterator[tuple[Rows, int, int]]:
-        """What lies one after the other: source, first row and row count of each run."""
-        source, start, count = self.spans[rows].T
-        follows = (source[1:] == source[:-1]) & (start[1:] == start[:-1] + count[:-1])
-        first = np.flatnonzero(np.concatenate([[True], ~follows]))
-        totals = np.add.reduceat(count, first)
-        for number, begin, total in zip(
-            source[first].tolist(), start[first].tolist(), totals.tolist(), strict=True
-        ):
-            yield self.sources[number], begin, total
-
-    def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> "Column":
-        """The column of some videos; what was checked stays checked."""
-        column = Column(self.spec, [self.places[row] for row in rows])
-        column._checked = self._checked[np.asarray(rows, np.int64)]
-        return column
 
 
 class FeatureTable:
@@ -139,7 +43,7 @@ class FeatureTable:
             flat = np.concatenate(arrays)
             if flat.dtype == np.float64:
                 flat = flat.astype(np.float32)
-            rows = _Arrays(
+            rows = ArrayRows(
                 flat,
                 np.cumsum([0, *map(len, arrays)]),
                 [np.arange(len(array), dtype=np.float64) for array in arrays],
@@ -148,11 +52,24 @@ class FeatureTable:
             )
             dtype: Any = flat.dtype.name
             spec = FeatureSpec(f"memory.{role}", flat.shape[1:], dtype, {"source": "arrays"})
-            columns[role] = Column(spec, [(rows, place) for place in range(len(arrays))])
+            columns[role] = Column(spec, rows.located())
         return cls(videos, columns)
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    def __repr__(self) -> str:
+        return text_table(self._title(), _HEAD, self._lines())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title(), _HEAD, self._lines())
+
+    def _title(self) -> str:
+        scored = sum(video.mos is not None for video in self.videos)
+        return f"FeatureTable: {counted(len(self), 'video')}, {scored} with a score"
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        return [(role, *_described(column)) for role, column in self._columns.items()]
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -168,6 +85,54 @@ class FeatureTable:
         """[t, *shape] of one video: a view of the file where its bytes can be mapped."""
         rows, place = self._column(role).places[row]
         return rows.values(place)
+
+    def arrays(self, role: str) -> list[NDArray[Any]]:
+        """[t, *shape] of every video, in the order of `videos`; read-only views, as `series`.
+
+        Raises:
+            MissingFeatureError: if there is no such role.
+            DamagedShardError: naming the video, if its bytes have changed since they were banked.
+        """
+        return [self.series(role, row) for row in range(len(self))]
+
+    def tensors(self, role: str) -> "list[torch.Tensor]":
+        """[t, *shape] of every video as torch tensors on the CPU, which share one new memory.
+
+        They are copies: writing to them changes neither the bank nor the table.  bfloat16 comes as
+        float32.  For more than memory, see `windows`.
+
+        Raises:
+            MissingFeatureError: if there is no such role.
+            DamagedShardError: naming the video, if its bytes have changed since they were banked.
+        """
+        import torch
+
+        values, _ = self.read(role, range(len(self)))
+        return list(torch.from_numpy(values).split(self.lengths(role).tolist()))
+
+    def frame(self) -> "pandas.DataFrame":
+        """A pandas frame with a row per video: its score, and its features pooled over time.
+
+        The index are the ids.  Column `mos` is NaN where a score is not known; `ROLE.mean.0` and so
+        on are means over the rows of a video, `ROLE.deviation.0` standard deviations, which divide
+        by t, in float64 and in the order of the flattened row.
+
+        Raises:
+            VqbankError: if pandas is not installed.
+            DamagedShardError: naming the video, if its bytes have changed since they were banked.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise VqbankError("a frame needs pandas: `pip install pandas`") from error
+        columns = {"mos": np.array([video.mos for video in self.videos], np.float64)}
+        for role in self.roles:
+            pooled = np.stack([mean_and_deviation(rows) for rows in self.arrays(role)])
+            width = pooled.shape[1] // 2
+            for number, values in enumerate(pooled.T):
+                of = "mean" if number < width else "deviation"
+                columns[f"{role}.{of}.{number % width}"] = values
+        return pandas.DataFrame(columns, index=[video.id for video in self.videos])
 
     def pts_seconds(self, role: str, row: int) -> NDArray[np.float64]:
         """[t] of one video."""
@@ -260,14 +225,14 @@ class FeatureTable:
         for role, column in self._columns.items():
             flat, offsets = self.read(role, range(len(self)))
             flat.flags.writeable = False
-            rows = _Arrays(
+            rows = ArrayRows(
                 flat,
                 offsets,
                 [source.pts_seconds(place) for source, place in column.places],
                 [source.frame_index(place) for source, place in column.places],
                 [source.has_times(place) for source, place in column.places],
             )
-            columns[role] = Column(column.spec, [(rows, place) for place in range(len(self))])
+            columns[role] = Column(column.spec, rows.located())
         return FeatureTable(self.videos, columns)
 
     @cached_property
@@ -339,6 +304,28 @@ class FeatureTable:
             raise MissingFeatureError(unknown_name("role", role, self._columns)) from None
 
 
+def mean_and_deviation(values: NDArray[Any]) -> NDArray[np.float64]:
+    """[2 d]: mean over time of every value of a row, then standard deviation.
+
+    Sums are float64; deviations divide by t, so that a video of one row has deviation 0.
+
+    Args:
+        values: [t, *shape] of one video, with d values in a row.
+    """
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    return np.concatenate([flat.mean(axis=0), flat.std(axis=0)])
+
+
+def _described(column: Column) -> tuple[str, str, str]:
+    spec = column.spec
+    try:
+        lengths = column.spans[:, 2]
+        rows = f"{lengths.sum()}, {lengths.min()} to {lengths.max()}" if len(lengths) else "0"
+    except VqbankError as error:
+        rows = str(error)
+    return spec.key, f"{spec.stored_dtype} {list(spec.shape)}", rows
+
+
 def _all_rows(table: FeatureTable, role: str) -> NDArray[Any]:
     return table.read(role, range(len(table)), mapped=False)[0]
 
@@ -349,47 +336,3 @@ def _dtype(spec: FeatureSpec) -> np.dtype[Any]:
 
 def _row_bytes(spec: FeatureSpec) -> int:
     return int(np.prod(spec.shape, dtype=np.int64)) * _dtype(spec).itemsize
-
-
-class _Arrays:
-    """Rows in memory."""
-
-    def __init__(
-        self,
-        flat: NDArray[Any],
-        offsets: NDArray[np.int64],
-        pts_seconds: Sequence[NDArray[np.float64]],
-        frame_index: Sequence[NDArray[np.int64]],
-        has_times: Sequence[bool],
-    ) -> None:
-        self.flat = flat
-        self._offsets = offsets
-        self._pts_seconds = pts_seconds
-        self._frame_index = frame_index
-        self._has_times = has_times
-
-    def span(self, place: int) -> tuple[int, int]:
-        start, stop = self._offsets[place : place + 2].tolist()
-        return start, stop - start
-
-    def values(self, place: int) -> NDArray[Any]:
-        start, count = self.span(place)
-        return self.flat[start : start + count]
-
-    def copy_rows(self, start: int, out: NDArray[Any], *, mapped: bool) -> None:
-        out[:] = self.flat[start : start + len(out)]
-
-    def copy_checked(self, place: int, out: NDArray[Any], *, mapped: bool) -> None:
-        out[:] = self.values(place)
-
-    def prefetch(self, start: int, count: int) -> None:
-        """Memory is there."""
-
-    def pts_seconds(self, place: int) -> NDArray[np.float64]:
-        return self._pts_seconds[place]
-
-    def frame_index(self, place: int) -> NDArray[np.int64]:
-        return self._frame_index[place]
-
-    def has_times(self, place: int) -> bool:
-        return self._has_times[place]

@@ -85,19 +85,11 @@ def write_text(
     missing = _missing(store, spec)
     with writing(store.path):
         room = FeatureStore.create(inside(store.path, store.path / FOLDER))
-        writer = room.writer(spec, provenance=provenance)
-        try:
+        with room.writer(spec, provenance=provenance) as writer:
             for prompt, row in zip(text.prompts, text.values, strict=True):
                 if prompt in missing:
-                    writer.add(
-                        prompt,
-                        _feature(row, text.scale),
-                        fingerprint=_fingerprint(prompt),
-                        probe={},
-                    )
-            writer.commit()
-        finally:
-            writer.abandon()
+                    feature, printed = _feature(row, text.scale), _fingerprint(prompt)
+                    writer.add(prompt, feature, fingerprint=printed, probe={})
 
 
 def read_text(store: FeatureStore, name: str) -> TextBank:

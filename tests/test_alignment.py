@@ -6,9 +6,10 @@ import torch
 
 from vqbank.regressors.alignment import Alignment
 from vqbank.regressors.batches import Series
+from vqbank.store.column import Column
 from vqbank.store.errors import HeadError
 from vqbank.store.schema import Video
-from vqbank.store.table import Column, FeatureTable
+from vqbank.store.table import FeatureTable
 
 
 def table(**roles):

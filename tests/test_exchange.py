@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqbank.store import files
 from vqbank.store.bank import FeatureStore
 from vqbank.store.commits import mark_bad
 from vqbank.store.errors import (
@@ -753,6 +754,28 @@ def test_a_packed_folder_leaves_dead_shards_behind_and_hides_what_was_hidden(tmp
     assert len(list((packed.path / spec().key / "bad").iterdir())) == 1
     assert packed.video_ids(spec()) == ["a", "b", "d", "x"]
     assert_same_banks(store, packed)
+
+
+def test_what_is_packed_is_the_file_that_was_looked_at(tmp_path, monkeypatch):
+    """Somebody puts a link in the place of a file between the look at it and the copying."""
+    store = bank_of(tmp_path / "bank", {spec(): ["a"]})
+    private = tmp_path / "private"
+    real = files.inside
+
+    def then_linked(root, path):
+        found = real(root, path)
+        if path.match("values/c/0/0") and path.is_relative_to(store.path):
+            private.write_bytes(path.read_bytes())
+            path.unlink()
+            path.symlink_to(private)
+        return found
+
+    monkeypatch.setattr(files, "inside", then_linked)
+    with pytest.raises(DamagedShardError, match="cannot be read"):
+        pack(store, [spec()], tmp_path / "packed", title="t")
+
+    assert private.exists()
+    assert not (tmp_path / "packed").exists()
 
 
 def test_the_card_says_aloud_what_may_not_be_done(tmp_path):

@@ -260,6 +260,26 @@ def test_no_command_follows_a_link_out_of_a_bank(good, tmp_path, out, monkeypatc
     assert tried * share > 1000
 
 
+def test_prune_removes_links_however_deep_they_lie(good, tmp_path):
+    bank, private = tmp_path / "bank", tmp_path / "private"
+    private.mkdir()
+    (private / "kept").write_bytes(b"x")
+    shutil.copytree(good, bank)
+    (array,) = bank.glob(f"{FRAMES.key}/shards/*/values/c")
+    links = [array / "9", array / "deep/er/link", bank / FRAMES.key / "tail/link"]
+    for link in links:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(private)
+
+    told = run("prune", bank)
+    assert [str(link.relative_to(bank)) in told for link in links] == [True, True, True]
+    run("prune", bank, "--yes")
+
+    assert [link.is_symlink() for link in links] == [False, False, False]
+    assert (private / "kept").exists()
+    read_table(bank)
+
+
 def test_a_tree_of_npy_files_and_a_head_lead_nowhere(tmp_path):
     private = tmp_path / "private.npy"
     np.save(private, np.ones((2, 3), np.float32))

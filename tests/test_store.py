@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,33 @@ def bank_with(path, videos, what=None):
     writer.commit()
     store.refresh()
     return store
+
+
+def test_a_writer_commits_when_its_block_ends_and_removes_its_rows_after_an_error(tmp_path):
+    store = FeatureStore.create(tmp_path / "bank")
+    with store.writer(spec(), provenance={}) as whole:
+        whole.add("a", feature(2), fingerprint=FINGERPRINT, probe=PROBE)
+        assert FeatureStore(store.path).video_ids(spec()) == []
+    with suppress(KeyboardInterrupt), store.writer(spec(), provenance={}) as cut:
+        cut.add("b", feature(2), fingerprint=FINGERPRINT, probe=PROBE)
+        raise KeyboardInterrupt
+    with store.writer(spec(), provenance={}) as early:
+        early.add("c", feature(2), fingerprint=FINGERPRINT, probe=PROBE)
+        early.commit(supersedes=[{"shard": whole.id, "videos": "all"}])
+
+    assert FeatureStore(store.path).video_ids(spec()) == ["c"]
+    folder = store.path / spec().key
+    assert {path.name for path in (folder / "shards").iterdir()} == {whole.id, early.id}
+    assert {path.stem for path in (folder / "commits").iterdir()} == {whole.id, early.id}
+
+
+def test_what_a_stranger_says_of_a_video_is_of_the_kind_that_is_computed_with(tmp_path):
+    store = FeatureStore.create(tmp_path / "bank")
+    with store.writer(spec(), provenance={}) as writer:
+        writer.add("a", feature(2), fingerprint=FINGERPRINT, probe={"frames": "many"})
+
+    with pytest.raises(DamagedShardError, match=r"probe\.frames"):
+        store.video_record(spec(), "a")
 
 
 def test_what_was_written_is_read(tmp_path):

@@ -1,6 +1,7 @@
 """A table gives the same rows whatever way they are read."""
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqbank.regressors.pooling import pooled
 from vqbank.regressors.tensors import tensor_of
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import DamagedShardError
@@ -185,3 +187,63 @@ def test_a_table_of_arrays_has_the_type_that_it_says(given, held):
     assert table.series("semantic", 3).dtype == values.dtype == np.dtype(held)
     assert table.nbytes("semantic") == sum(LENGTHS) * 6 * np.dtype(held).itemsize
     np.testing.assert_array_equal(table.series("semantic", 3), arrays[3].astype(held))
+
+
+# For people.
+
+
+def test_a_table_and_a_bank_show_what_they_hold_and_what_others_named_is_only_text(tmp_path):
+    role = "<script>alert(1)</script>\x1b[2J"
+    table_of(tmp_path)
+    store = FeatureStore(tmp_path)
+    table = store.table([Video("v0", Path("v0.mp4"), 3.5), *VIDEOS[1:]], {role: "clip.embedding"})
+
+    assert "10 videos, 1 with a score" in repr(table)
+    assert re.search(r"clip\.embedding@\w{12}  float16 \[6\]  57, 1 to 12$", repr(table))
+    assert re.search(r"clip\.embedding@\w{12}  float16 \[6\]  10$", repr(store))
+    assert "\x1b" not in repr(table) + table._repr_html_()
+    assert "<script>" not in table._repr_html_()
+    assert "&lt;script&gt;" in table._repr_html_()
+    assert table._repr_html_().count("<tr>") == store._repr_html_().count("<tr>") == 2
+
+
+def test_a_bank_that_is_damaged_says_so_where_it_is_shown(tmp_path):
+    table_of(tmp_path)
+    commit = next(tmp_path.glob("*/commits/*.json"))
+    commit.write_bytes(b"{}")
+
+    assert "it has no record" in repr(FeatureStore(tmp_path))
+    assert "it has no record" in FeatureStore(tmp_path)._repr_html_()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_arrays_tensors_and_a_frame_hold_the_same_rows(tmp_path, dtype):
+    table = table_of(tmp_path, dtype, shape=(2, 3))
+    arrays, tensors, frame = table.arrays("semantic"), table.tensors("semantic"), table.frame()
+
+    for row, (array, tensor) in enumerate(zip(arrays, tensors, strict=True)):
+        expected = rows_of(row, (2, 3))
+        np.testing.assert_array_equal(array, expected)
+        np.testing.assert_array_equal(tensor.numpy(), expected)
+        flat = expected.reshape(len(expected), -1)
+        assert frame.loc[f"v{row}", "semantic.mean.5"] == flat[:, 5].mean()
+        assert frame.loc[f"v{row}", "semantic.deviation.1"] == pytest.approx(flat[:, 1].std())
+    assert list(frame.index) == [video.id for video in VIDEOS]
+    assert frame.shape == (10, 13)
+    assert frame["mos"].isna().all()
+    np.testing.assert_array_equal(frame.to_numpy()[:, 1:].astype("f4"), pooled(table))
+    tensors[0].zero_()
+    np.testing.assert_array_equal(table.series("semantic", 0), rows_of(0, (2, 3)))
+
+
+def test_a_table_is_asked_for_by_ids_too_but_not_by_one_name(tmp_path):
+    table_of(tmp_path)
+    store = FeatureStore(tmp_path)
+
+    by_ids = store.table(["v3", "v1"], {"semantic": "clip.embedding"})
+
+    assert [(video.id, video.mos) for video in by_ids.videos] == [("v3", None), ("v1", None)]
+    np.testing.assert_array_equal(by_ids.series("semantic", 1), rows_of(1, (6,)))
+    for name in ("v3", Path("videos.csv")):
+        with pytest.raises(TypeError, match="is one name"):
+            store.table(name, {"semantic": "clip.embedding"})

@@ -529,11 +529,14 @@ def copying(path, sources):
     """A compaction that stands between its last copied row and its commit."""
     store = FeatureStore(path)
     shards = {shard: store._shard(WHAT, shard) for shard in sources}
-    made = compacting._Copying(store, WHAT, shards, set(sources), {}, durable=False)
+    writer = store.writer(WHAT, provenance={}, durable=False)
+    copied = {}
     for shard in shards.values():
         for place, video in enumerate(shard.ids()):
-            made.copy(video, shard.id, place)
-    return made
+            writer.copy(shard, place)
+            copied[video] = shard.id
+    replacing = compacting._Replacing(path / WHAT.key, WHAT, shards, set(sources))
+    return partial(replacing.commit, writer, copied)
 
 
 def test_what_others_commit_before_a_compaction_does_is_not_lost(tmp_path):
@@ -541,7 +544,7 @@ def test_what_others_commit_before_a_compaction_does_is_not_lost(tmp_path):
     underway = copying(tmp_path, [first, second])
     put(tmp_path, {"a": 10, "c": 3})
 
-    underway.commit(tmp_path / WHAT.key)
+    underway()
 
     read = FeatureStore(tmp_path).read
     for video, seed in {"a": 1, "b": 2, "c": 3}.items():
@@ -553,7 +556,7 @@ def test_a_newer_version_that_is_made_while_a_compaction_runs_wins(tmp_path):
     underway = copying(tmp_path, [first, second])
     put(tmp_path, {"a": 10}, supersedes=[{"shard": first, "videos": ["a"]}])
 
-    underway.commit(tmp_path / WHAT.key)
+    underway()
 
     read = FeatureStore(tmp_path).read
     for video, seed in {"a": 10, "b": 2}.items():
@@ -586,7 +589,7 @@ def test_a_repair_that_is_made_while_a_compaction_runs_wins(tmp_path):
     mark_bad(tmp_path / WHAT.key, shards[1], ["b"])
     put(tmp_path, {"a": 10})
 
-    underway.commit(tmp_path / WHAT.key)
+    underway()
 
     store = FeatureStore(tmp_path)
     assert store.video_ids(WHAT) == ["a", "c"]
@@ -948,9 +951,9 @@ def test_other_rows_than_were_selected_are_named(bank, tmp_path):
 
     with pytest.raises(BankError, match="other rows than were selected for 1 of 4 videos: b;"):
         check_selection(FeatureStore(bank), selection)
-    with pytest.raises(BankError, match="1 videos are not in the selection: e"):
+    with pytest.raises(BankError, match="1 video not in the selection: e"):
         check_selection(FeatureStore(bank), selection, videos("abcde"))
-    with pytest.raises(BankError, match="2 videos of the selection are not among those given: c"):
+    with pytest.raises(BankError, match="2 videos of the selection not among those given: c"):
         check_selection(FeatureStore(bank), selection, videos("ab"))
     mark_bad(bank / WHAT.key, old, ["a"])
     with pytest.raises(MissingFeatureError, match=r"1 of 4 videos have no .*: a"):

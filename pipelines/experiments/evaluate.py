@@ -59,9 +59,6 @@ MEASURED_VIDEOS = 600
 
 Task = tuple[str, Sequence[tuple[int, Split]]]
 """A head, and the splits that it is tried on with their numbers."""
-DROPPED = "dropped_rows"
-FILLED = "filled_columns"
-"""What an import says of a video whose values were not all finite."""
 TABLE_BYTES = 2**30
 """A table up to this size is read into memory once, for all splits of heads of whole series."""
 
@@ -566,7 +563,8 @@ def _filled(
     counts = {}
     for spec in specs:
         places = store.find(spec, [video.id for video in videos])
-        filled = [place for place in places if place and place[0].video(place[1]).probe.get(FILLED)]
+        records = [found.source.video(found.place) for found in places if found is not None]
+        filled = [record for record in records if record.probe.get("filled_columns")]
         if filled:
             counts[spec.name] = len(filled)
     return counts
@@ -579,7 +577,8 @@ def _left_out(
     counts = {}
     for spec in specs:
         places = store.find(spec, [video.id for video in videos])
-        told = [place[0].video(place[1]).probe.get(DROPPED, 0) for place in places if place]
+        records = [found.source.video(found.place) for found in places if found is not None]
+        told = [record.probe.get("dropped_rows", 0) for record in records]
         if count := max(told, default=0):
             counts[spec.name] = count
     return counts

@@ -365,10 +365,9 @@ def _copy_banked(
     """So that no more is run than would be."""
     found = [place for place in bank.find(spec, [video.id for video in videos]) if place]
     if found:
-        writer = copy.writer(spec, provenance={}, durable=False)
-        for shard, place in found:
-            writer.copy(shard, place)
-        writer.commit()
+        with copy.writer(spec, provenance={}, durable=False) as writer:
+            for shard, place in found:
+                writer.copy(shard, place)
 
 
 def _records(
@@ -377,7 +376,7 @@ def _records(
     """Of the videos that have the feature, by id."""
     found = store.find(spec, [video.id for video in videos])
     return {
-        video.id: place[0].video(place[1])
+        video.id: place.source.video(place.place)
         for video, place in zip(videos, found, strict=True)
         if place is not None
     }

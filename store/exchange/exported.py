@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbank.store.bank import FeatureStore
+from vqbank.store.column import Located
 from vqbank.store.errors import BankError, InvalidFeatureError, in_words
 from vqbank.store.files import crc32c
 from vqbank.store.layout import VideoRecord, array_names
@@ -37,7 +38,7 @@ def chosen_specs(store: FeatureStore, specs: Iterable[FeatureSpec]) -> list[Feat
     return [store.resolve(key) for key in sorted({spec.key for spec in specs})]
 
 
-def banked(store: FeatureStore, spec: FeatureSpec) -> Iterator[tuple[Shard, int]]:
+def banked(store: FeatureStore, spec: FeatureSpec) -> Iterator[Located[Shard]]:
     """Shard and place of every video, in the order of their ids."""
     for found in store.find(spec, store.video_ids(spec)):
         if found is not None:

@@ -29,6 +29,7 @@ from vqbank.store.exchange.incoming import (
     refuse_pickle,
 )
 from vqbank.store.hdf5 import Hdf5File, is_hdf5, open_hdf5
+from vqbank.store.layout import ROW_NUMBERS, VideoFacts
 from vqbank.store.ordinary import open_ordinary
 from vqbank.store.schema import FeatureSpec, Fingerprint
 
@@ -92,7 +93,7 @@ def import_feats_mat(
     for row, (video_id, values) in enumerate(zip(ids, filled, strict=True)):
         # A row of a file is its own source: equal rows are no equal videos.
         digest = hashlib.sha256(f"{file_hash} {row}".encode()).hexdigest()
-        probe: dict[str, Any] = {"times": "row numbers", "row_of_file": row}
+        probe: VideoFacts = {"times": ROW_NUMBERS, "row_of_file": row}
         if row in holes:
             probe["filled_columns"] = holes[row]
         if rows_without_values == "drop" and empty:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import BankError, InvalidFeatureError, in_words
 from vqbank.store.files import crc32c
+from vqbank.store.layout import VideoFacts
 from vqbank.store.ordinary import open_ordinary
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, StoredDtype, to_stored
+from vqbank.store.words import counted, few
 
 SHARD_BYTES = 256 * 2**20
 """An import commits whenever it holds this much."""
@@ -54,7 +56,7 @@ class Incoming:
 
     id: str
     fingerprint: Fingerprint
-    probe: Mapping[str, Any]
+    probe: VideoFacts
     checksums: Callable[[], tuple[int, ...]]
     """Of each of `array_names`."""
     feature: Callable[[], Feature]
@@ -73,13 +75,12 @@ def lacking_videos(
     for video, found in zip(videos, store.find(spec, ids), strict=True):
         if found is None:
             lacking.append(video)
-        elif found[0].video(found[1]).crc32c != video.checksums():
+        elif found.source.video(found.place).crc32c != video.checksums():
             differing.append(video.id)
     if differing:
         raise BankError(
-            f"{source}: {len(differing)} videos are banked in {store.path} with other bytes under "
-            f"the same key {spec.key}: {', '.join(differing[:3])}"
-            f"{', ...' if len(differing) > 3 else ''}; nothing was imported"
+            f"{source}: {store.path} has {counted(len(differing), 'video')} with other bytes under "
+            f"the same key {spec.key}: {few(differing)}; nothing was imported"
         )
     return lacking, len(videos) - len(lacking)
 
@@ -114,17 +115,12 @@ def bank_videos(
     waiting = iter(videos)
     banked = 0
     while banked < len(videos):
-        writer = store.writer(spec, provenance=provenance)
-        try:
+        with store.writer(spec, provenance=provenance) as writer:
             for video in waiting:
                 feature = video.feature()
                 writer.add(video.id, feature, fingerprint=video.fingerprint, probe=video.probe)
                 if writer.payload_bytes >= SHARD_BYTES:
                     break
-        except BaseException:
-            writer.abandon()
-            raise
-        writer.commit()
         banked += len(writer.videos)
     store.refresh()
     return Imported(spec, banked, skipped)

@@ -37,7 +37,7 @@ from vqbank.store.exchange.incoming import (
     npy_rows,
 )
 from vqbank.store.files import inside, new_folder
-from vqbank.store.layout import VideoRecord, array_names
+from vqbank.store.layout import ROW_NUMBERS, VideoRecord, array_names
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, canonical_json
 
 NPY_FORMAT = "vqbank-npy"
@@ -231,7 +231,7 @@ def _foreign_video(folder: Path, path: Path, spec: FeatureSpec) -> Incoming:
     return Incoming(
         video_id,
         Fingerprint.of(path),
-        {"times": "row numbers"},
+        {"times": ROW_NUMBERS},
         checksums=partial(checksums_of, spec, partial(npy_feature, path)),
         feature=partial(npy_feature, path),
     )

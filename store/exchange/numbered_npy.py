@@ -30,6 +30,7 @@ from vqbank.store.exchange.incoming import (
     numbered_feature,
 )
 from vqbank.store.files import inside
+from vqbank.store.layout import ROW_NUMBERS
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 
 SAME_ORDER = 0.9999
@@ -236,7 +237,7 @@ def _import_files(
             Incoming(
                 video_id,
                 Fingerprint(sum(file.length for file in files), digest),
-                {"times": "row numbers"},
+                {"times": ROW_NUMBERS},
                 checksums=partial(checksums_of, spec, read),
                 feature=read,
             )
