@@ -1,7 +1,7 @@
 """What every import does: find what the bank lacks, refuse other bytes, commit by size."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -182,6 +182,48 @@ def npy_rows(path: Path) -> NDArray[Any]:
             f"{path} holds {array.dtype}; offered are {', '.join(NPY_DTYPES)}"
         )
     return array[None] if array.ndim < 2 else array
+
+
+def npy_tree_spec(
+    name: str,
+    paths: Iterable[Path],
+    note: str,
+    *,
+    rows_of: Callable[[Path], NDArray[Any]] = npy_rows,
+) -> FeatureSpec:
+    """The identity of a feature that a tree of `.npy` files holds, all of which must agree.
+
+    Args:
+        name: Of the feature.
+        paths: Of the files, at least one.
+        note: What is known of where they come from; part of the key.
+        rows_of: How the rows of a file are read.
+
+    Raises:
+        InvalidFeatureError: naming two files whose rows have another shape or dtype, or one that is
+            no plain array.
+    """
+    first, *others = paths
+    rows = rows_of(first)
+    for path in others:
+        found = rows_of(path)
+        if (found.dtype.name, found.shape[1:]) != (rows.dtype.name, rows.shape[1:]):
+            raise InvalidFeatureError(
+                f"{first} has {rows.dtype.name} rows of shape {rows.shape[1:]}, {path} has "
+                f"{found.dtype.name} rows of shape {found.shape[1:]}; all files of a tree must "
+                "agree (a one-dimensional array is one row)"
+            )
+    return FeatureSpec(
+        name=name,
+        shape=rows.shape[1:],
+        stored_dtype=NPY_DTYPES[rows.dtype.name],
+        identity={
+            "source": "imported npy tree",
+            "provenance": "unknown",
+            "note": note,
+            "dtype": rows.dtype.name,
+        },
+    )
 
 
 def numbered_feature(rows: NDArray[Any]) -> Feature:

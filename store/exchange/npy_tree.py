@@ -26,7 +26,6 @@ from vqbank.store.exchange.exported import (
     provenances,
 )
 from vqbank.store.exchange.incoming import (
-    NPY_DTYPES,
     Imported,
     Incoming,
     bank_videos,
@@ -34,7 +33,7 @@ from vqbank.store.exchange.incoming import (
     lacking_videos,
     npy_array,
     npy_feature,
-    npy_rows,
+    npy_tree_spec,
 )
 from vqbank.store.files import inside, new_folder
 from vqbank.store.layout import ROW_NUMBERS, VideoRecord, array_names
@@ -199,26 +198,7 @@ def _foreign_videos(
     paths = [inside(folder, path) for path in sorted(folder.rglob("*.npy"))]
     if not paths:
         raise BankError(f"{folder} has no .npy files")
-    first = npy_rows(paths[0])
-    for path in paths[1:]:
-        rows = npy_rows(path)
-        if (rows.dtype.name, rows.shape[1:]) != (first.dtype.name, first.shape[1:]):
-            raise InvalidFeatureError(
-                f"{paths[0]} has {first.dtype.name} rows of shape {first.shape[1:]}, {path} has "
-                f"{rows.dtype.name} rows of shape {rows.shape[1:]}; all files of a tree must "
-                "agree (a one-dimensional array is one row)"
-            )
-    spec = FeatureSpec(
-        name=f"imported.{name}",
-        shape=first.shape[1:],
-        stored_dtype=NPY_DTYPES[first.dtype.name],
-        identity={
-            "source": "imported npy tree",
-            "provenance": "unknown",
-            "note": provenance_note,
-            "dtype": first.dtype.name,
-        },
-    )
+    spec = npy_tree_spec(f"imported.{name}", paths, provenance_note)
     return spec, [_foreign_video(folder, path, spec) for path in paths]
 
 

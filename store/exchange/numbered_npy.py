@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import BankError, InvalidFeatureError
 from vqbank.store.exchange.incoming import (
-    NPY_DTYPES,
     Imported,
     Incoming,
     checksums_of,
     import_videos,
     npy_feature,
     npy_rows,
+    npy_tree_spec,
     numbered_feature,
 )
 from vqbank.store.files import inside
 from vqbank.store.layout import ROW_NUMBERS
-from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
+from vqbank.store.schema import Feature, Fingerprint
 
 SAME_ORDER = 0.9999
 """Correlation of scores that lie beside features with those of the label file, at least."""
@@ -207,27 +207,9 @@ def _import_files(
     one_each: bool,
 ) -> Imported:
     """Each video's rows are those of its one file, or with `one_each` one row from each file."""
-    first_path = videos[0][1][0]
-    first = _rows_of(first_path, one_each=one_each)
-    for _, paths in videos:
-        for path in paths:
-            rows = _rows_of(path, one_each=one_each)
-            if (rows.dtype.name, rows.shape[1:]) != (first.dtype.name, first.shape[1:]):
-                raise InvalidFeatureError(
-                    f"{first_path} has {first.dtype.name} rows of shape {first.shape[1:]}, {path} "
-                    f"{rows.dtype.name} rows of shape {rows.shape[1:]}"
-                )
-    spec = FeatureSpec(
-        name=feature,
-        shape=first.shape[1:],
-        stored_dtype=NPY_DTYPES[first.dtype.name],
-        identity={
-            "source": "imported npy tree",
-            "provenance": "unknown",
-            "note": note,
-            "dtype": first.dtype.name,
-        },
-    )
+    rows_of = _one_row if one_each else npy_rows
+    every = (path for _, paths in videos for path in paths)
+    spec = npy_tree_spec(feature, every, note, rows_of=rows_of)
     incoming = []
     for video_id, paths in videos:
         read = partial(_joined, paths) if one_each else partial(npy_feature, paths[0])
@@ -245,14 +227,12 @@ def _import_files(
     return import_videos(store, spec, incoming, source=folder, notes=notes)
 
 
-def _rows_of(path: Path, *, one_each: bool) -> NDArray[Any]:
+def _one_row(path: Path) -> NDArray[Any]:
     rows = npy_rows(path)
-    if not one_each:
-        return rows
     if len(rows) != 1:
         raise InvalidFeatureError(f"{path} has shape {rows.shape}; one row is expected in a file")
     return rows.reshape(1, -1)
 
 
 def _joined(paths: Sequence[Path]) -> Feature:
-    return numbered_feature(np.concatenate([_rows_of(path, one_each=True) for path in paths]))
+    return numbered_feature(np.concatenate([_one_row(path) for path in paths]))
