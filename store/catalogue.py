@@ -198,7 +198,7 @@ class Catalogue:
 
     def _keep(self, path: Path, records: Sequence[str]) -> None:
         """Put it beside the commits; where that is not possible, the next reader makes it anew."""
-        with suppress(OSError), unfinished(path.parent) as temporary:  # a read-only file system
+        with suppress(OSError), unfinished(path) as temporary:  # a read-only file system
             temporary.write_bytes(self._packed(records))
             temporary.replace(path)  # it need not outlast a power cut
 

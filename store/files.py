@@ -31,6 +31,8 @@ JSON_BYTES = 16 * 2**20
 """Of the largest JSON file that is read: a commit that supersedes 100,000 videos one by one has
 about 6 MiB, and a parsed file takes up to 20 times its length in memory."""
 
+NAME_BYTES = 200
+"""What a temporary name takes of a file's own, as file systems take 255 bytes."""
 BLOCK_BYTES = 4 * 2**20
 """Files are checked and copied, and rows compared, in blocks of this size."""
 CHANGED = "has changed since it was committed"
@@ -184,13 +186,15 @@ def links_below(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def unfinished(room: Path) -> Iterator[Path]:
-    """A free name in a folder, for what is not whole yet; what still stands there in the end goes.
+def unfinished(path: Path, *, room: Path | None = None) -> Iterator[Path]:
+    """A free name for what will stand at `path` once it is whole; what is left there goes.
 
     Args:
-        room: The folder: of the same file system as the place where it will stand.
+        path: Its place.
+        room: The folder of the name, on the same file system; that of `path` if None.
     """
-    temporary = room / f".{secrets.token_hex(8)}.tmp"
+    start = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
+    temporary = (room or path.parent) / f".{start}.{secrets.token_hex(8)}.tmp"
     try:
         yield temporary
     finally:
@@ -206,7 +210,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Put a file in its place whole, or not at all."""
-    with unfinished(path.parent) as temporary:
+    with unfinished(path) as temporary:
         _write(temporary, content, path, durable=True)
         temporary.replace(path)
     sync_folder(path.parent)
@@ -217,7 +221,7 @@ def create_exclusively(path: Path, content: bytes, *, durable: bool = True) -> b
 
     The content is written beside it and linked to the name, which fails if the name is taken.
     """
-    with unfinished(path.parent) as temporary:
+    with unfinished(path) as temporary:
         _write(temporary, content, path, durable=durable)
         try:
             os.link(temporary, path)
@@ -241,7 +245,7 @@ def create_together(contents: Mapping[Path, bytes]) -> None:
     Each is absent or whole at any moment; all have reached the disk when this returns.
     """
     with ExitStack() as names:
-        temporaries = {path: names.enter_context(unfinished(path.parent)) for path in contents}
+        temporaries = {path: names.enter_context(unfinished(path)) for path in contents}
         for path, content in contents.items():
             _write(temporaries[path], content, path, durable=False)
         sync_files(temporaries.values())
@@ -302,7 +306,7 @@ def copy_file(root: Path, origin: Path, path: Path, *, room: Path, durable: bool
         FileNotFoundError: if `origin` is not there.
         DamagedShardError: if it is a link, is reached by one, or is no ordinary file.
     """
-    with unfinished(room) as temporary:
+    with unfinished(path, room=room) as temporary:
         with (
             naming(path),
             opened(root, origin) as read,

@@ -63,38 +63,40 @@ def prune(
         removals += [Removal(path, 0, LINK) for path in links_in(store.path, store.path)]
         removals += [Removal(path, 0, LINK) for path in links_below(store.path / LEDGER)]
         for folder in listed(store.path, store.path):
-            if folder.is_symlink() or not is_key(folder.name):
-                continue
-            links = list(links_below(folder))
-            removals += [Removal(path, 0, LINK) for path in links]
-            if links or not (folder / "spec.json").exists():
-                continue  # what else may go can be told once the links have gone
-            spec = store.read_spec(folder / "spec.json")
-            # Shards are listed before commits: what is committed in between is no orphan.
-            present = {path.name for path in listed(store.path, folder / "shards")}
-            shards = list(committed_shards(folder, spec))
-            for shard in removable(store, spec, shards, before):
-                commit = folder / "commits" / f"{shard.id}.json"
-                files = shard.record["files"].values()
-                size = sum(entry["bytes"] for entry in files) + _size(commit)
-                removals.append(Removal(shard.folder, size, "no row of it is read", commit))
-            for name in sorted(present - {path.stem for path in records(folder, "commits")}):
-                path = folder / "shards" / name
-                if _last_change(path) <= before:
-                    removals.append(Removal(path, _size(path), "never committed"))
-            for room in ("", "commits", "bad", "tail"):
-                unfinished = _unfinished(folder / room, before)
-                removals += [_file(path, "unfinished write") for path in unfinished]
-            committed = {shard.id for shard in shards}
-            for path in records(folder, "bad"):
-                with suppress(FileNotFoundError):  # somebody else prunes too
-                    gone = read_mark(store.path, path)["shard"] not in committed | present
-                    if gone and _last_change(path) <= before:
-                        removals.append(_file(path, "marks rows of a shard that is gone"))
+            if is_key(folder.name) and not folder.is_symlink():
+                removals += _of_feature(store, folder, before)
         if not dry_run:
             _remove(removals)
     store.refresh()
     return removals
+
+
+def _of_feature(store: FeatureStore, folder: Path, before: float) -> Iterator[Removal]:
+    links = [Removal(path, 0, LINK) for path in links_below(folder)]
+    yield from links
+    if links or not (folder / "spec.json").exists():
+        return  # what else may go can be told once the links have gone
+    spec = store.read_spec(folder / "spec.json")
+    # Shards are listed before commits: what is committed in between is no orphan.
+    present = {path.name for path in listed(store.path, folder / "shards")}
+    shards = list(committed_shards(folder, spec))
+    for shard in removable(store, spec, shards, before):
+        commit = folder / "commits" / f"{shard.id}.json"
+        size = sum(entry["bytes"] for entry in shard.record["files"].values()) + _size(commit)
+        yield Removal(shard.folder, size, "no row of it is read", commit)
+    for name in sorted(present - {path.stem for path in records(folder, "commits")}):
+        path = folder / "shards" / name
+        if _last_change(path) <= before:
+            yield Removal(path, _size(path), "never committed")
+    for room in ("", "commits", "bad", "tail"):
+        for path in _unfinished(folder / room, before):
+            yield _file(path, "unfinished write")
+    committed = {shard.id for shard in shards}
+    for path in records(folder, "bad"):
+        with suppress(FileNotFoundError):  # somebody else prunes too
+            gone = read_mark(store.path, path)["shard"] not in committed | present
+            if gone and _last_change(path) <= before:
+                yield _file(path, "marks rows of a shard that is gone")
 
 
 def removable(

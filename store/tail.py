@@ -123,7 +123,7 @@ def write_tail(store: FeatureStore, spec: FeatureSpec, tail: Tail) -> None:
 
 def _write(folder: Path, tower: Tower) -> dict[str, Any]:
     """Put the tensors under the name of their sha256; gives the entry of the index."""
-    with unfinished(folder) as temporary:
+    with unfinished(folder / "tower.safetensors") as temporary:
         try:
             save_file({k: np.ascontiguousarray(v) for k, v in tower.tensors.items()}, temporary)
         except SafetensorError as error:  # a full disk, among others

@@ -63,7 +63,7 @@ def export_hdf5(store: FeatureStore, specs: Iterable[FeatureSpec], path: Path) -
     chosen = chosen_specs(store, specs)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with unfinished(path.parent) as temporary:
+        with unfinished(path) as temporary:
             with h5py.File(temporary, "x", libver=HDF5_VERSIONS) as file:
                 file.attrs["format"] = HDF5_FORMAT
                 file.attrs["version"] = EXCHANGE_VERSION
