@@ -29,7 +29,7 @@ from vqbank.store.shard import committed_shards
 
 FILE = "catalogue.npz"
 MOST_BYTES = 256 * 2**20
-"""Of a catalogue that is read: some millions of videos.  A longer one is made anew."""
+"""The longest catalogue that is read: some millions of videos.  A longer one is made anew."""
 WORTH_KEEPING = 256
 """Videos below which making a catalogue is quicker than reading one."""
 
@@ -48,13 +48,13 @@ class Catalogue:
 
     shards: tuple[str, ...]
     _hashes: NDArray[np.uint64]
-    """[n], increasing."""
+    """[n]: hashes of the ids, increasing."""
     _shard: NDArray[np.int32]
-    """[n]: number in `shards`."""
+    """[n]: number of the video's shard in `shards`."""
     _place: NDArray[np.int32]
-    """[n]: of the video in its shard."""
+    """[n]: place of the video in its shard."""
     _id_start: NDArray[np.int64]
-    """[n + 1]: places in `_ids`."""
+    """[n + 1]: where each id begins in `_ids`, and where the last one ends."""
     _ids: bytes
 
     @classmethod

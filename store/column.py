@@ -61,7 +61,7 @@ class Located(NamedTuple, Generic[Source]):
     source: Source
     """A shard, or arrays in memory."""
     place: int
-    """The number of the video there."""
+    """The number of the video in its source, from 0."""
 
 
 class Column:

@@ -26,7 +26,7 @@ FileName = Annotated[
         pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$", max_length=255
     ),
 ]
-"""Below a shard's folder; no step of it leaves the folder or is hidden."""
+"""A file's name below its shard's folder; no step of it leaves the folder or is hidden."""
 Videos = list[str] | Literal["all"]
 HiddenRows = set[tuple[str, str | None]]
 """(shard id, video id) of rows that do not win; the video is None for a whole shard."""

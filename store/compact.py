@@ -28,11 +28,11 @@ class Compaction:
 
     key: str
     written: tuple[str, ...]
-    """Ids of new shards."""
+    """Ids of the shards that were written."""
     replaced: tuple[str, ...]
     """Ids of shards whose rows now lie in the new ones."""
     videos: int
-    """Copied."""
+    """How many videos were copied."""
     left: tuple[Problem, ...]
     """Shards that stay as they are, because a row of theirs is damaged."""
 
@@ -105,7 +105,7 @@ def compact(
 
 
 def _row_bytes(spec: FeatureSpec) -> int:
-    """Of one row in all arrays, as a writer counts them."""
+    """Bytes of one row in all arrays, as a writer counts them."""
     dtypes = [storage_dtype(side.dtype).itemsize * math.prod(side.shape) for side in spec.side]
     return spec.row_bytes + 16 + sum(dtypes)  # 16: pts_seconds and frame_index
 
@@ -125,7 +125,7 @@ class _Replacing:
             listed: Ids of all shards that were committed when their rows were chosen.
         """
         self.videos = 0
-        """How many have been committed."""
+        """How many videos have been committed so far."""
         self._folder = folder
         self._spec = spec
         self._sources = sources

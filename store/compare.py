@@ -22,16 +22,16 @@ class Difference:
     """One video whose rows are not the same on both sides."""
 
     key: str
-    """Of the feature; of the first where two are compared."""
+    """Key of the feature; of the first where two are compared."""
     video: str
     rows: tuple[int, int]
-    """On either side; 0 where the video is missing."""
+    """Rows of the video on either side; 0 where it is missing."""
     arrays: tuple[str, ...] = ()
-    """Those whose bytes differ: `values`, `pts_seconds`, `frame_index`, `side/...`."""
+    """Arrays whose bytes differ: `values`, `pts_seconds`, `frame_index`, `side/...`."""
     largest: float = math.nan
     """Largest absolute difference of two values; NaN unless shapes are equal."""
     cosine: float = math.nan
-    """Of all values as one vector, -1 to 1; NaN unless shapes are equal."""
+    """Cosine between the values of both sides, all as one vector; NaN unless shapes are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Summary:
     only_in_two: int
     differing: int
     worst: tuple[Difference, ...]
-    """Of another shape first, then by the largest difference."""
+    """The worst differences: other shapes first, then by the largest difference of two values."""
 
 
 def diff(

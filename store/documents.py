@@ -25,17 +25,17 @@ from vqbank.store.ordinary import open_ordinary
 
 MOST_YAML_BYTES = 2**20
 MOST_YAML_NODES = 10_000
-"""Keys and values of a document: half a second of ruamel.yaml's reader in Python, which alone is
-safe from deep nesting.  The card of a head has some hundred."""
+"""The most keys and values of a document: half a second of ruamel.yaml's reader in Python, which
+alone is safe from deep nesting.  The card of a head has some hundred."""
 MOST_JSON_BYTES = 2**26
-"""A hundred splits of 39,000 videos take 25 MB."""
+"""The longest JSON document that is read; a hundred splits of 39,000 videos take 25 MB."""
 MOST_JSON_LISTS = 2**20
 MOST_JSON_VALUES = 6 * 2**20
 """Lists and objects take some 72 bytes of memory each, however short they are in the file, and
 numbers 40."""
 MOST_DEPTH = 64
 MOST_DIGITS = 300
-"""Of a number: no float has more before its point."""
+"""The most digits of a number: no float has more before its point."""
 _TAG = "tag:yaml.org,2002:"
 
 

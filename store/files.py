@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 from vqbank.store.errors import BankError, DamagedShardError, naming
 
 OPEN_FILES = 16_384
-"""That a command may open at once, where the system allows it: 1,024 are usual, and few."""
+"""Files that a command may open at once, where the system allows it: 1,024 are usual, and few."""
 SYNCS = 16
 """Files that are flushed to disk at once."""
 JSON_BYTES = 16 * 2**20
-"""Of the largest JSON file that is read: a commit that supersedes 100,000 videos one by one has
-about 6 MiB, and a parsed file takes up to 20 times its length in memory."""
+"""The longest JSON file of a bank that is read: a commit that supersedes 100,000 videos one by one
+has about 6 MiB, and a parsed file takes up to 20 times its length in memory."""
 
 NAME_BYTES = 200
-"""What a temporary name takes of a file's own, as file systems take 255 bytes."""
+"""The most bytes that a temporary name takes over from a file's own: file systems take 255."""
 BLOCK_BYTES = 4 * 2**20
 """Files are checked and copied, and rows compared, in blocks of this size."""
 CHANGED = "has changed since it was committed"
@@ -240,7 +240,7 @@ def create_exclusively(path: Path, content: bytes, *, durable: bool = True) -> b
 
 
 def create_together(contents: Mapping[Path, bytes]) -> None:
-    """As `create_exclusively` for many files, which cost the disk little more than one.
+    """Make many files, as `create_exclusively` makes one; they cost the disk little more.
 
     Each is absent or whole at any moment; all have reached the disk when this returns.
     """

@@ -21,14 +21,14 @@ from vqbank.store.ordinary import open_ordinary
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 FREE_BYTES = 2**26
-"""What a file may unfold to, however short it is: fill values take no room in it."""
+"""The bytes that a file may unfold to, however short it is: fill values take no room in it."""
 MOST_GROWTH = 20
-"""Times that a longer file may unfold.  Features in MATLAB's files of version 7.3 unfold less than
-twice."""
+"""How many times its length a longer file may unfold to.  Features in MATLAB's files of version 7.3
+unfold less than twice."""
 _HEAP = b"GCOL\x01"
 _HEAP_HEAD_BYTES = 16
 MOST_ENTRIES = 10_000
-"""Of all groups that are looked into; circles have no end."""
+"""The most entries of all groups that are looked into; circles have no end."""
 
 
 class Hdf5File:

@@ -24,9 +24,9 @@ from vqbank.store.schema import canonical_json
 
 ROOM = "ledger"
 LINE_BYTES = 2**20
-"""Of the longest line that is read; reasons and probes have some hundred bytes."""
+"""The longest line that is read; reasons and probes have some hundred bytes."""
 CHANGED = '"changed":'
-"""Stands in every line about a file that is not the banked one, and in no other but by chance."""
+"""What stands in every line about a file that is not the banked one, in others by chance only."""
 
 
 @with_config(ConfigDict(extra="allow", strict=True))
@@ -102,11 +102,11 @@ class Failure:
     video: str
     key: str
     reason: str
-    """The last one."""
+    """The reason of the last failure."""
     times: int
     """How often it was tried in vain."""
     time: float
-    """Of the last time, in Unix seconds."""
+    """When it failed for the last time, in Unix seconds."""
     traceback: str | None
     """A file in the ledger's room with all that is known, if there is more than the reason."""
     changed: bool = False

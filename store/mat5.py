@@ -27,11 +27,11 @@ _DATA = frozenset([1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 16, 17, 18])
 _CELLS, _STRUCT, _OBJECT, _SPARSE, _FUNCTION, _OPAQUE = 1, 2, 3, 5, 16, 17
 _WITH_MATRICES = (_CELLS, _STRUCT, _OBJECT, _FUNCTION, _OPAQUE)
 MOST_DEPTH = 16
-"""Cells in structs in cells; label files have three."""
+"""How deep cells and structs may lie in each other; label files have three levels."""
 MOST_AXES = 32
 MOST_FIELD_CHARACTERS = 1024
 MOST_MATRICES = 2_000_000
-"""A cell for each of 150,000 videos, in a dozen variables."""
+"""The most matrices of a file: a cell for each of 150,000 videos, in a dozen variables."""
 
 
 class _Unsound(Exception):

@@ -45,11 +45,11 @@ class MergeReport:
     """What merging did."""
 
     shards: int
-    """Copied."""
+    """How many shards were copied."""
     present: int
-    """Shards that the target had already."""
+    """How many shards the target had already."""
     size: int
-    """Bytes copied."""
+    """How many bytes were copied."""
     duplicates: tuple[Duplicate, ...]
     """Videos that two of the banks had in different shards; the first that was committed wins."""
 
@@ -206,7 +206,7 @@ def _copy_shard(shard: Shard, folder: Path, *, marked: bool) -> int:
 
 
 def _copy_marks(origin: Path, folder: Path, shards: set[str]) -> None:
-    """Of the shards that are copied alone: a shard that the target had has files of its own."""
+    """Copy marks of copied shards alone: a shard that the target had has files of its own."""
     for path in records(origin, "bad"):
         if read_mark(origin.parent, path)["shard"] in shards:
             (folder / "bad").mkdir(exist_ok=True)

@@ -26,7 +26,7 @@ class Removal:
     path: Path
     """A file, or the folder of a shard."""
     size: int
-    """In bytes."""
+    """What goes, in bytes."""
     why: str
     commit: Path | None = None
     """The shard's commit record, which goes first."""
@@ -158,7 +158,7 @@ def _file(path: Path, why: str) -> Removal:
 
 
 def _last_change(path: Path) -> float:
-    """Of a file, or of the newest file in a folder; a copy that keeps old dates is new too."""
+    """When a file, or the newest in a folder, changed last; a copy that keeps old dates is new."""
     states = _states(path)
     with suppress(FileNotFoundError):  # somebody else removes it too
         states.append(path.lstat())
@@ -170,7 +170,7 @@ def _size(path: Path) -> int:
 
 
 def _states(path: Path) -> list[os.stat_result]:
-    """Of a file, or of every file in a folder."""
+    """The states of a file, or of every file in a folder."""
     inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
     states = []
     for file in inside if path.is_dir() else [path]:

@@ -30,7 +30,7 @@ FINGERPRINT_BLOCK_BYTES = 16 * 1024
 KEY_DIGITS = 12
 AXES = 16
 ROW_BYTES = 2**28
-"""Of one row in one array: a clip of 32 frames of 1920 x 1080 as u8 has 190 MiB."""
+"""The most bytes of one row in one array: a clip of 32 frames of 1920 x 1080 as u8 has 190 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Video:
     std: float | None = None
     """Standard deviation of the ratings behind `mos`."""
     n_ratings: int | None = None
-    """How many people rated."""
+    """How many people rated the video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class Fingerprint:
     """Which file a feature was made from."""
 
     length: int
-    """In bytes."""
+    """Length of the file in bytes."""
     sha256: str
-    """Of the length and 8 blocks of 16 KiB from first to last: 128 KiB are read of any file."""
+    """SHA-256 of the length and 8 blocks of 16 KiB from first to last: 128 KiB of any file."""
 
     @classmethod
     def of(cls, path: Path) -> "Fingerprint":
@@ -105,7 +105,7 @@ class FeatureSpec:
     name: str
     """`extractor.output`, lower case."""
     shape: tuple[int, ...]
-    """Of one row."""
+    """The shape of one row."""
     stored_dtype: StoredDtype
     identity: Mapping[str, Any]
     """Extractor parameters, its version, weights sha256, decoder: JSON values only."""
@@ -250,7 +250,7 @@ class Feature:
     """One output for one video: rows in the order of sampling, mostly that of time."""
 
     values: NDArray[Any]
-    """[t, *shape], finite."""
+    """[t, *shape]: the rows, finite."""
     pts_seconds: NDArray[np.float64]
     """[t]: presentation time of the first frame of each row's clip."""
     frame_index: NDArray[np.int64]

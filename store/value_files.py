@@ -70,9 +70,9 @@ class Layout:
     """How the rows of a shard are cut into files and chunks."""
 
     file_rows: int
-    """Rows of a full file."""
+    """How many rows a full file has."""
     chunk_rows: int
-    """Rows of an inner chunk."""
+    """How many rows an inner chunk has."""
     codecs: list[str]
     """The codecs of inner chunks; rows under ["bytes"] alone can be mapped."""
 

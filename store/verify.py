@@ -29,13 +29,14 @@ class Problem:
     """Something that is not as it was committed."""
 
     key: str
-    """Of the feature."""
+    """Key of the feature, or the ledger's room."""
     shard: str
-    """Its id; empty where the damage is not in a shard."""
+    """Id of the shard; empty where the damage is not in one."""
     file: str
-    """Relative to the feature's folder."""
+    """Name of the file, relative to the feature's folder."""
     videos: tuple[str, ...] | None
-    """Whose rows cannot be relied on; None for all of a shard whose index or commit is damaged."""
+    """Ids of the videos whose rows cannot be relied on; None for all of a shard whose index or
+    commit is damaged."""
     what: str
     """The finding, to be read after the file's name."""
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 FEW = 3
-"""Names that a message gives of many."""
+"""How many names a message gives of many."""
 
 
 def counted(number: int, noun: str) -> str:

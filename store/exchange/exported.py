@@ -34,7 +34,7 @@ EXCHANGE_VERSION = 1
 
 
 def chosen_specs(store: FeatureStore, specs: Iterable[FeatureSpec]) -> list[FeatureSpec]:
-    """As the bank has them, by key, each once."""
+    """These features as the bank has them, by key, each once."""
     return [store.resolve(key) for key in sorted({spec.key for spec in specs})]
 
 

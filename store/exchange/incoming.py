@@ -21,8 +21,8 @@ from vqbank.store.words import counted, few
 SHARD_BYTES = 256 * 2**20
 """An import commits whenever it holds this much."""
 MOST_ARRAY_BYTES = 2**29
-"""Of one video in a file of its own: an hour of 30 frames per second has 2,048 values of each frame
-in 0.9 GB, which nobody publishes; files with holes declare any length."""
+"""The most bytes of one video in a file of its own: an hour of 30 frames per second has 2,048
+values of each frame in 0.9 GB, which nobody publishes; files with holes declare any length."""
 NPY_DTYPES: Mapping[str, StoredDtype] = {
     "float16": "float16",
     "float32": "float32",
@@ -47,7 +47,7 @@ class Imported:
     skipped: int
     """Videos that were banked before, with equal bytes."""
     notes: tuple[str, ...] = ()
-    """What whoever imports should know."""
+    """What whoever imports should know, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Incoming:
     fingerprint: Fingerprint
     probe: VideoFacts
     checksums: Callable[[], tuple[int, ...]]
-    """Of each of `array_names`."""
+    """Gives the CRC-32C of each of `array_names` as it would be stored."""
     feature: Callable[[], Feature]
 
 

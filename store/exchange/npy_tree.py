@@ -41,7 +41,8 @@ from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, canonical_jso
 
 NPY_FORMAT = "vqbank-npy"
 NAME_CHARACTERS = 200
-"""Of a quoted id in a file name; file systems take 255 bytes, `.npy` and a number are added."""
+"""The most characters of a quoted id in a file name: file systems take 255 bytes, and `.npy` and a
+number are added."""
 
 
 def export_npy(store: FeatureStore, spec: FeatureSpec, folder: Path) -> None:

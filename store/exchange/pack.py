@@ -94,7 +94,7 @@ def _live_shards(store: FeatureStore, spec: FeatureSpec) -> list[Shard]:
 
 
 def _copy_feature(source: Path, target: Path, shards: Sequence[Shard]) -> None:
-    """In the order that the format asks for: files, then commit records."""
+    """Copy shards in the order that the format asks for: files, then commit records."""
     target.mkdir()
     create_exclusively(target / "spec.json", content(source.parent, source / "spec.json"))
     ids = {shard.id for shard in shards}
