@@ -267,9 +267,9 @@ def test_other_bytes_under_the_same_key_are_refused_before_anything_is_committed
     other = bank_of(tmp_path / "other", {second: ["v2"]})  # rows of v1 under the id v2
     before = files_under(other.path)
 
-    with pytest.raises(BankError, match=rf"1 videos .* same key {second.key}: v2;"):
+    with pytest.raises(BankError, match=rf"1 video .* same key {second.key}: v2;"):
         import_hdf5(tmp_path / "bank.h5", other)
-    with pytest.raises(BankError, match=rf"1 videos .* same key {second.key}: v2;"):
+    with pytest.raises(BankError, match=rf"1 video .* same key {second.key}: v2;"):
         import_npy(tmp_path / "tree", other, name="x", provenance_note="")
 
     assert files_under(other.path) == before
