@@ -225,7 +225,7 @@ def test_arrays_tensors_and_a_frame_hold_the_same_rows(tmp_path, dtype):
         expected = rows_of(row, (2, 3))
         np.testing.assert_array_equal(array, expected)
         np.testing.assert_array_equal(tensor.numpy(), expected)
-        flat = expected.reshape(len(expected), -1)
+        flat = expected.reshape(len(expected), -1).astype("f8")
         assert frame.loc[f"v{row}", "semantic.mean.5"] == flat[:, 5].mean()
         assert frame.loc[f"v{row}", "semantic.deviation.1"] == pytest.approx(flat[:, 1].std())
     assert list(frame.index) == [video.id for video in VIDEOS]
