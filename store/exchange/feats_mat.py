@@ -32,6 +32,7 @@ from vqbank.store.hdf5 import Hdf5File, is_hdf5, open_hdf5
 from vqbank.store.layout import ROW_NUMBERS, VideoFacts
 from vqbank.store.ordinary import open_ordinary
 from vqbank.store.schema import FeatureSpec, Fingerprint
+from vqbank.store.words import counted
 
 USUAL_VARIABLES = ("feats_mat", "features", "feats")
 RowsWithoutValues = Literal["stop", "drop", "mean"]
@@ -88,31 +89,11 @@ def import_feats_mat(
             "not_finite": "mean of the column over the file",
         },
     )
-    file_hash = Fingerprint.of(path).sha256
-    videos = []
-    for row, (video_id, values) in enumerate(zip(ids, filled, strict=True)):
-        # A row of a file is its own source: equal rows are no equal videos.
-        digest = hashlib.sha256(f"{file_hash} {row}".encode()).hexdigest()
-        probe: VideoFacts = {"times": ROW_NUMBERS, "row_of_file": row}
-        if row in holes:
-            probe["filled_columns"] = holes[row]
-        if rows_without_values == "drop" and empty:
-            if row in empty:
-                continue
-            probe["dropped_rows"] = len(empty)
-        numbered = partial(numbered_feature, values)
-        videos.append(
-            Incoming(
-                video_id,
-                Fingerprint(values.nbytes, digest),
-                probe,
-                checksums=partial(checksums_of, spec, numbered),
-                feature=numbered,
-            )
-        )
-    notes = [f"{path.name}: {chosen}, {len(videos)} videos x {spec.shape[0]}", *cautions]
+    dropped = empty if rows_without_values == "drop" else []
+    videos = list(_row_videos(path, spec, ids, filled, holes, dropped))
+    notes = [f"{path.name}: {chosen}, {counted(len(videos), 'video')} x {spec.shape[0]}", *cautions]
     if empty:
-        done = "left out" if rows_without_values == "drop" else "filled with the means of columns"
+        done = "left out" if dropped else "filled with the means of columns"
         notes.append(
             f"{len(empty)} of {len(filled)} rows have no finite value and were {done}: "
             f"{', '.join(f'{row + 1} ({ids[row]})' for row in empty)}"
@@ -124,6 +105,36 @@ def import_feats_mat(
         if row not in empty
     ]
     return import_videos(store, spec, videos, source=path, notes=notes)
+
+
+def _row_videos(
+    path: Path,
+    spec: FeatureSpec,
+    ids: Sequence[str],
+    filled: Sequence[NDArray[Any]],
+    holes: Mapping[int, list[int]],
+    dropped: Sequence[int],
+) -> Iterator[Incoming]:
+    """A video for each row of the file that is not dropped."""
+    file_hash = Fingerprint.of(path).sha256
+    for row, (video_id, values) in enumerate(zip(ids, filled, strict=True)):
+        if row in dropped:
+            continue
+        # A row of a file is its own source: equal rows are no equal videos.
+        digest = hashlib.sha256(f"{file_hash} {row}".encode()).hexdigest()
+        probe: VideoFacts = {"times": ROW_NUMBERS, "row_of_file": row}
+        if row in holes:
+            probe["filled_columns"] = holes[row]
+        if dropped:
+            probe["dropped_rows"] = len(dropped)
+        numbered = partial(numbered_feature, values)
+        yield Incoming(
+            video_id,
+            Fingerprint(values.nbytes, digest),
+            probe,
+            checksums=partial(checksums_of, spec, numbered),
+            feature=numbered,
+        )
 
 
 def _mat_variables(path: Path) -> dict[str, list[NDArray[Any]] | NDArray[Any]]:
@@ -185,6 +196,32 @@ def _fitting(
     variable: str | None,
 ) -> tuple[str, list[NDArray[Any]], list[str]]:
     """Name, [t, d] of each video, and what could have been read otherwise."""
+    name, cautions = _fitting_name(path, variables, n, variable)
+    value = variables[name]
+    if isinstance(value, list):
+        widths = {cell.shape[1] for cell in value}
+        if len(widths) > 1:
+            raise BankError(f"{path}: cells of {name} have {sorted(widths)} columns, not one width")
+        return name, [np.ascontiguousarray(cell) for cell in value], cautions
+    turned = value.shape[0] != n
+    if turned:
+        cautions.append(f"{name} has videos in its columns and was turned")
+    elif value.shape[1] == n:
+        cautions.append(
+            f"{name} is {n} x {n}, so nothing shows whether its rows or its columns are the "
+            "videos; rows were taken"
+        )
+    matrix = np.ascontiguousarray(value.T if turned else value)
+    return name, list(matrix[:, None]), cautions
+
+
+def _fitting_name(
+    path: Path,
+    variables: Mapping[str, list[NDArray[Any]] | NDArray[Any]],
+    n: int,
+    variable: str | None,
+) -> tuple[str, list[str]]:
+    """The one variable that has a row for each of n videos, and which others would fit."""
     shapes = {
         name: f"{len(value)} cells"
         if isinstance(value, list)
@@ -214,23 +251,7 @@ def _fitting(
             f"{path}: {which} a row for each of the {n} labels; it has {seen}. Give the label "
             "file that belongs to it, or name one by --variable"
         )
-    (name,) = fits
-    value = variables[name]
-    if isinstance(value, list):
-        widths = {cell.shape[1] for cell in value}
-        if len(widths) > 1:
-            raise BankError(f"{path}: cells of {name} have {sorted(widths)} columns, not one width")
-        return name, [np.ascontiguousarray(cell) for cell in value], cautions
-    turned = value.shape[0] != n
-    if turned:
-        cautions.append(f"{name} has videos in its columns and was turned")
-    elif value.shape[1] == n:
-        cautions.append(
-            f"{name} is {n} x {n}, so nothing shows whether its rows or its columns are the "
-            "videos; rows were taken"
-        )
-    matrix = np.ascontiguousarray(value.T if turned else value)
-    return name, list(matrix[:, None]), cautions
+    return fits[0], cautions
 
 
 def _lengths(value: list[NDArray[Any]] | NDArray[Any]) -> tuple[int, ...]:
