@@ -17,10 +17,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from awscrt import checksums
-from numpy.typing import NDArray
-
 from vqbank.store.errors import BankError, DamagedShardError, naming
 
 OPEN_FILES = 16_384
@@ -35,8 +31,6 @@ NAME_BYTES = 200
 """The most bytes that a temporary name takes over from a file's own: file systems take 255."""
 BLOCK_BYTES = 4 * 2**20
 """Files are checked and copied, and rows compared, in blocks of this size."""
-CHANGED = "has changed since it was committed"
-MISSING = "is missing, though it was committed"
 
 
 def allow_open_files() -> None:
@@ -312,10 +306,10 @@ def copy_file(root: Path, origin: Path, path: Path, *, room: Path, durable: bool
             opened(root, origin) as read,
             temporary.open("xb", buffering=0) as file,
         ):
-            block = np.empty(min(BLOCK_BYTES, max(1, os.fstat(read.fileno()).st_size)), np.uint8)
+            block = memoryview(bytearray(min(BLOCK_BYTES, max(1, os.fstat(read.fileno()).st_size))))
             length = 0
             while count := _read_into(block, read, origin):
-                rest = block[:count].data
+                rest = block[:count]
                 while rest:  # the system may take less than it is given
                     rest = rest[file.write(rest) :]
                 length += count
@@ -325,9 +319,9 @@ def copy_file(root: Path, origin: Path, path: Path, *, room: Path, durable: bool
     return length
 
 
-def _read_into(block: NDArray[np.uint8], file: BinaryIO, path: Path) -> int:
+def _read_into(block: memoryview, file: BinaryIO, path: Path) -> int:
     with naming(path):
-        count: int = file.readinto(block.data)  # type: ignore[attr-defined]  # it has no buffer
+        count: int = file.readinto(block)  # type: ignore[attr-defined]  # it has no buffer
     return count
 
 
@@ -371,37 +365,3 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def crc32c(content: Any, start: int = 0) -> int:
-    """CRC-32C of bytes, or of an array's bytes, continued from `start`."""
-    if isinstance(content, np.ndarray) and not content.flags.c_contiguous:
-        content = np.ascontiguousarray(content)
-    return int(checksums.crc32c(content, start))
-
-
-def damage(root: Path, path: Path, committed: tuple[int, int]) -> str | None:
-    """What is wrong with a file of a bank, if anything is.
-
-    Args:
-        root: Of the bank.
-        path: Of the file.
-        committed: Its length in bytes and its CRC-32C.
-    """
-    expected, crc = committed
-    block = np.empty(min(BLOCK_BYTES, max(1, expected)), np.uint8)
-    checksum = 0
-    try:
-        with opened(root, path) as file:
-            length = os.fstat(file.fileno()).st_size
-            if length != expected:
-                return f"has {length} bytes, {expected} were committed"
-            while count := file.readinto(block.data):
-                checksum = crc32c(block[:count], checksum)
-    except FileNotFoundError:
-        return MISSING
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except BankError as error:
-        return str(error).removeprefix(f"{path} ")
-    return None if checksum == crc else CHANGED

@@ -7,15 +7,14 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from vqbank.store.bank import FeatureStore, writing
+from vqbank.store.checksums import MISSING, damage
 from vqbank.store.commits import bad_videos, read_commit, read_mark, records
 from vqbank.store.errors import BankError, ChangedVideoError, DamagedShardError
 from vqbank.store.files import (
-    MISSING,
     content,
     copy_file,
     create_exclusively,
     create_together,
-    damage,
     files_below,
     inside,
     is_there,

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from vqbank.store.checksums import crc32c
 from vqbank.store.documents import json_value
 from vqbank.store.errors import BankError, DamagedShardError
-from vqbank.store.files import content, crc32c
+from vqbank.store.files import content
 from vqbank.store.schema import canonical_json
 
 FORMAT_VERSION = 1

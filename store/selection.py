@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from vqbank.store.bank import FeatureStore
+from vqbank.store.checksums import crc32c
 from vqbank.store.documents import MOST_JSON_BYTES, file_bytes, json_value
 from vqbank.store.errors import BankError, MissingFeatureError, refusal
-from vqbank.store.files import crc32c, write_atomically
+from vqbank.store.files import write_atomically
 from vqbank.store.records import Count, Version, checked
 from vqbank.store.schema import FeatureSpec, Video, canonical_json
 from vqbank.store.words import counted, few

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
+from vqbank.store.checksums import crc32c
 from vqbank.store.commits import read_all, read_commit
 from vqbank.store.errors import DamagedShardError
-from vqbank.store.files import crc32c
 from vqbank.store.layout import (
     COMPRESSED_DTYPES,
     INDEX_COLUMNS,

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqbank.store.checksums import crc32c
 from vqbank.store.commits import CommittedFile
 from vqbank.store.errors import DamagedShardError, naming
-from vqbank.store.files import content, crc32c, inside, opened
+from vqbank.store.files import content, inside, opened
 
 
 class ShardFiles:

@@ -21,9 +21,10 @@ from typing import Any, BinaryIO, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vqbank.store.checksums import crc32c
 from vqbank.store.commits import Commit, CommittedFile, NamedRows, Provenance, room_of_records
 from vqbank.store.errors import InvalidFeatureError, naming
-from vqbank.store.files import crc32c, create_exclusively, inside, sync_folder
+from vqbank.store.files import create_exclusively, inside, sync_folder
 from vqbank.store.layout import (
     COMPRESSED_DTYPES,
     INDEX_COLUMNS,

@@ -23,10 +23,9 @@ from safetensors.numpy import load_file, save_file
 from typing_extensions import TypedDict
 
 from vqbank.store.bank import FeatureStore, writing
+from vqbank.store.checksums import CHANGED, MISSING
 from vqbank.store.errors import BankError, DamagedShardError, MissingFeatureError
 from vqbank.store.files import (
-    CHANGED,
-    MISSING,
     create_exclusively,
     inside,
     is_there,

@@ -10,9 +10,10 @@ import numpy as np
 from vqbank.store.bank import FeatureStore, is_key, writing
 from vqbank.store.catalogue import FILE as CATALOGUE
 from vqbank.store.catalogue import Catalogue
+from vqbank.store.checksums import CHANGED, MISSING, damage
 from vqbank.store.commits import Mark, mark_bad, named_rows, read_mark, records, superseded_videos
 from vqbank.store.errors import BankError, DamagedShardError, in_words
-from vqbank.store.files import CHANGED, MISSING, damage, links_in, listed, set_aside, sync_folder
+from vqbank.store.files import links_in, listed, set_aside, sync_folder
 from vqbank.store.layout import array_names
 from vqbank.store.ledger import ROOM as LEDGER
 from vqbank.store.ledger import damaged_ledgers

@@ -381,7 +381,7 @@ def _dangling_link(file):
 
 
 def _not_finite(file):
-    from vqbank.store.files import crc32c
+    from vqbank.store.checksums import crc32c
 
     group = file[spec().key]
     rows = group["values"][:]

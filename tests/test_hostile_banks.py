@@ -18,9 +18,10 @@ from vqbank.pipelines.commands import cli
 from vqbank.regressors.base import read_card
 from vqbank.store import catalogue
 from vqbank.store.bank import FeatureStore
+from vqbank.store.checksums import crc32c
 from vqbank.store.commits import mark_bad, record_names
 from vqbank.store.errors import DamagedShardError, VqbankError
-from vqbank.store.files import OPEN_FILES, allow_open_files, crc32c
+from vqbank.store.files import OPEN_FILES, allow_open_files
 from vqbank.store.ledger import Ledger
 from vqbank.store.records import seal
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, SideSpec, Video

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from vqbank.store import compact as compacting
 from vqbank.store import compare as comparing
 from vqbank.store.bank import FeatureStore
+from vqbank.store.checksums import crc32c
 from vqbank.store.commits import mark_bad
 from vqbank.store.compare import diff, diff_features, summarise
 from vqbank.store.errors import (
@@ -27,7 +28,6 @@ from vqbank.store.errors import (
     DamagedShardError,
     MissingFeatureError,
 )
-from vqbank.store.files import crc32c
 from vqbank.store.layout import INDEX_COLUMNS
 from vqbank.store.merge import merge
 from vqbank.store.prune import prune

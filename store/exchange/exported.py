@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbank.store.bank import FeatureStore
+from vqbank.store.checksums import crc32c
 from vqbank.store.column import Located
 from vqbank.store.errors import BankError, InvalidFeatureError, in_words
-from vqbank.store.files import crc32c
 from vqbank.store.layout import VideoRecord, array_names
 from vqbank.store.schema import (
     Feature,

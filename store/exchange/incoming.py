@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbank.store.bank import FeatureStore
+from vqbank.store.checksums import crc32c
 from vqbank.store.errors import BankError, InvalidFeatureError, in_words
-from vqbank.store.files import crc32c
 from vqbank.store.layout import VideoFacts
 from vqbank.store.ordinary import open_ordinary
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, StoredDtype, to_stored

@@ -8,17 +8,11 @@ from typing import Any
 
 from vqbank.store.bank import FeatureStore
 from vqbank.store.catalogue import FILE as CATALOGUE_FILE
+from vqbank.store.checksums import crc32c
 from vqbank.store.commits import read_mark, records
 from vqbank.store.errors import BankError, DamagedShardError, naming
 from vqbank.store.exchange.exported import banked, chosen_specs
-from vqbank.store.files import (
-    content,
-    copy_file,
-    crc32c,
-    create_exclusively,
-    new_folder,
-    sync_folder,
-)
+from vqbank.store.files import content, copy_file, create_exclusively, new_folder, sync_folder
 from vqbank.store.records import FORMAT_VERSION
 from vqbank.store.schema import FeatureSpec
 from vqbank.store.shard import Shard, committed_shards
