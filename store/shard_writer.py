@@ -153,6 +153,7 @@ class ShardWriter:
         self._columns: dict[str, list[NDArray[Any]]] = {n: [] for n in array_names(spec)[1:]}
         self._files: dict[str, CommittedFile] = {}
         self._values: _ValueFile | None = None
+        self._has_ended = False
         self._may_be_committed = False
         inside(feature_folder.parent, self._folder).mkdir(parents=True)
 
@@ -166,7 +167,7 @@ class ShardWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if error is None and not self._may_be_committed:
+            if error is None and not self._has_ended:
                 self.commit()
         finally:
             self.abandon()
@@ -185,6 +186,7 @@ class ShardWriter:
         Raises:
             InvalidFeatureError: if the rows are not what the spec says; nothing is written then.
         """
+        self._refuse_if_ended()
         spec = self.spec
         try:
             if feature.values.shape[1:] != spec.shape:
@@ -226,6 +228,7 @@ class ShardWriter:
         Raises:
             DamagedShardError: if its bytes are not those that were committed.
         """
+        self._refuse_if_ended()
         video = shard.video(place)
         arrays = {name: shard.stored(place, name) for name in array_names(self.spec)}
         self._write_rows(np.ascontiguousarray(arrays["values"]))
@@ -242,9 +245,11 @@ class ShardWriter:
             supersedes: Rows of older shards that no longer win, as
                 `{"shard": id, "videos": [ids] or "all"}`.
         """
+        self._refuse_if_ended()
         if not self.videos:
             self.abandon()
             return
+        self._has_ended = True
         spec = self.spec
         self._close_file()
         self._write_values_metadata()
@@ -279,6 +284,7 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Remove what was written, unless the commit record may already be there."""
+        self._has_ended = True
         if self._may_be_committed:
             return
         if self._values is not None:
@@ -287,6 +293,10 @@ class ShardWriter:
             self._values = None
         # What cannot be removed now has no commit record: nobody reads it, `prune` removes it.
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _refuse_if_ended(self) -> None:
+        if self._has_ended:
+            raise ValueError(f"shard {self.id} was committed or abandoned; make another writer")
 
     def _write_rows(self, values: NDArray[Any]) -> None:
         limit = rows_per_file(self.spec.row_bytes)

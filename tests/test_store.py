@@ -79,6 +79,20 @@ def test_a_writer_commits_when_its_block_ends_and_removes_its_rows_after_an_erro
     assert {path.stem for path in (folder / "commits").iterdir()} == {whole.id, early.id}
 
 
+def test_a_writer_that_has_ended_takes_and_commits_nothing_more(tmp_path):
+    store = FeatureStore.create(tmp_path / "bank")
+    with store.writer(spec(), provenance={}) as writer:
+        writer.add("a", feature(2), fingerprint=FINGERPRINT, probe=PROBE)
+        writer.abandon()
+    with pytest.raises(ValueError, match="make another writer"):
+        writer.add("b", feature(2), fingerprint=FINGERPRINT, probe=PROBE)
+    with pytest.raises(ValueError, match="make another writer"):
+        writer.commit()
+
+    assert FeatureStore(store.path).video_ids(spec()) == []
+    assert list((store.path / spec().key / "shards").iterdir()) == []
+
+
 def test_what_a_stranger_says_of_a_video_is_of_the_kind_that_is_computed_with(tmp_path):
     store = FeatureStore.create(tmp_path / "bank")
     with store.writer(spec(), provenance={}) as writer:
