@@ -168,12 +168,25 @@ def links_in(root: Path, folder: Path) -> list[Path]:
 
 
 def links_below(folder: Path) -> Iterator[Path]:
-    """Every symbolic link below a folder, however deep; none is followed, nor the folder itself."""
+    """Every symbolic link below a folder, however deep; none is followed, nor the folder itself.
+
+    Raises:
+        DamagedShardError: if a folder cannot be listed.
+    """
     if folder.is_symlink():
         return
-    for at, folders, names in os.walk(folder):
-        paths = (Path(at, name) for name in sorted([*folders, *names]))
-        yield from (path for path in paths if path.is_symlink())
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):  # none, or somebody else removes it
+        return
+    except OSError as error:
+        raise DamagedShardError(f"{folder} cannot be read ({error.strerror})") from error
+    for entry in found:  # which knows its kind from the listing, without a look at the file
+        if entry.is_symlink():
+            yield Path(entry.path)
+        elif entry.is_dir(follow_symlinks=False):
+            yield from links_below(Path(entry.path))
 
 
 # A file is written under a hidden name of its own, which `prune` knows, and then put in its place.
