@@ -19,7 +19,7 @@ from vqbank.extractors import EXTRACTORS, make_extractor, specs_of, weights_for
 from vqbank.extractors.base import RGB, Extractor
 from vqbank.pipelines.extraction.extract import Extraction
 from vqbank.regressors import load_head
-from vqbank.regressors.base import read_card
+from vqbank.regressors.card import read_card
 from vqbank.regressors.sequence import SequenceHead
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import HeadError, UnknownNameError, WeightsError, unknown_name

@@ -60,6 +60,6 @@ def load_head(folder: Path) -> "Head":
         HeadError: if the folder holds no head, or a damaged one.
         UnknownNameError: if no head has the name in `card.yaml`.
     """
-    from vqbank.regressors.base import read_card
+    from vqbank.regressors.card import read_card
 
     return HEADS[read_card(folder)["name"]].load(folder)

@@ -1,42 +1,27 @@
 """What a head is: a scikit-learn estimator on a FeatureTable that can be saved without pickle."""
 
-import hashlib
-import io
+import html
 import json
-import re
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from sklearn.base import BaseEstimator, clone
-from sklearn.pipeline import Pipeline
+from pydantic import TypeAdapter, ValidationError
+from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
-from vqbank.regressors.pooling import pooled, pooled_width
-from vqbank.regressors.progress import Step, Watch
-from vqbank.store.documents import file_bytes, file_text, json_value, yaml_text, yaml_value
-from vqbank.store.errors import BankError, HeadError, in_words, refusal
-from vqbank.store.files import inside, write_atomically
+from vqbank.regressors.card import CARD, first_problem, read_card, read_model, write_head
+from vqbank.regressors.progress import Watch
+from vqbank.store.errors import HeadError, in_words
 from vqbank.store.schema import FeatureSpec
 from vqbank.store.table import FeatureTable
 
-CARD = "card.yaml"
-OLD_CARD = "card.json"
-"""How cards were written first; such heads still load."""
-FORMAT = 1
 MOST_MODEL_BYTES = 2**30
 """A Gaussian process on 10,000 videos has 655 MB at 8,192 inputs."""
-_SCHEMA = "schema.json"
-MOST_SCHEMA_BYTES = 2**24
-MOST_UNFOLDED_BYTES = 2**26
-MOST_GROWTH = 3
-"""Times that a longer model file may unfold: skops does not compress."""
 
 
 class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
@@ -203,48 +188,35 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     def save(self, folder: Path, card: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write the fitted head into `folder`, made if need be, in place of the head there.
 
-        The model file is named by its content and written first; replacing `card.yaml` is the one
-        act that puts the new head in place of the old one.  At every moment the folder holds the
-        old head or the new one; a process that is killed may leave a model file that no card names.
+        At every moment, and if it is killed, the folder holds the old head or the new one.
 
         Args:
             folder: a new or empty folder, or that of a head.
             card: further entries of the card, as JSON values.
 
         Raises:
-            HeadError: if the head is not fitted, the folder holds something else than a head, or it
-                cannot be written.
+            HeadError: if the head is not fitted or larger than any that is read, the folder holds
+                something else than a head, or it cannot be written.
         """
         self._check_fitted()
-        check_vacant(folder)
+        entries = {
+            "name": self.name,
+            "parameters": self._kept(self.get_params()),
+            "selection": self.selection_,
+            "keys": {role: spec.key for role, spec in self.specs_.items()},
+            "random_weights": any(spec.uses_random_weights for spec in self.specs_.values()),
+            "record": self.record_,
+            **card,
+            "features": {role: json.loads(s.to_json()) for role, s in self.specs_.items()},
+        }
         content = self._model_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        model = f"model-{sha256[:16]}{self.suffix}"
-        text = yaml_text(
-            {
-                "format": FORMAT,
-                "name": self.name,
-                "parameters": _plain(self._kept(self.get_params())),
-                "selection": self.selection_,
-                "keys": {role: spec.key for role, spec in self.specs_.items()},
-                "random_weights": any(spec.uses_random_weights for spec in self.specs_.values()),
-                "model": {"file": model, "sha256": sha256},
-                "record": _plain(self.record_),
-                **card,
-                "features": {role: json.loads(s.to_json()) for role, s in self.specs_.items()},
-            }
-        )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            old = _card_of(folder)
-            replaced = model if old is None else read_card(folder)["model"]["file"]
-            write_atomically(folder / model, content)
-            write_atomically(folder / CARD, text.encode())
-            if replaced != model:
-                (folder / replaced).unlink(missing_ok=True)
-            (folder / OLD_CARD).unlink(missing_ok=True)
-        except OSError as error:
-            raise HeadError(f"{folder} cannot be written: {refusal(error)}") from error
+        if len(content) > MOST_MODEL_BYTES:
+            raise HeadError(
+                f"{self.name} would have a model file of {len(content):,} bytes; files of more "
+                f"than {MOST_MODEL_BYTES:,} are not read: fit it on fewer videos or narrower "
+                "features, or by an approximation"
+            )
+        write_head(folder, entries, content, suffix=self.suffix)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -265,7 +237,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             }
             keys = {role: spec.key for role, spec in head.specs_.items()}
         except (KeyError, TypeError, ValueError) as error:
-            told = _first_problem(error) if isinstance(error, ValidationError) else in_words(error)
+            told = first_problem(error) if isinstance(error, ValidationError) else in_words(error)
             raise HeadError(f"{folder / CARD} is damaged or of another version: {told}") from error
         if keys != card["keys"]:
             raise HeadError(
@@ -273,11 +245,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             )
         head.selection_ = card["selection"]
         head.record_ = card["record"]
-        path = folder / card["model"]["file"]
-        _refuse_link(folder, path)
-        content = file_bytes(path, HeadError, most_bytes=MOST_MODEL_BYTES)
-        if hashlib.sha256(content).hexdigest() != card["model"]["sha256"]:
-            raise HeadError(f"{path} is damaged: its sha256 is not the one in {CARD}")
+        content, path = read_model(folder, card, most_bytes=head._most_model_bytes())
         head._restore(content, path)
         return head
 
@@ -302,6 +270,21 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
                     f"{self.name}: parameter {parameter!r} cannot be {value!r}: "
                     f"{error.errors()[0]['msg'].lower()}"
                 ) from error
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: parameters, features by role, how the head was selected."""
+        rows = [("head", repr(self))]
+        if hasattr(self, "specs_"):
+            rows += [(role, f"{spec.key} {spec.shape}") for role, spec in self.specs_.items()]
+            rows.append(("selection", self.selection_))
+        else:
+            rows.append(("selection", "not fitted"))
+        cells = (f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in rows)
+        return f"<table>{''.join(cells)}</table>"
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """As `_repr_html_`, in place of scikit-learn's diagram, which notebooks ask for first."""
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     @classmethod
     def _kept(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,6 +312,10 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     def _predict(self, table: FeatureTable) -> NDArray[np.float64]:
         """[n] for a checked table."""
 
+    def _most_model_bytes(self) -> int:
+        """The most bytes of a model file of a head of these parameters and features."""
+        return MOST_MODEL_BYTES
+
     @abstractmethod
     def _model_bytes(self) -> bytes:
         """What was learned, as a model file."""
@@ -340,222 +327,4 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         Args:
             content: of the model file.
             path: of the model file, for messages.
-        """
-
-
-class _ModelFile(BaseModel):
-    file: str = Field(pattern=r"^model-[0-9a-f]{16}\.[a-z]+$")  # never a path out of the folder
-    sha256: str
-
-
-class _Card(BaseModel):
-    """What every card has; whoever saves a head may add entries."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    format: Literal[1]
-    name: str
-    parameters: dict[str, Any]
-    selection: str
-    keys: dict[str, str]
-    random_weights: bool
-    model: _ModelFile
-    record: dict[str, Any] = {}
-    features: dict[str, dict[str, Any]] = Field(min_length=1)
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """What stands in a saved head's `card.yaml`, or in the `card.json` of one saved long ago.
-
-    Raises:
-        HeadError: if it is not there, or not one.
-    """
-    path = _card_of(folder) or folder / CARD
-    _refuse_link(folder, path)
-    if not path.is_file():
-        raise HeadError(f"{folder} holds no head: there is no {CARD}")
-    text = file_text(path, HeadError)
-    value_of = json_value if path.name == OLD_CARD else yaml_value
-    try:
-        return _Card.model_validate(value_of(text, path, HeadError)).model_dump()
-    except ValidationError as error:
-        raise HeadError(
-            f"{path} is not the card of a head of format {FORMAT}: {_first_problem(error)}"
-        ) from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return "".join(f"{step}: " for step in first["loc"]) + str(first["msg"]).lower()
-
-
-def _refuse_link(folder: Path, path: Path) -> None:
-    """A head may come from a stranger: nothing in its folder leads out of it.
-
-    Raises:
-        HeadError: naming the link.
-    """
-    try:
-        inside(folder, path)
-    except BankError as error:
-        raise HeadError(str(error)) from error
-
-
-def _card_of(folder: Path) -> Path | None:
-    """The card of a folder; the new one where a save was killed before the old one went."""
-    return next((folder / name for name in (CARD, OLD_CARD) if (folder / name).exists()), None)
-
-
-def _plain(value: Any) -> Any:
-    """With lists and dicts in place of what YAML has no words for."""
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one) for one in value]
-    return value
-
-
-def check_vacant(folder: Path) -> None:
-    """Refuse a folder that holds something else than a head.
-
-    Raises:
-        HeadError: if no head may be written there.
-    """
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise HeadError(f"{folder} is no folder for a head: {error.strerror}") from error
-    if CARD in names or OLD_CARD in names:
-        read_card(folder)
-        return
-    # What a killed `save` leaves behind is no obstacle.
-    strangers = sorted(
-        name for name in names if not re.match(r"\.?(model-|card\.(yaml|json))", name)
-    )
-    if strangers:
-        raise HeadError(
-            f"{folder} holds no head, but {strangers[0]}; name a new folder, or empty this one"
-        )
-
-
-def _check_archive(content: bytes, path: Path) -> None:
-    """Refuse an archive that would unfold to much more than a model has.
-
-    One of its files may be asked for many times by the description of the model beside them.
-
-    Raises:
-        HeadError: naming the file.
-    """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-        left = max(MOST_UNFOLDED_BYTES, MOST_GROWTH * len(content))
-        left -= sum(sizes.values())
-        if left < 0 or sizes[_SCHEMA] > MOST_SCHEMA_BYTES:
-            raise HeadError(f"{path} would unfold to {sum(sizes.values()):,} bytes; no model does")
-        waiting = [json_value(archive.read(_SCHEMA), f"{path}: {_SCHEMA}", HeadError)]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, dict):
-            left -= sizes.get(str(node.get("file")), 0)
-            if left < 0:
-                raise HeadError(f"{path} would unfold to many times its length; no model does")
-            waiting += node.values()
-        elif isinstance(node, list):
-            waiting += node
-
-
-class PooledHead(Head):
-    """A scikit-learn pipeline on pooled features."""
-
-    suffix: ClassVar[str] = ".skops"
-    steps: ClassVar[tuple[type, ...]]
-    """Classes of the pipeline's steps; a saved head may hold no others."""
-    approximate_steps: ClassVar[tuple[type, ...]] = ()
-    """The same of a head that was fitted by approximation, where it can be."""
-    parts: ClassVar[tuple[type, ...]] = ()
-    """Further classes inside the steps that skops does not trust by itself."""
-
-    model_: Pipeline
-
-    @abstractmethod
-    def operations(self, videos: int, width: int) -> float:
-        """Floating point operations of a fit, roughly: by these a measured fit is extrapolated.
-
-        Args:
-            videos: that are fitted.
-            width: of their pooled features.
-        """
-
-    def refit_operations(self, videos: int, width: int) -> float:
-        """Of a fit with hyper-parameters that are chosen already."""
-        return self.operations(videos, width)
-
-    def small(self, videos: int) -> Self:
-        """An unfitted head that fits a few videos in the way in which this one fits so many."""
-        return clone(self)
-
-    def _tell(self, done: int, total: int, what: str) -> None:
-        if self.watch is not None:
-            self.watch(Step(self.name, done, total, what))
-
-    def _predict(self, table: FeatureTable) -> NDArray[np.float64]:
-        return np.asarray(self.model_.predict(pooled(table).astype(np.float64)), np.float64)
-
-    def _model_bytes(self) -> bytes:
-        import skops.io  # here, because it imports all of scikit-learn, which takes seconds
-
-        return skops.io.dumps(self.model_)
-
-    def _restore(self, content: bytes, path: Path) -> None:
-        import skops.io
-        from skops.io.exceptions import UntrustedTypesFoundException
-
-        trusted = [f"{part.__module__}.{part.__qualname__}" for part in self.parts]
-        try:
-            _check_archive(content, path)
-            # No type is trusted beyond skops's own scikit-learn and NumPy ones, and `parts`.
-            model = skops.io.loads(content, trusted=trusted)
-        except HeadError:
-            raise
-        except UntrustedTypesFoundException as error:
-            raise HeadError(f"{path} is refused: {in_words(error)}") from error
-        except Exception as error:  # skops raises whatever damaged files lead it to
-            raise HeadError(f"{path} is not a skops file, or damaged: {in_words(error)}") from error
-        try:
-            self._check(model, path)
-        except HeadError:
-            raise
-        except Exception as error:  # so does scikit-learn, of parts that are of other kinds
-            raise HeadError(f"{path} is damaged: it cannot predict: {in_words(error)}") from error
-        self.model_ = model
-
-    def _check(self, model: Any, path: Path) -> None:
-        if not self.has_steps(model):
-            names = " and ".join(step.__name__ for step in self.steps)
-            raise HeadError(f"{path} is refused: it holds something other than {names}")
-        width = pooled_width(self.specs_.values())
-        if getattr(model, "n_features_in_", None) != width:
-            raise HeadError(f"{path} was not fitted on the {width} inputs that {CARD} describes")
-        self._check_model(model, path)
-        score = np.asarray(model.predict(np.zeros((1, width))), np.float64)
-        if score.shape != (1,):
-            raise HeadError(f"{path} is damaged: it gives {score.shape} scores for one video")
-
-    @classmethod
-    def has_steps(cls, model: Any) -> bool:
-        """Whether this is a pipeline of the steps that this head may have."""
-        steps = tuple(type(step) for _, step in model.steps) if type(model) is Pipeline else ()
-        return steps != () and steps in (cls.steps, cls.approximate_steps)
-
-    def _check_model(self, model: Pipeline, path: Path) -> None:
-        """Look into a restored pipeline of the right steps and width.
-
-        Args:
-            model: what the file holds.
-            path: of the file, for messages.
-
-        Raises:
-            HeadError: if predicting with it would be unsafe.
         """

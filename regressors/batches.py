@@ -28,7 +28,7 @@ WINDOW_SHARE = 8
 """A streamed window takes this part of the budget; it is held as read, aligned and batched."""
 
 
-class Batch(NamedTuple):
+class PaddedBatch(NamedTuple):
     """b videos, padded to the longest."""
 
     values: dict[str, Tensor]

@@ -12,10 +12,10 @@ from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import Bunch
 
-from vqbank.regressors.base import PooledHead
 from vqbank.regressors.boosting import Boosting
 from vqbank.regressors.gaussian import Gaussian
 from vqbank.regressors.holdout import scene_folds
+from vqbank.regressors.pooled_head import PooledHead
 from vqbank.regressors.pooling import pooled
 from vqbank.regressors.ridge import Ridge
 from vqbank.regressors.svr import Svr
@@ -25,7 +25,9 @@ from vqbank.store.table import FeatureTable
 MEMBERS: dict[str, type[PooledHead]] = {
     head.name: head for head in (Svr, Gaussian, Ridge, Boosting)
 }
-Member = Literal["svr", "gaussian", "ridge", "boosting"]
+MemberName = Literal["svr", "gaussian", "ridge", "boosting"]
+FEW_LANDMARKS = 100
+"""Of approximated members where a blend is foretold; what a fit costs is known for any number."""
 
 
 class Blend(PooledHead):
@@ -45,10 +47,13 @@ class Blend(PooledHead):
         *(part for head in MEMBERS.values() for part in head.parts),
     )
 
+    stands_for: int | None = None
+    """Videos of the fit whose cost is foretold by a fit of this head on fewer.  No parameter."""
+
     def __init__(
         self,
         *,
-        members: Annotated[list[Member], Field(min_length=2)] | tuple[Member, ...] = (
+        members: Annotated[list[MemberName], Field(min_length=2)] | tuple[MemberName, ...] = (
             "svr",
             "gaussian",
         ),
@@ -66,7 +71,7 @@ class Blend(PooledHead):
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
         if len(set(self.members)) < len(self.members):
             raise HeadError(f"{self.name}: members are {', '.join(self.members)}; each once")
-        heads = [MEMBERS[name]() for name in self.members]
+        heads = self._heads()
         for head in heads:
             head.watch = self.watch
             head.fit(table, mos)
@@ -90,9 +95,26 @@ class Blend(PooledHead):
 
     def operations(self, videos: int, width: int) -> float:
         """Every member by its own rule, and once more for every fold."""
-        members = [MEMBERS[name]() for name in self.members]
-        search = sum(head.operations(videos, width) for head in members)
-        return search + self.folds * sum(head.refit_operations(videos, width) for head in members)
+        heads = self._heads()
+        search = sum(head.operations(videos, width) for head in heads)
+        return search + self.folds * sum(head.refit_operations(videos, width) for head in heads)
+
+    def small(self, videos: int) -> "Blend":
+        """Its members exact or not, as those that so many videos are fitted by."""
+        small: Blend = clone(self)
+        small.stands_for = videos
+        return small
+
+    def _heads(self) -> list[PooledHead]:
+        """Unfitted members."""
+        heads = [MEMBERS[name]() for name in self.members]
+        if self.stands_for is None:
+            return heads
+        small = [head.small(self.stands_for) for head in heads]
+        for head in small:
+            if "landmarks" in head.get_params():  # of which each fold of a few videos has as many
+                head.set_params(landmarks=FEW_LANDMARKS)
+        return small
 
     def _check_model(self, model: Pipeline, path: Path) -> None:
         stack = model[-1]

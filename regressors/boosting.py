@@ -10,8 +10,8 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from vqbank.regressors.base import PooledHead
 from vqbank.regressors.holdout import scene_folds
+from vqbank.regressors.pooled_head import PooledHead
 from vqbank.regressors.pooling import pooled
 from vqbank.store.errors import HeadError
 from vqbank.store.table import FeatureTable
@@ -54,6 +54,10 @@ class Boosting(PooledHead):
             f"{trees} trees of at most {self.most_trees} by squared error in "
             f"{len(folds)}-fold cross-validation over training scenes"
         )
+
+    def _most_values(self, width: int) -> int:
+        bins, node = 256, 16  # limits of the bins of an input, and numbers of a node
+        return 2 * (bins * width + self.most_trees * 2 * self.leaves * node)
 
     def operations(self, videos: int, width: int) -> float:
         """Every tree looks at all videos, and at some hundred bins of inputs whatever they are."""

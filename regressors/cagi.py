@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss, relu, scaled_dot_product_attention
 
 from vqbank.regressors.alignment import Align
-from vqbank.regressors.batches import Batch, Series
-from vqbank.regressors.layers import Gru, dropout, start_uniform
+from vqbank.regressors.batches import PaddedBatch, Series
+from vqbank.regressors.layers import GruLayer, dropout, start_uniform
 from vqbank.regressors.losses import margin_rank_loss
 from vqbank.regressors.score_pooling import POOLINGS, Pooling
 from vqbank.regressors.sequence import (
@@ -227,9 +227,9 @@ class A2iNet(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv1d):
                 start_uniform(layer, layer.weight[0].numel() ** -0.5, generator=generator)
-        self.recurrent = Gru(REDUCED, STATE, generator=generator)
+        self.recurrent = GruLayer(REDUCED, STATE, generator=generator)
 
-    def rows(self, batch: Batch) -> Tensor:
+    def rows(self, batch: PaddedBatch) -> Tensor:
         """[b, t]: the score of every row; behind a video's last it means nothing."""
         real = batch.mask.unsqueeze(2)
         rows = batch.rows if self.cagi is None else self.cagi(batch.values, real)
@@ -241,7 +241,7 @@ class A2iNet(nn.Module):
             rows = self.catm(rows, real)
         return self.score(self.recurrent.behind(self.reduce, rows))[..., 0]
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         """[b]."""
         return self.pooling(self.rows(batch), batch.mask)
 

@@ -2,21 +2,24 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from vqbank.regressors.member import Member, Method
+from vqbank.store.documents import json_value
 from vqbank.store.errors import HeadError, in_words, refusal
 from vqbank.store.files import write_atomically
 from vqbank.store.ordinary import open_ordinary
 
 CHECKPOINT_SHARE = 20
-"""Between two checkpoints, at least so many times what writing one takes: a twentieth of the time,
-at most, goes into them."""
+"""After a checkpoint, the next one waits until training has gone on for so many times as long as
+writing it took: checkpoints then take a twentieth of the time at most."""
+MOST_HEADER_BYTES = 2**26
+"""The length of a checkpoint's header at most: the identity of a training on 39,000 videos takes
+some megabytes for each of the networks that are trained together."""
 
 
 class Journal:
@@ -76,33 +79,52 @@ class Journal:
 
     def _go_on(self, path: Path) -> None:
         try:
-            open_ordinary(path).close()
+            _check_header(path)
             with safe_open(path, "pt") as file:
-                told = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+                told = file.metadata() or {}
+                if told.get("identity") != self.identity:
+                    raise HeadError(
+                        f"{path} is the checkpoint of another training, with other "
+                        f"{_differences(told.get('identity'), self.identity)}; remove it to start "
+                        "anew"
+                    )
+                counters = json_value(told["counters"], f"{path}: counters", HeadError)
+                for member, own in zip(self.members, counters, strict=True):
+                    wanted = {name: f"{member.number}.{name}" for name in member.state()}
+                    member.go_on({n: file.get_tensor(key) for n, key in wanted.items()}, own)
+        except (
+            OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError,
+            OverflowError, AttributeError,
+        ) as error:  # fmt: skip
             raise HeadError(
                 f"{path} is no checkpoint, or damaged: {in_words(error)}; remove it"
             ) from error
-        if told is None or told.get("identity") != self.identity:
-            before = json.loads((told or {}).get("identity", "{}"))
-            raise HeadError(
-                f"{path} is the checkpoint of another training, with other "
-                f"{_differences(before, json.loads(self.identity))}; remove it to start anew"
-            )
-        for member, counters in zip(self.members, json.loads(told["counters"]), strict=True):
-            own = f"{member.number}."
-            member.go_on(
-                {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}, counters
-            )
 
 
-def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """What tells two folds apart, in words."""
+def _check_header(path: Path) -> None:
+    """Refuse a file that says that its names alone take most of the memory.
+
+    Raises:
+        OSError: if the file cannot be read, or is a pipe or a device.
+        ValueError: if its header is longer than any that is written here.
+    """
+    with open_ordinary(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MOST_HEADER_BYTES:
+        raise ValueError(f"its header would have {length:,} bytes")
+
+
+def _differences(one: str | None, other: str) -> str:
+    """What tells the identities of two trainings apart, in words."""
     words = {"head": "head", "keys": "features", "videos": "videos"}
-    found = [word for key, word in words.items() if one.get(key) != other.get(key)]
-    before, now = one.get("parameters", {}), other.get("parameters", {})
-    found += [name for name in now if before.get(name) != now[name]]
+    try:
+        before, now = json_value(one or "{}", "identity", HeadError), json.loads(other)
+        found = [word for key, word in words.items() if before.get(key) != now.get(key)]
+        parameters = before.get("parameters", {})
+        own = now.get("parameters", {})
+        found += [name for name in own if parameters.get(name) != own[name]]
+    except (HeadError, AttributeError):  # somebody else's file
+        return "contents"
     return ", ".join(found) or "scores or held-out rows"
 
 

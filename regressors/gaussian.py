@@ -15,7 +15,7 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 
-from vqbank.regressors.base import PooledHead
+from vqbank.regressors.pooled_head import PooledHead
 from vqbank.regressors.pooling import pooled
 from vqbank.store.table import FeatureTable
 
@@ -66,6 +66,10 @@ class Gaussian(PooledHead):
         self.seed = seed
         self.exact_videos = exact_videos
         self.landmarks = landmarks
+
+    def _most_values(self, width: int) -> int:
+        kept = max(self.exact_videos, self.landmarks)
+        return 2 * (kept * (width + 8) + self.landmarks**2 + 256 * width)
 
     def operations(self, videos: int, width: int) -> float:
         """Some 60 likelihoods of the videos that are searched by, then one fit."""

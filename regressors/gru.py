@@ -10,9 +10,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from vqbank.regressors.alignment import Align
-from vqbank.regressors.batches import Batch
-from vqbank.regressors.layers import Gru as Recurrent
-from vqbank.regressors.layers import linear
+from vqbank.regressors.batches import PaddedBatch
+from vqbank.regressors.layers import GruLayer, linear
 from vqbank.regressors.losses import LOSSES, Loss
 from vqbank.regressors.score_pooling import POOLINGS, Pooling
 from vqbank.regressors.sequence import AtLeastTwo, NotNegative, Positive, SequenceHead
@@ -89,15 +88,15 @@ class FrameScores(nn.Module):
     ) -> None:
         super().__init__()
         self.reduce = linear(width_in, reduction, generator=generator)
-        self.recurrent = Recurrent(reduction, width, generator=generator)
+        self.recurrent = GruLayer(reduction, width, generator=generator)
         self.score = linear(width, 1, generator=generator)
         self.pooling = POOLINGS[pooling]
 
-    def frames(self, batch: Batch) -> Tensor:
+    def frames(self, batch: PaddedBatch) -> Tensor:
         """[b, t]: the score of every row."""
         rows = batch.rows
         return self.score(self.recurrent.behind(self.reduce, rows))[..., 0]
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         """[b]."""
         return self.pooling(self.frames(batch), batch.mask)

@@ -69,7 +69,7 @@ def _shifted(number: Tensor, bits: int) -> Tensor:
     return (number >> bits) & (2 ** (64 - bits) - 1)
 
 
-class Gru(nn.Module):
+class GruLayer(nn.Module):
     """PyTorch's GRU of one layer, one direction and a start of zeros: [b, t, d] to [b, t, width].
 
     The names, shapes and order of its parameters are those of `nn.GRU`, whose numbers it gives.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.optim.adamw import adamw
 
-from vqbank.regressors.batches import Batch, Scaling, Window
+from vqbank.regressors.batches import PaddedBatch, Scaling, Window
 from vqbank.regressors.progress import Epoch
 from vqbank.store.errors import HeadError
 
@@ -47,7 +47,7 @@ class Method:
     """What a head's networks are and how they learn; goes to other processes as it is."""
 
     network: Callable[[torch.Generator], nn.Module]
-    """Makes a module that maps a Batch to scores [b], its start drawn from the generator."""
+    """Makes a module that maps a PaddedBatch to scores [b], its start drawn from the generator."""
     loss: Callable[[Tensor, Tensor], Tensor]
     """Of scores [b] and targets [b]."""
     plan: Plan
@@ -204,7 +204,24 @@ class Member:
         }
 
     def go_on(self, state: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-        """Be as it was when `state` and `counters` were taken."""
+        """Become as it was when `state` and `counters` were taken.
+
+        Raises:
+            ValueError: if a tensor is of another shape or type, or not finite, or a counter out of
+                its range.
+            Exception: LookupError, TypeError, RuntimeError, OverflowError or AttributeError, as
+                NumPy and torch say of other things that they cannot take.
+        """
+        for name, own in self.state().items():
+            if (own.shape, own.dtype) != (state[name].shape, state[name].dtype):
+                raise ValueError(f"{name} is of another shape or type")
+            if not state[name].isfinite().all():
+                raise ValueError(f"{name} has values that are not finite")
+        whole = [counters[name] for name in ("steps", "epoch", "best_epoch")]
+        if not all(type(one) is int and 0 <= one < 2**53 for one in whole) or whole[1] < whole[2]:
+            raise ValueError(f"steps, epoch and best epoch cannot be {whole}")
+        if type(counters["best_srcc"]) is not float or not counters["best_srcc"] < 2:
+            raise ValueError(f"the best SRCC cannot be {counters['best_srcc']!r}")
         self.generator.set_state(state["generator"])
         self.order.bit_generator.state = counters["order"]
         for name, value in self.parameters.items():
@@ -315,9 +332,9 @@ def stacked_scores(
     """Scores [k, b] of k networks, each with its own b videos."""
     values, mask = window.padded(rows, scalings)
     numbers = torch.tensor(noise or [0] * len(rows), device=mask.device)
-    batch = Batch(values, mask, numbers)
+    batch = PaddedBatch(values, mask, numbers)
     if len(rows) == 1:
-        alone = Batch({role: one[0] for role, one in values.items()}, mask[0], numbers[0])
+        alone = PaddedBatch({role: one[0] for role, one in values.items()}, mask[0], numbers[0])
         own = {name: value.squeeze(0) for name, value in parameters.items()}
         return functional_call(module, own, (alone,))[None]
     return vmap(lambda own, its: functional_call(module, own, (its,)))(dict(parameters), batch)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
 from vqbank.regressors.alignment import Align
-from vqbank.regressors.batches import Batch
+from vqbank.regressors.batches import PaddedBatch
 from vqbank.regressors.layers import dropout
 from vqbank.regressors.layers import linear as linear_layer
 from vqbank.regressors.losses import LOSSES, Loss
@@ -121,7 +121,7 @@ class Perceptron(nn.Module):
         self.probability = probability
         self.affine = activation == "none" and probability == 0
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: PaddedBatch) -> Tensor:
         """[b]."""
         scores = self._as_one(batch.rows) if self.affine else self._as_two(batch.rows, batch.noise)
         return POOLINGS["mean"](scores[..., 0], batch.mask)

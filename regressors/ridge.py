@@ -11,8 +11,8 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vqbank.regressors.base import PooledHead
 from vqbank.regressors.holdout import scene_folds
+from vqbank.regressors.pooled_head import PooledHead
 from vqbank.regressors.pooling import pooled
 from vqbank.store.table import FeatureTable
 
@@ -52,6 +52,9 @@ class Ridge(PooledHead):
             f"alpha = {alpha:g}, the best of {len(self.alphas)}, by squared error "
             f"in {len(folds)}-fold cross-validation over training scenes"
         )
+
+    def _most_values(self, width: int) -> int:
+        return 16 * width
 
     def operations(self, videos: int, width: int) -> float:
         """A Gram matrix of inputs or of videos, whichever is smaller, for each fold."""

@@ -1,31 +1,30 @@
 """Heads that learn from whole series with PyTorch: what they share."""
 
-import pickle
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, PositiveInt
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from vqbank.regressors.alignment import Align, Alignment
-from vqbank.regressors.base import Head
-from vqbank.regressors.batches import Scaling, Series
+from vqbank.regressors.base import MOST_MODEL_BYTES, Head
+from vqbank.regressors.batches import Series
+from vqbank.regressors.card import CARD
+from vqbank.regressors.ensemble import Combine, Ensemble, most_bytes
 from vqbank.regressors.holdout import hold_out_scenes
 from vqbank.regressors.member import Fold, Method, Plan, Trained
-from vqbank.regressors.metrics import fit_line
 from vqbank.regressors.parallel import train_all
+from vqbank.regressors.published import read_official
 from vqbank.regressors.training import scores
 from vqbank.store.errors import HeadError, in_words
 from vqbank.store.schema import FeatureSpec
@@ -37,9 +36,6 @@ NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Probability = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Combine = Literal["mean", "rank", "zscore"]
-"""What makes one score of several runs: the mean of raw scores, of places among each run's scores
-of the training rows (0 to 1), or of scores in deviations of these."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -65,7 +61,8 @@ class SequenceHead(Head):
 
     and put it into HEADS and into the layers of `pyproject.toml`.  The network is a plain
     `nn.Module` of one member, whatever the number trained together: `forward(batch)` takes a
-    `batches.Batch` (values by role [b, t, d] float32, mask [b, t], noise) and gives scores [b].
+    `batches.PaddedBatch` (values by role [b, t, d] float32, mask [b, t], noise) and gives scores
+    [b].
 
     - All reductions over t must look at `mask`: padding, order and company change no score by more
       than 1e-5.  Rows behind a video's last are finite, and mean nothing.
@@ -74,7 +71,7 @@ class SequenceHead(Head):
     - Dropout is `layers.dropout(values, p, batch.noise)` while `self.training`.
     - No buffers that training changes: no batch normalisation.
     - Of a stackable head, `forward` runs under `torch.func.vmap`: no `.item()`, no branch on a
-      value, no boolean indexing, no `nn.GRU` (`layers.Gru` instead).
+      value, no boolean indexing, no `nn.GRU` (`layers.GruLayer` instead).
 
     The fields below are parameters of every head; those without a value have one of the head's own.
     """
@@ -116,13 +113,8 @@ class SequenceHead(Head):
     device: str = "cpu"
     """Of PyTorch.  Not kept with the head, which is loaded for the processor of any machine."""
 
-    state_: dict[str, Tensor] = field(init=False)
-    """Of the networks: [runs, ...] each."""
-    scalings_: list[Scaling | None] = field(init=False)
-    line_: tuple[float, float] = field(init=False)
-    """Slope and intercept, from combined scores to MOS."""
-    reference_: Tensor = field(init=False)
-    """[runs, n]: sorted scores of the training rows, where `combine` is not the mean."""
+    ensemble_: Ensemble = field(init=False)
+    """The networks that were trained, one per run."""
 
     @abstractmethod
     def _network(self, widths: Mapping[str, int], generator: torch.Generator) -> nn.Module:
@@ -255,35 +247,22 @@ class SequenceHead(Head):
         return self.selection_
 
     def _predict(self, table: FeatureTable) -> NDArray[np.float64]:
-        raw = self._raw(self._series(table), np.arange(len(table)))
-        slope, intercept = self.line_
-        return slope * self._combined(raw) + intercept
+        raw = self._raw(self.ensemble_, self._series(table), np.arange(len(table)))
+        return self.ensemble_.in_mos(raw, self.combine)
 
-    def _raw(self, series: Series, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _raw(
+        self, networks: Ensemble, series: Series, rows: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """[runs, n]: what each network says, on its own scale."""
         return scores(
             series,
             rows,
             module=self._network(series.widths, torch.Generator()).to(series.device),
-            state={name: value.to(series.device) for name, value in self.state_.items()},
-            scalings=[scaling and scaling.to(series.device) for scaling in self.scalings_],
+            state={name: value.to(series.device) for name, value in networks.state.items()},
+            scalings=[scaling and scaling.to(series.device) for scaling in networks.scalings],
             threads=self.threads,
             stacked=self._stacks(series.widths),
         )
-
-    def _combined(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[n] of the scores [runs, n] of all runs; no video's depends on the others."""
-        if self.combine == "mean":
-            return raw.mean(axis=0)
-        reference = self.reference_.numpy()
-        if reference.size == 0:
-            raise HeadError(f"{self.name} was fitted with combine 'mean'; fit it again")
-        if self.combine == "zscore":
-            mean, deviation = reference.mean(axis=1), reference.std(axis=1)
-            return ((raw - mean[:, None]) / deviation[:, None]).mean(axis=0)
-        places = np.linspace(0, 1, reference.shape[1])
-        ranks = [np.interp(own, known, places) for own, known in zip(raw, reference, strict=True)]
-        return np.mean(ranks, axis=0)
 
     @property
     def _budget_bytes(self) -> int:
@@ -363,18 +342,22 @@ class SequenceHead(Head):
         folds: Sequence[Fold],
         held_out: str,
     ) -> None:
-        """Be what was trained; `held_out` says what the held rows are."""
+        """Keep the networks that were trained, and say how.
+
+        Args:
+            series: where the videos are.
+            rows: of its table, that were fitted or held out.
+            mos: [len(rows)].
+            trained: one per run.
+            folds: likewise.
+            held_out: what the held-out rows are, in words.
+        """
         states = [one.state for one in trained]
-        self.state_ = {
-            name: torch.stack([state[name].cpu() for state in states]) for name in states[0]
-        }
-        self.scalings_ = [one.scaling and one.scaling.to(torch.device("cpu")) for one in trained]
-        raw = self._raw(series, rows)
-        self.reference_ = torch.empty(self.runs, 0, dtype=torch.float64)
-        if self.combine != "mean":
-            self.reference_ = torch.from_numpy(np.sort(raw, axis=1))
-        slope, intercept = fit_line(mos, self._combined(raw))
-        self.line_ = float(slope), float(intercept)
+        networks = Ensemble.of(
+            {name: torch.stack([state[name].cpu() for state in states]) for name in states[0]},
+            [one.scaling and one.scaling.to(torch.device("cpu")) for one in trained],
+        )
+        self.ensemble_ = networks.fitted(self._raw(networks, series, rows), mos, self.combine)
         self.record_ = {
             "split": {
                 "training_videos": len(rows),
@@ -395,38 +378,17 @@ class SequenceHead(Head):
 
     @classmethod
     def published(cls, weights: Path, specs: Mapping[str, FeatureSpec], **parameters: Any) -> Self:
-        """The head of an official checkpoint, as if it had been fitted; scores are its own.
+        """As `Head.published`; where parameters say nothing else, they are those of the paper.
 
-        Args:
-            weights: a state dict that `torch.save` wrote.
-            specs: the features that it takes, by role, in the official order.
-            parameters: of this head, where they differ from those of the paper.  What weights are
-                already, one network on features as they are, goes without saying.
-
-        Raises:
-            HeadError: if the file cannot be read without running code, or holds other tensors.
+        What weights are already, one network on features as they are, goes without saying.
         """
         as_they_are = {"standardise": False, "runs": 1, "combine": "mean"}
         head = cls(**{**cls.paper, **parameters, **as_they_are})
         head.check_parameters()
-        try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-            ours = head._from_official(state)
-        except (
-            OSError, EOFError, RuntimeError, KeyError, AttributeError, pickle.UnpicklingError
-        ) as error:  # fmt: skip
-            said = in_words(error) if isinstance(error, OSError) else str(error)
-            first, *_ = said.splitlines() or ["it ends early"]
-            problem = f"it lacks {first}" if isinstance(error, KeyError) else first
-            raise HeadError(
-                f"{weights} is no checkpoint of {cls.name}'s paper: {problem}"
-            ) from error
         head.specs_ = dict(specs)
-        head.state_ = {name: value[None].float() for name, value in ours.items()}
-        head._check_state(weights)
-        head.scalings_ = [None]
-        head.reference_ = torch.empty(1, 0, dtype=torch.float64)
-        head.line_ = 1.0, 0.0
+        shapes = head._shapes(weights)
+        state = read_official(weights, head._from_official, shapes, head=cls.name)
+        head.ensemble_ = Ensemble.of({name: own[None] for name, own in state.items()}, [None])
         head.selection_ = f"published weights, {weights.name}, not fitted"
         return head
 
@@ -434,67 +396,34 @@ class SequenceHead(Head):
         """The network's parameters, of an official state dict."""
         raise HeadError(f"no official weights of {self.name} are known")
 
-    def _check_state(self, path: Path) -> None:
-        """Compare names and shapes of what was read with the network's."""
-        with torch.device("meta"):  # no memory for what a card may say, before the file agrees
-            network = self._network(_widths(self.specs_), torch.Generator())
-        wanted = {name: (self.runs, *value.shape) for name, value in network.named_parameters()}
-        got = {name: tuple(value.shape) for name, value in self.state_.items()}
-        if wanted != got:
-            wrong = min(
-                name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name)
-            )
-            raise HeadError(
-                f"{path} does not fit this head, or is damaged: {wrong} has shape "
-                f"{got.get(wrong, 'none')}, not {wanted.get(wrong, 'any')}"
-            )
+    def _shapes(self, path: Path) -> dict[str, tuple[int, ...]]:
+        """Of the parameters of one network, by name; without memory for them.
+
+        Raises:
+            HeadError: naming `path`, if no network has the widths that the card of a head says.
+        """
+        try:
+            with torch.device("meta"):
+                network = self._network(_widths(self.specs_), torch.Generator())
+        except (RuntimeError, TypeError, OverflowError, ValueError) as error:
+            raise HeadError(f"{path}: no {self.name} has such widths: {in_words(error)}") from error
+        return {name: tuple(value.shape) for name, value in network.named_parameters()}
+
+    def _most_model_bytes(self) -> int:
+        shapes = self._shapes(Path(CARD))
+        return min(MOST_MODEL_BYTES, most_bytes(self.runs, shapes, _widths(self.specs_)))
 
     def _model_bytes(self) -> bytes:
-        tensors = {f"network.{name}": value.contiguous() for name, value in self.state_.items()}
-        for role in self.specs_ if self.scalings_[0] is not None else ():
-            for kind in ("mean", "deviation"):
-                own = [getattr(scaling, kind)[role] for scaling in self.scalings_]
-                tensors[f"scaling.{role}.{kind}"] = torch.stack(own)
-        tensors["line"] = torch.tensor(self.line_, dtype=torch.float64)
-        tensors["reference"] = self.reference_
-        return save(tensors)
+        return self.ensemble_.content()
 
     def _restore(self, content: bytes, path: Path) -> None:
-        try:
-            tensors = load(content)
-            slope, intercept = tensors.pop("line").tolist()
-            self.line_ = slope, intercept
-            self.reference_ = tensors.pop("reference")
-        except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise HeadError(
-                f"{path} does not fit this head, or is damaged: {in_words(error)}"
-            ) from error
-        for name, tensor in tensors.items():
-            if tensor.dtype != torch.float32:
-                raise HeadError(f"{path} is damaged: {name} holds {tensor.dtype}")
-        self.state_ = {
-            name.removeprefix("network."): value
-            for name, value in tensors.items()
-            if name.startswith("network.")
-        }
-        self._check_state(path)
-        self.scalings_ = [None] * self.runs
-        if len(tensors) > len(self.state_):
-            widths = _widths(self.specs_)
-            for role, width in widths.items():
-                for kind in ("mean", "deviation"):
-                    value = tensors.get(f"scaling.{role}.{kind}")
-                    if value is None or value.shape != (self.runs, width):
-                        raise HeadError(f"{path} is damaged: no {kind} of {role}")
-            self.scalings_ = [
-                Scaling(
-                    *(
-                        {role: tensors[f"scaling.{role}.{kind}"][run] for role in widths}
-                        for kind in ("mean", "deviation")
-                    )
-                )
-                for run in range(self.runs)
-            ]
+        self.ensemble_ = Ensemble.read(
+            content,
+            path,
+            runs=self.runs,
+            shapes=self._shapes(path),
+            widths=_widths(self.specs_),
+        )
 
 
 def _widths(specs: Mapping[str, FeatureSpec]) -> dict[str, int]:

@@ -16,8 +16,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.svm import SVR
 
-from vqbank.regressors.base import PooledHead
 from vqbank.regressors.holdout import scene_folds
+from vqbank.regressors.pooled_head import PooledHead
 from vqbank.regressors.pooling import pooled
 from vqbank.store.errors import HeadError
 from vqbank.store.schema import Video
@@ -82,6 +82,10 @@ class Svr(PooledHead):
         self.seed = seed
         self.exact_videos = exact_videos
         self.landmarks = landmarks
+
+    def _most_values(self, width: int) -> int:
+        kept = max(self.exact_videos, self.landmarks)
+        return 2 * (kept * (width + 8) + self.landmarks**2 + 256 * width)
 
     def operations(self, videos: int, width: int) -> float:
         """Support vectors grow with videos^2.5: 1000 to 4000 videos take 22 to 42 times as long."""

@@ -24,10 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqbank.store.errors import DamagedShardError
+from vqbank.store.errors import DamagedShardError, in_words
 from vqbank.store.tail import Tower, read_tower
 
 Activation = Literal["gelu", "quick_gelu"]
+MOST_SIZE = 2**24
+"""No width, number of tokens or of blocks of a tower reaches this."""
 
 
 class QuickGelu(nn.Module):
@@ -333,16 +335,47 @@ def load_text_tail(folder: Path) -> TextTail:
 def _filled(kind: Any, folder: Path, name: str) -> Any:
     tower = read_tower(folder, name)
     try:
-        with torch.device("meta"):
+        _check_sizes(tower)
+        with torch.device("meta"):  # no memory for what a configuration may say
             network = kind(**tower.configuration)
+        wanted = network.state_dict()
+        given = {key: tower.tensors[key].shape for key in tower.tensors}
+        if given != {key: tuple(value.shape) for key, value in wanted.items()}:
+            raise ValueError("its weights have other names or shapes than its configuration")
         network.load_state_dict(_tensors(tower), assign=True)
-    except (TypeError, KeyError, RuntimeError) as error:
+    except (
+        TypeError, LookupError, ValueError, ArithmeticError, AssertionError, RuntimeError
+    ) as error:  # fmt: skip
         raise DamagedShardError(
-            f"{folder}: its {name} tower is of parts that this vqbank does not know: {error}"
+            f"{folder}: its {name} tower is damaged, or of parts that this vqbank does not know: "
+            f"{in_words(error)}"
         ) from error
     return network.eval().requires_grad_(False)
 
 
+def _check_sizes(tower: Tower) -> None:
+    """Refuse a configuration of more blocks than there are weights, or of sizes that none has.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for key, value in tower.configuration.items():
+        if isinstance(value, int) and not 0 <= value < MOST_SIZE:
+            raise ValueError(f"{key} cannot be {value}")
+    blocks = {key.split(".")[1] for key in tower.tensors if key.startswith("blocks.")}
+    layers = tower.configuration["layers"] - tower.configuration.get("cut", -1) - 1
+    if layers != len(blocks):
+        raise ValueError(f"it has {len(blocks)} blocks, not {layers}")
+
+
 def _tensors(tower: Tower) -> dict[str, Tensor]:
-    # Copied to where PyTorch puts tensors: last bits depend on how memory is aligned.
-    return {name: torch.tensor(array) for name, array in tower.tensors.items()}
+    """Copied to where PyTorch puts tensors: last bits depend on how memory is aligned.
+
+    Raises:
+        ValueError: naming weights that are not finite.
+    """
+    tensors = {name: torch.tensor(array) for name, array in tower.tensors.items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
+    return tensors

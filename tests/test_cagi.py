@@ -16,7 +16,7 @@ from vqbank.pipelines.experiments.evaluate import Trial
 from vqbank.pipelines.experiments.train import train
 from vqbank.pipelines.recipe import read_recipe
 from vqbank.regressors import load_head, make_head
-from vqbank.regressors.batches import Batch
+from vqbank.regressors.batches import PaddedBatch
 from vqbank.regressors.cagi import Cagi, Wiring
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import HeadError, MissingFeatureError
@@ -46,7 +46,7 @@ def rows(length, widths=SMALL, *, seed=0):
 
 def batch(values):
     length = next(iter(values.values())).shape[1]
-    return Batch(values, torch.ones(1, length, dtype=torch.bool), torch.tensor(0))
+    return PaddedBatch(values, torch.ones(1, length, dtype=torch.bool), torch.tensor(0))
 
 
 def padded(videos, *, behind):
@@ -59,7 +59,7 @@ def padded(videos, *, behind):
         values[role] = torch.full((len(videos), longest, videos[0][role].shape[2]), 37.0)
         for place, video in enumerate(videos):
             values[role][place, : lengths[place]] = video[role][0]
-    return Batch(values, mask, torch.tensor(0))
+    return PaddedBatch(values, mask, torch.tensor(0))
 
 
 def table_of(series, *, frames=None, scenes=None):

@@ -19,7 +19,7 @@ from vqbank.pipelines.manifest import read_manifest
 from vqbank.pipelines.recipe import read_recipe
 from vqbank.pipelines.results.records import read_records
 from vqbank.pipelines.splits.file import splits_file
-from vqbank.regressors.base import read_card
+from vqbank.regressors.card import read_card
 from vqbank.store.documents import file_bytes, json_value, yaml_text, yaml_value
 from vqbank.store.errors import BankError, HeadError, RecipeError, VqbankError
 from vqbank.store.exchange.incoming import npy_array, refuse_pickle

@@ -97,7 +97,10 @@ def test_an_interrupted_command_goes_on_from_its_checkpoint(recipe, tmp_path, mo
     assert len(seen) == 2 * 3  # of two runs the epochs after the first
     assert not (tmp_path / "head.checkpoint").exists()
     one, other = (load_head(tmp_path / name) for name in ("expected", "head"))
-    assert all(torch.equal(one.state_[name], other.state_[name]) for name in one.state_)
+    assert all(
+        torch.equal(one.ensemble_.state[name], other.ensemble_.state[name])
+        for name in one.ensemble_.state
+    )
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from vqbank.regressors import load_head, make_head
-from vqbank.regressors.base import read_card
+from vqbank.regressors.card import read_card
 from vqbank.store.documents import yaml_text
 from vqbank.store.errors import HeadError
 from vqbank.store.schema import Video
@@ -186,11 +188,61 @@ def test_no_link_is_followed_out_of_a_head(head, tmp_path, which):
         load_head(folder)
 
 
-def test_a_model_file_without_end_is_not_read(head):
-    folder = head("svr")
+@pytest.mark.parametrize("length", [2**26, 2**40])
+@pytest.mark.parametrize("name", ["svr", "boosting", "mlp"])
+def test_a_model_file_longer_than_its_card_explains_is_not_read(head, name, length):
+    folder = head(name)
     with model(folder).open("r+b") as file:
-        file.truncate(2**40)
+        file.truncate(length)
     started = time.process_time()
-    with pytest.raises(HeadError, match="has more than 1,073,741,824 bytes, the most"):
+    with pytest.raises(HeadError, match=r"has more than [\d,]+ bytes, the most of such a file"):
         load_head(folder)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("name", ["svr", "boosting", "mlp"])
+def test_a_card_cannot_explain_more_than_the_longest_file_that_is_read(head, name):
+    folder = head(name)
+    card = read_card(folder)
+    huge = {"svr": "exact_videos", "boosting": "most_trees", "mlp": "width"}[name]
+    card["parameters"][huge] = 10**12
+    changed(folder, b"", parameters=card["parameters"])
+    with model(folder).open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(HeadError, match="has more than 1,073,741,824 bytes, the most"):
+        load_head(folder)
+
+
+def not_finite(own):
+    own["network.hidden.bias"][0, 0] = float("nan")
+
+
+def endless(own):
+    own["line"][1] = float("inf")
+
+
+def no_deviation(own):
+    own["scaling.x.deviation"][0, 0] = 0
+
+
+def flat_reference(own):
+    own["reference"] = own["reference"].flatten()
+
+
+def another_type(own):
+    own["line"] = own["line"].bfloat16()
+
+
+def stranger(own):
+    own["network.more"] = own["network.hidden.bias"].clone()
+
+
+@pytest.mark.parametrize(
+    "change", [not_finite, endless, no_deviation, flat_reference, another_type, stranger]
+)
+def test_networks_that_could_only_give_nonsense_are_refused(head, change):
+    folder = head("mlp")
+    own = load_tensors(model(folder).read_bytes())
+    change(own)
+    with pytest.raises(HeadError, match=r"model-[^\n]*damaged[^\n]*$"):
+        load_head(changed(folder, save_tensors(own)))

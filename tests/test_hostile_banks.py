@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vqbank.pipelines.commands import cli
-from vqbank.regressors.base import read_card
+from vqbank.regressors.card import read_card
 from vqbank.store import catalogue
 from vqbank.store.bank import FeatureStore
 from vqbank.store.checksums import crc32c

@@ -3,11 +3,11 @@ import torch
 from torch.func import functional_call, vmap
 
 from vqbank.regressors import layers
-from vqbank.regressors.layers import Gru, dropout, linear, start_uniform
+from vqbank.regressors.layers import GruLayer, dropout, linear, start_uniform
 
 
 def pair(width_in=7, width=5):
-    ours = Gru(width_in, width, generator=torch.Generator().manual_seed(0))
+    ours = GruLayer(width_in, width, generator=torch.Generator().manual_seed(0))
     theirs = torch.nn.GRU(width_in, width, batch_first=True)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
@@ -54,7 +54,7 @@ def gru_and_layer(outputs, *, bias=True, seed=0):
     source = torch.Generator().manual_seed(seed)
     layer = torch.nn.utils.skip_init(torch.nn.Linear, 11, outputs, bias=bias)
     start_uniform(layer, 0.3, generator=source)
-    return Gru(outputs, 5, generator=source), layer
+    return GruLayer(outputs, 5, generator=source), layer
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -78,7 +78,7 @@ def test_a_stack_of_grus_is_each_of_them(at_once, arrays, monkeypatch):
     monkeypatch.setattr(layers, "FEWEST_STEPS", at_once)
     monkeypatch.setattr(layers, "CACHED", 0)
     monkeypatch.setattr(layers, "_arrays", arrays)
-    members = [Gru(7, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    members = [GruLayer(7, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     rows = torch.randn(3, 2, 9, 7, generator=torch.Generator().manual_seed(5)).requires_grad_()
     stacked = {
         name: torch.stack(

@@ -16,8 +16,8 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVR
 
 from vqbank.regressors import HEADS, load_head, make_head
-from vqbank.regressors.base import read_card
 from vqbank.regressors.blend import MEMBERS
+from vqbank.regressors.card import read_card
 from vqbank.regressors.holdout import hold_out_scenes
 from vqbank.regressors.pooling import pooled, pooled_width
 from vqbank.store.documents import yaml_text, yaml_value
@@ -341,6 +341,16 @@ def test_what_a_fit_costs_grows_with_videos_and_steps_are_told(name):
     assert all(0 <= share < 1 for share in done)
     assert done == sorted(done)
     assert bool(told) == (name != "ridge")
+
+
+def test_the_few_videos_by_which_a_blend_is_foretold_are_fitted_as_the_many_would_be():
+    blend = make_head("blend", folds=3)
+    few, many = blend.small(300), blend.small(31_000)
+
+    assert many.operations(600, 60) != few.operations(600, 60)
+    assert "approximated" not in few.fit(*synthetic(60)).selection_
+    table, mos = synthetic(180)  # of whose folds each has more videos than there are landmarks
+    assert many.fit(table, mos).selection_.count("approximated (Nystroem, 100 landmarks") == 2
 
 
 def test_one_long_tailed_input_does_not_hide_the_others_from_a_gaussian_process():

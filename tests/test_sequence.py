@@ -13,8 +13,8 @@ from sklearn.base import clone
 
 from vqbank.regressors import HEADS, batches, load_head, make_head
 from vqbank.regressors.alignment import Alignment
-from vqbank.regressors.base import read_card
-from vqbank.regressors.batches import Batch, Series, Window
+from vqbank.regressors.batches import PaddedBatch, Series, Window
+from vqbank.regressors.card import read_card
 from vqbank.regressors.member import Fold, Method, Plan
 from vqbank.regressors.metrics import srcc
 from vqbank.regressors.score_pooling import hysteresis
@@ -97,7 +97,7 @@ def test_padding_changes_nothing_that_is_learnt(name):
             },
             torch.nn.functional.pad(mask[0], (0, more)),
         ]
-        predicted = module(Batch(batch[0], batch[1], torch.tensor(3)))
+        predicted = module(PaddedBatch(batch[0], batch[1], torch.tensor(3)))
         head._loss(predicted, torch.from_numpy(mos[rows]).float() / 100).backward()
         networks.append([p.grad for p in module.parameters()])
 
@@ -149,9 +149,9 @@ def test_runs_that_do_not_stack_are_a_process_each(monkeypatch, tmp_path):
         HEADS["mlp"].fit_many(heads, table, mos, rows)
 
     assert len(tasks) == 4
-    states = [head.state_["score.weight"][run] for head in heads for run in range(2)]
+    states = [head.ensemble_.state["score.weight"][run] for head in heads for run in range(2)]
     for state, one in zip(states, alone, strict=True):
-        assert torch.equal(state, one.state_["score.weight"][0])
+        assert torch.equal(state, one.ensemble_.state["score.weight"][0])
     assert not list(tmp_path.iterdir())
 
 
@@ -227,7 +227,7 @@ def test_heads_with_other_parameters_are_fitted_side_by_side():
 
     fitted = type(heads[0]).fit_many(heads, table, mos, [np.arange(48)] * 3)
 
-    assert [head.state_["hidden.weight"].shape[1] for head in fitted] == [4, 8, 4]
+    assert [head.ensemble_.state["hidden.weight"].shape[1] for head in fitted] == [4, 8, 4]
     with pytest.raises(HeadError, match="constant target"):
         type(heads[0]).fit_many(heads, table, np.ones(48), [np.arange(48)] * 3)
 
@@ -265,8 +265,10 @@ def test_an_ensemble_is_its_runs_combined(combine, tmp_path):
     ensemble = quick("mlp", runs=3, combine=combine).fit(train, mos[:50])
     alone = [quick("mlp", seed=seed).fit(train, mos[:50]) for seed in range(3)]
 
-    raw = np.stack([(h.predict(table) - h.line_[1]) / h.line_[0] for h in alone])
-    known = np.stack([(h.predict(train) - h.line_[1]) / h.line_[0] for h in alone])
+    raw = np.stack([(h.predict(table) - h.ensemble_.line[1]) / h.ensemble_.line[0] for h in alone])
+    known = np.stack(
+        [(h.predict(train) - h.ensemble_.line[1]) / h.ensemble_.line[0] for h in alone]
+    )
     match combine:
         case "mean":
             expected = raw.mean(axis=0)
@@ -279,7 +281,7 @@ def test_an_ensemble_is_its_runs_combined(combine, tmp_path):
                 for row, own in zip(raw, known, strict=True)
             ]
             expected = np.mean(places, axis=0)
-    slope, intercept = ensemble.line_
+    slope, intercept = ensemble.ensemble_.line
     got = (ensemble.predict(table) - intercept) / slope
     tolerance = 0.03 if combine == "rank" else 1e-4  # ours goes from place to place in a line
     # PLCC leaves the offset of a network free, and rounding moves it.
@@ -364,7 +366,7 @@ def test_a_head_gives_its_rates_to_training(name):
     assert {rate: getattr(plan, rate) for rate in rates} == rates
     one, other = (quick(name, **{**rates, "decay_epochs": epochs}) for epochs in (1, 9))
     predicted = [head.set_params(patience=4, epochs=4).fit(table, mos) for head in (one, other)]
-    assert not torch.equal(*(next(iter(head.state_.values())) for head in predicted))
+    assert not torch.equal(*(next(iter(head.ensemble_.state.values())) for head in predicted))
 
 
 # --- memory and interruptions
@@ -400,8 +402,12 @@ def test_runs_that_are_streamed_are_trained_one_after_the_other():
     )
 
     for run, (one, other) in enumerate(zip(alone, many, strict=True)):
-        assert torch.equal(both.state_["score.weight"][run], one.state_["score.weight"][0])
-        assert torch.equal(other.state_["score.weight"], one.state_["score.weight"])
+        assert torch.equal(
+            both.ensemble_.state["score.weight"][run], one.ensemble_.state["score.weight"][0]
+        )
+        assert torch.equal(
+            other.ensemble_.state["score.weight"], one.ensemble_.state["score.weight"]
+        )
 
 
 def test_streamed_statistics_are_those_of_memory():
@@ -409,7 +415,7 @@ def test_streamed_statistics_are_those_of_memory():
     options = {"epochs": 1, "memory_gib": 20_000 / 2**30}
     streamed, held = (quick("gru", **more).fit(table, mos) for more in (options, {"epochs": 1}))
 
-    for one, other in zip(streamed.scalings_, held.scalings_, strict=True):
+    for one, other in zip(streamed.ensemble_.scalings, held.ensemble_.scalings, strict=True):
         for role in table.roles:
             torch.testing.assert_close(one.mean[role], other.mean[role])
             torch.testing.assert_close(one.deviation[role], other.deviation[role])
@@ -717,9 +723,12 @@ def test_the_affine_mlp_is_the_mean_over_its_slots():
     table, mos = ragged()
     head = quick("mlp", slots=8, align="repeat").fit(table, mos)
     assert head._average
-    weight, bias = head.state_["hidden.weight"][0], head.state_["hidden.bias"][0]
-    second, offset = head.state_["score.weight"][0, 0], head.state_["score.bias"][0, 0]
-    scaling = head.scalings_[0]
+    weight, bias = head.ensemble_.state["hidden.weight"][0], head.ensemble_.state["hidden.bias"][0]
+    second, offset = (
+        head.ensemble_.state["score.weight"][0, 0],
+        head.ensemble_.state["score.bias"][0, 0],
+    )
+    scaling = head.ensemble_.scalings[0]
     expected = []
     for row in range(len(table)):
         slots = []
@@ -730,7 +739,9 @@ def test_the_affine_mlp_is_the_mean_over_its_slots():
                 value = own[min(slot, len(own) - 1)]
                 parts.append((value - scaling.mean[role]) / scaling.deviation[role])
             slots.append(second @ (weight @ torch.cat(parts) + bias) + offset)
-        expected.append(head.line_[0] * float(torch.stack(slots).mean()) + head.line_[1])
+        expected.append(
+            head.ensemble_.line[0] * float(torch.stack(slots).mean()) + head.ensemble_.line[1]
+        )
 
     np.testing.assert_allclose(head.predict(table), expected, atol=1e-4 * np.ptp(mos))
 
@@ -799,7 +810,7 @@ def test_vsfa_published_weights_load(shared_data):
     spec = FeatureSpec("semantic.last", (4096,), "float16", {"extractor": "semantic"})
     head = HEADS["gru"].published(shared_data / "data" / "weights" / "VSFA.pt", {"semantic": spec})
 
-    assert {name: tuple(value.shape[1:]) for name, value in head.state_.items()} == {
+    assert {name: tuple(value.shape[1:]) for name, value in head.ensemble_.state.items()} == {
         "reduce.weight": (128, 4096),
         "reduce.bias": (128,),
         "recurrent.weight_ih_l0": (96, 128),

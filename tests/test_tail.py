@@ -192,7 +192,7 @@ def test_what_is_not_there_is_named(store):
 
 def test_parts_that_are_not_known_are_refused(store):
     write_tail(store, SPEC, SMALL)
-    with pytest.raises(DamagedShardError, match="its image tower is of parts that this vqbank"):
+    with pytest.raises(DamagedShardError, match="its image tower is damaged, or of parts that"):
         load_tail(folder_of(store))
 
 

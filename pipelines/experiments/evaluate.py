@@ -31,8 +31,9 @@ from vqbank.pipelines.splits.split import (
     too_small,
 )
 from vqbank.regressors import make_head
-from vqbank.regressors.base import Head, PooledHead
+from vqbank.regressors.base import Head
 from vqbank.regressors.metrics import QualityMetrics, quality_metrics
+from vqbank.regressors.pooled_head import PooledHead
 from vqbank.regressors.pooling import PooledTable, pooled, pooled_width
 from vqbank.regressors.progress import Cost
 from vqbank.store.bank import FeatureStore

@@ -19,7 +19,8 @@ from vqbank.pipelines.experiments.fitting import Telling, watched
 from vqbank.pipelines.experiments.processes import in_workers
 from vqbank.pipelines.recipe import Recipe, required
 from vqbank.regressors import make_head
-from vqbank.regressors.base import Head, check_vacant
+from vqbank.regressors.base import Head
+from vqbank.regressors.card import check_vacant
 from vqbank.regressors.pooling import PooledTable, pooled
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import RecipeError

@@ -121,6 +121,8 @@ def _scores(fixture: Fixture, path: Path, name: str, feature: Tensor) -> Iterato
         yield fixture.close(f"{what}_slots", scores[1:], absolute=1e-4)
         yield fixture.close(f"{what}_score", scores[:1], absolute=1e-4)
     hidden = linear(
-        torch.from_numpy(drawn[0]), head.state_["hidden.weight"][0], head.state_["hidden.bias"][0]
+        torch.from_numpy(drawn[0]),
+        head.ensemble_.state["hidden.weight"][0],
+        head.ensemble_.state["hidden.bias"][0],
     )
     yield fixture.close("head_hidden_slot0", hidden, absolute=1e-4)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqbank.pipelines.golden.fixture import Check, Fixture, array, checkpoint
-from vqbank.regressors.batches import Batch
+from vqbank.regressors.batches import PaddedBatch
 from vqbank.regressors.gru import FrameScores, Gru
 from vqbank.regressors.score_pooling import POOLINGS, hysteresis
 from vqbank.store.errors import GoldenError
@@ -73,10 +73,10 @@ def _play_head(
     network = FrameScores(
         4096, head.reduction, head.width, pooling=head.pooling, generator=torch.Generator()
     )
-    network.load_state_dict({name: value[0] for name, value in head.state_.items()})
+    network.load_state_dict({name: value[0] for name, value in head.ensemble_.state.items()})
     for row, (name, clip) in enumerate(clips.items()):
         mask = torch.ones(1, len(clip), dtype=torch.bool)
-        batch = Batch({"semantic": torch.from_numpy(clip)[None]}, mask, torch.tensor(0))
+        batch = PaddedBatch({"semantic": torch.from_numpy(clip)[None]}, mask, torch.tensor(0))
         with torch.inference_mode():
             frames = network.frames(batch)
         pooled = hysteresis(frames, mask)
