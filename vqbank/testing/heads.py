@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from vqbank.regressors import HEADS, load_head
-from vqbank.regressors.base import Head, read_card
+from vqbank.regressors.base import Head
+from vqbank.regressors.card import read_card
 from vqbank.store.errors import HeadError
 from vqbank.store.schema import Video
 from vqbank.store.table import FeatureTable

@@ -9,7 +9,7 @@ from sklearn.linear_model import BayesianRidge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vqbank.regressors.base import PooledHead
+from vqbank.regressors.pooled_head import PooledHead
 from vqbank.regressors.pooling import pooled
 from vqbank.store.table import FeatureTable
 
