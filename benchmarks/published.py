@@ -18,11 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vqbank.pipelines.commands.bank import labelled_videos
 from vqbank.pipelines.experiments.evaluate import Trial, all_cores
 from vqbank.pipelines.recipe import Protocol, Recipe
 from vqbank.pipelines.results.compare import compare
 from vqbank.pipelines.results.records import Record, record_of
+from vqbank.pipelines.sources import labelled_videos
 from vqbank.pipelines.splits.file import write_splits
 from vqbank.pipelines.splits.schemes import named_splits
 from vqbank.store.bank import FeatureStore
@@ -50,7 +50,7 @@ def run(
 ) -> tuple[Record, float]:
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore.create(Path(folder) / "bank")
-        ids = [video.id for video in labelled_videos(labels, None, None)]
+        ids = [video.id for video in labelled_videos(labels)]
         import_feats_mat(features, store, name="cache", ids=ids)
         recipe = Recipe(
             labels=labels,
@@ -118,7 +118,7 @@ def scenes_or_not(data: Path, jobs: int, console: Console) -> bool:
     labels = data / "labels" / "vsfa_CVD2014info.mat"
     if absent(console, features, labels):
         return True
-    videos = labelled_videos(labels, None, None)
+    videos = labelled_videos(labels)
     alone = [replace(video, scene=video.id) for video in videos]
     with tempfile.TemporaryDirectory() as folder:
         for what, rows in (("by scene", videos), ("at random", alone)):

@@ -61,25 +61,39 @@ def with_keys(recipe: Recipe, *, weights: Mapping[str, str] | None = None) -> Re
 
 
 def check_names(recipe: Recipe) -> None:
-    """Refuse heads, their parameters and splits that there are not, before any feature is read.
+    """Refuse heads and splits that there are not, before any feature is read.
 
     Raises:
-        UnknownNameError: if there is no such head, parameter or scheme of splits.
-        HeadError: if a parameter of a head has an impossible value.
+        UnknownNameError: if there is no such head or scheme of splits.
         RecipeError: if a file of splits cannot be read.
     """
     from vqbank.pipelines.splits.file import splits_file
     from vqbank.pipelines.splits.schemes import scheme_of
-    from vqbank.regressors import make_head
+    from vqbank.regressors import HEADS
 
     for label in recipe.heads:
-        name, parameters = recipe.head(label)
-        make_head(name, **parameters)
+        name, _ = recipe.head(label)
+        if name not in HEADS:
+            raise UnknownNameError(unknown_name("head", name, HEADS))
     splits = recipe.protocol.splits
     if splits.endswith(".json"):
         splits_file(Path(splits))
     elif splits != "scene":
         scheme_of(splits)
+
+
+def check_heads(recipe: Recipe) -> None:
+    """Refuse parameters that heads do not take; imports what the heads need, which takes a second.
+
+    Raises:
+        UnknownNameError: if a head has no such parameter.
+        HeadError: if a parameter has an impossible value.
+    """
+    from vqbank.regressors import make_head
+
+    for label in recipe.heads:
+        name, parameters = recipe.head(label)
+        make_head(name, **parameters)
 
 
 def check_use(recipe: Recipe, extractors: "Mapping[str, Extractor]") -> None:
@@ -102,6 +116,7 @@ def check_use(recipe: Recipe, extractors: "Mapping[str, Extractor]") -> None:
                     f"features: {unknown_name(f'output of {entry}', output, outputs)}"
                 )
     check_names(recipe)
+    check_heads(recipe)
 
 
 def _kind(recipe: Recipe, name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from vqbank.pipelines.terminal import say
+from vqbank.pipelines.log import log
 from vqbank.store.documents import file_text
 from vqbank.store.errors import ManifestError, naming, unknown_name
 from vqbank.store.ordinary import open_ordinary
@@ -36,16 +36,30 @@ of formats that it knows by their content.  Not those of pictures, sound, subtit
 without a header, nor those that other files have as often (.dat, .bit, .sub, .str, .mod, .ogg)."""
 
 
-def read_videos(source: Path, *, quiet: bool = False) -> list[Video]:
+def read_videos(source: Path | str) -> list[Video]:
     """The videos of a manifest (`.csv`), of a folder, or the single video at `source`.
 
-    What a folder holds beside videos is left out, and said on standard error unless `quiet`.
+    What a folder holds beside videos is left out, which the logger `vqbank` is told.  No video is
+    opened.
+
+    Args:
+        source: a manifest as `read_manifest` describes it, a folder, or a video.
+
+    Returns:
+        Videos with their ids (`dataset/relative-path`) and paths; of a manifest with scores (the
+        column `mos`, in any unit), scenes and parts where it has them.
 
     Raises:
         ManifestError: naming file and line.
+
+    Example:
+        >>> videos = vqbank.read_videos("set.csv")
+        >>> len(videos), videos[0].id, videos[0].mos
+        (12, 'set/clips/0.mp4', 80.0)
     """
+    source = Path(source)
     if source.is_dir():
-        return _folder_videos(source, quiet=quiet)
+        return _folder_videos(source)
     if source.suffix.lower() == ".csv":
         return read_manifest(source)
     return [Video(id=f"{source.absolute().parent.name}/{source.name}", path=source)]
@@ -178,7 +192,7 @@ def _cell(manifest: Path, video: Video, column: str) -> str:
     return repr(value) if column == "mos" or column == "std" else str(value)
 
 
-def _folder_videos(folder: Path, *, quiet: bool) -> list[Video]:
+def _folder_videos(folder: Path) -> list[Video]:
     name = folder.resolve().name
     paths, others = [], Counter[str]()
     for path in sorted(folder.rglob("*")):
@@ -189,8 +203,8 @@ def _folder_videos(folder: Path, *, quiet: bool) -> list[Video]:
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
     if not paths:
         raise ManifestError(f"{folder} holds no videos, but {kinds or 'nothing'}")
-    if others and not quiet:
-        say(f"{folder}: {others.total()} files left out that are no videos: {kinds}", err=True)
+    if others:
+        log.info("%s: %d files left out that are no videos: %s", folder, others.total(), kinds)
     return [Video(id=f"{name}/{_text(path.relative_to(folder))}", path=path) for path in paths]
 
 

@@ -96,13 +96,23 @@ class Recipe(BaseModel):
         return name, parameters
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path | str) -> Recipe:
     """The recipe at `path`; where no file is, the shipped one of this name.
+
+    Args:
+        path: a YAML file, to whose folder the recipe's paths are relative; or the name of a recipe
+            that comes with vqbank, as `vqbank recipe` lists them.
 
     Raises:
         RecipeError: naming the file and the key; unknown keys with the nearest known one.
         UnknownNameError: if it is a plain name, of neither a file nor a shipped recipe.
+
+    Example:
+        >>> recipe = vqbank.read_recipe("demo")
+        >>> recipe.features
+        {'quality': 'nss.brisque', 'motion': 'motion.series'}
     """
+    path = Path(path)
     if path.name == str(path) and not path.suffix and not path.is_file():
         return _recipe_of(shipped_recipe(path.name), path)
     if path.suffix.lower() in (".csv", *VIDEO_SUFFIXES):

@@ -1,4 +1,4 @@
-"""What `predict` is told to score: videos, folders, manifests and label files.
+"""Where commands find videos: single files, folders, manifests and label files.
 
 No network library is imported here, so that a name that is wrong is refused at once.
 """
@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vqbank.pipelines.labels import Labels, read_labels
-from vqbank.pipelines.manifest import is_manifest, read_videos
+from vqbank.pipelines.labels.videos import videos_of
+from vqbank.pipelines.manifest import is_manifest, read_manifest, read_videos
 from vqbank.store.errors import ManifestError, RecipeError
 from vqbank.store.schema import Fingerprint, Video
 
@@ -18,14 +19,14 @@ LABEL_SUFFIXES = frozenset(
 
 
 def check_sources(sources: Sequence[Path], *, from_bank: bool) -> None:
-    """Refuse what is not there, or lists no videos, before any network is loaded.
+    """Refuse what is not there, or is a label file where none is scored.
 
     Args:
         sources: as the command line has them.
         from_bank: whether a bank is named, whose videos a label file may mean.
 
     Raises:
-        ManifestError: naming all that is not there; also as `read_videos`.
+        ManifestError: naming all that is not there.
         RecipeError: for a label file without a bank, or beside other sources.
     """
     absent = [str(source) for source in sources if not source.exists()]
@@ -33,11 +34,10 @@ def check_sources(sources: Sequence[Path], *, from_bank: bool) -> None:
         raise ManifestError(f"there is no such file or folder: {', '.join(absent)}")
     for source in sources:
         if not _is_label_file(source):
-            if _has_ids(source) or source.is_dir():
-                read_videos(source, quiet=True)  # they are read again
-        elif len(sources) > 1:
+            continue
+        if len(sources) > 1:
             raise RecipeError(f"{source} is a label file, which is scored alone")
-        elif not from_bank:
+        if not from_bank:
             if source.suffix.lower() == ".csv":
                 read_videos(source)  # says why it is no manifest
             raise RecipeError(
@@ -82,6 +82,51 @@ def videos_to_score(sources: Sequence[Path]) -> Iterator[Video]:
             # Two files under one id of manifests are for the extraction to refuse.
             if first is scored or (has_ids and first != scored):
                 yield scored
+
+
+def labelled_videos(
+    source: Path, dataset: str | None = None, score: str | None = None
+) -> list[Video]:
+    """The rows of a manifest, or of a label file of any layout, in its order.
+
+    Args:
+        source: the file.
+        dataset: the first part of every id of a label file (default: the file's name).
+        score: the column of a label file that is the MOS, where it has several.
+
+    Raises:
+        ManifestError: naming file, line and column; or if a column is named of a manifest.
+    """
+    if is_manifest(source):
+        if score is not None:
+            raise ManifestError(f"--score is for label files; the score of {source} is `mos`")
+        return read_manifest(source)
+    return videos_of(
+        read_labels(source, score=score).rows, source.stem if dataset is None else dataset
+    )
+
+
+def split_videos(
+    source: Path, dataset: str | None, labels: Path | None, score: str | None
+) -> tuple[list[Video], Labels | None]:
+    """The rows of a manifest or of a label file, and what says how to split them.
+
+    Args:
+        source: the file.
+        dataset: the first part of every id of a label file (default: the file's name).
+        labels: a label file with split columns or an index, of the same rows (default: `source`).
+        score: a column of `source`, or where that is a manifest, of `labels`.
+
+    Raises:
+        ManifestError: naming file, line and column; or if a column is named of a manifest.
+    """
+    if is_manifest(source):
+        if score is not None and labels is None:
+            raise ManifestError(f"--score is for label files; the score of {source} is `mos`")
+        return read_manifest(source), read_labels(labels, score=score) if labels else None
+    own = read_labels(source, score=score)
+    stated = own if labels is None else read_labels(labels)
+    return videos_of(own.rows, source.stem if dataset is None else dataset), stated
 
 
 def _has_ids(source: Path) -> bool:

@@ -37,6 +37,11 @@ def make_head(name: str, *, preset: str = "laptop", **parameters: Any) -> "Head"
     Raises:
         UnknownNameError: if no head has this name, or the head no such preset or parameter.
         HeadError: if a parameter has a value of the wrong type, or out of its range.
+
+    Example:
+        >>> head = vqbank.make_head("ridge", folds=3)
+        >>> head.fit(table, mos).predict(table).shape
+        (12,)
     """
     kind = HEADS[name]
     presets: dict[str, Mapping[str, Any]] = {"laptop": {}}
@@ -53,13 +58,25 @@ def make_head(name: str, *, preset: str = "laptop", **parameters: Any) -> "Head"
     return head
 
 
-def load_head(folder: Path) -> "Head":
+def load_head(folder: Path | str) -> "Head":
     """The head that `Head.save` wrote into `folder`.
+
+    Args:
+        folder: as `vqbank train` wrote it.  Nothing in it is executed.
+
+    Returns:
+        The fitted head: `head.predict(table)` gives [n] on the scale of the training scores.
 
     Raises:
         HeadError: if the folder holds no head, or a damaged one.
         UnknownNameError: if no head has the name in `card.yaml`.
+
+    Example:
+        >>> head = vqbank.load_head("head")
+        >>> head.predict(table).shape
+        (12,)
     """
     from vqbank.regressors.card import read_card
 
+    folder = Path(folder)
     return HEADS[read_card(folder)["name"]].load(folder)

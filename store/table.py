@@ -22,7 +22,14 @@ BLOCK_BYTES = 64 * 2**20
 
 
 class FeatureTable:
-    """Features by role for n videos; every video has its own number of rows per role."""
+    """Features by role for n videos; every video has its own number of rows per role.
+
+    Example:
+        >>> table = bank.table(videos, {"motion": "motion.series"})
+        >>> len(table), table.roles, table.series("motion", 0).shape
+        (12, ('motion',), (6, 3))
+        >>> mos = np.array([video.mos for video in table.videos])
+    """
 
     def __init__(self, videos: Sequence[Video], columns: Mapping[str, Column]) -> None:
         """Hold `columns` by role, each with one place per video."""

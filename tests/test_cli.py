@@ -20,7 +20,9 @@ import torch
 
 from vqbank.extractors import EXTRACTORS
 from vqbank.extractors import video as decoding
-from vqbank.pipelines.commands.cli import _say_agreement, main
+from vqbank.pipelines.commands.cli import main
+from vqbank.pipelines.commands.predict import say_agreement
+from vqbank.pipelines.runs.predict import Predicted
 from vqbank.pipelines.stopping import stopped_by_signals
 from vqbank.regressors import HEADS
 from vqbank.regressors.gru import Gru
@@ -207,7 +209,7 @@ def test_scores_of_people_in_a_manifest_or_a_label_file_are_held_against_the_hea
 
 def test_an_agreement_that_is_not_defined_is_a_dash_as_in_tables(capsys):
     rated = [Video(f"set/{n}.mp4", Path("x"), mos=float(n)) for n in range(3)]
-    _say_agreement(rated, np.ones(3))
+    say_agreement(Predicted(tuple(rated), np.ones(3)))
 
     assert "scores of people: SRCC -, KRCC -, PLCC -, RMSE 0.8165" in capsys.readouterr().err
 
@@ -490,7 +492,7 @@ def test_mistakes_that_need_no_network_are_refused_without_loading_any(tmp_path)
     (tmp_path / "head" / "card.yaml").touch()
     script = """
 import sys
-from vqbank.pipelines.commands.cli import _say_agreement, main
+from vqbank.pipelines.commands.cli import main
 for arguments in (
     ["extract", "set.csv"], ["extract", "nowhere"], ["extract", "--extractor", "nss"],
     ["extract", "--extractor", "nss", "--videos", "set.csv"],

@@ -5,18 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from vqbank.pipelines.commands import labels as label_commands
+from vqbank.pipelines.commands.cli import app
 from vqbank.pipelines.manifest import read_manifest
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import ManifestError, RecipeError
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
-
-app = typer.Typer(rich_markup_mode=None)
-app.add_typer(label_commands.labels_app, name="labels")  # as the whole command line does
-app.add_typer(label_commands.split_app, name="split")
 
 CASES = Path(__file__).parent / "data" / "cases"
 KVQ = "filename,score\n" + "".join(f"train/{n:04d}.mp4,{1 + n / 10}\n" for n in range(1, 36))

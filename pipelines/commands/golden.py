@@ -1,29 +1,32 @@
-"""What `vqbank golden` prints."""
+"""Official numbers against ours: `golden`."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vqbank.pipelines.golden import Played, play
-from vqbank.pipelines.golden.fixture import Check
 from vqbank.pipelines.terminal import say
+
+if TYPE_CHECKING:
+    from vqbank.pipelines.golden import Played
+    from vqbank.pipelines.golden.fixture import Check
 
 SHOWN = 10
 """Outputs out of tolerance that are named for a fixture."""
 
 
-def play_and_print(folder: Path, *, everything: bool) -> None:
-    """Play a folder of fixtures: a line for each as it ends, more where it failed, then a summary.
+def golden(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Fixtures: NAME.json, NAME.LETTER.npz.")
+    ],
+    everything: Annotated[
+        bool, typer.Option("--all", help="A fixture that nobody plays counts as failed.")
+    ] = False,
+) -> None:
+    """Compare networks, rules and heads with what official code computed; exits 1 on a failure."""
+    from vqbank.pipelines.golden import play
 
-    Args:
-        folder: with NAME.json and NAME.LETTER.npz.
-        everything: whether a fixture that nobody plays is a failure.
-
-    Raises:
-        GoldenError: if the folder has no fixture.
-        typer.Exit: with code 1 if any failed.
-    """
     counts = {"pass": 0, "fail": 0, "not played": 0}
     for played in play(folder):
         counts[played.verdict] += 1
@@ -34,7 +37,7 @@ def play_and_print(folder: Path, *, everything: bool) -> None:
         raise typer.Exit(1)
 
 
-def _lines(played: Played) -> Iterator[str]:
+def _lines(played: "Played") -> Iterator[str]:
     head = f"{played.verdict:<10}  {f'{played.name}.{played.letter}':<28}"
     if played.verdict == "not played":
         yield f"{head}  no player of this name"
@@ -62,7 +65,7 @@ def _lines(played: Played) -> Iterator[str]:
         yield f"    not compared: {', '.join(played.left)}"
 
 
-def _line(check: Check) -> str:
+def _line(check: "Check") -> str:
     if check.tolerance == 0:
         return f"{check.what} {check.error:g} wrong"
     return f"{check.what} {check.error:.1e} of {check.tolerance:.1e}"

@@ -1,4 +1,4 @@
-"""The commands for label files and splits.  Libraries are imported inside them."""
+"""The commands for label files: `labels import`, `labels check`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vqbank.pipelines.commands.options import program, say_some
 from vqbank.pipelines.terminal import counted, say
 
 if TYPE_CHECKING:
@@ -13,19 +14,8 @@ if TYPE_CHECKING:
     from vqbank.pipelines.labels.videos import Reconciled
     from vqbank.store.schema import Video
 
-labels_app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Read label files of data sets, whatever their layout.",
-)
-split_app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Make splits, and find what they mix.",
+labels_app = program(
+    no_args_is_help=True, help="Read label files of data sets, whatever their layout."
 )
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Label files; several are joined.")
@@ -48,15 +38,6 @@ Fallback = Annotated[
 Folder = Annotated[
     Path | None, typer.Option("--videos", metavar="FOLDER", help="Where the video files are.")
 ]
-Splits = Annotated[
-    str,
-    typer.Option(
-        "--splits", metavar="NAME", help="scene10, videval100, ...; a wrong one lists all."
-    ),
-]
-Source = Annotated[Path, typer.Argument(metavar="VIDEOS", help="Manifest or label file.")]
-SHOWN = 10
-"""Lines of a list that are printed."""
 
 
 @labels_app.command("import")
@@ -135,11 +116,11 @@ def check(
             f"{one.path} and {two.path}: {both.shared} of {len(one)} and {len(two)} videos in "
             f"both, {both.compared} scored in both, largest difference {both.largest:.2g}"
         )
-        _some("caution", [both.caution] if both.caution else [])
-        _some("not compared", [both.unclear] if both.unclear else [])
+        say_some("caution", [both.caution] if both.caution else [])
+        say_some("not compared", [both.unclear] if both.unclear else [])
         if both.shared:
             near = near_names(both.only_one, both.only_two)
-            _some("near", [f"{name} and {other}" for name, other in near.items()])
+            say_some("near", [f"{name} and {other}" for name, other in near.items()])
     if videos is None:
         return
     _refuse_unnamed(read, videos)
@@ -249,19 +230,12 @@ def _report(found: "Reconciled", rows: int, folder: Path) -> None:
         near = found.near.get(row.name)
         return f"{row.name} ({row.place}){f'; near: {near}' if near else ''}"
 
-    _some("label without a file", [label_line(row) for row in found.without_file])
-    _some("file without a label", list(found.without_label))
-    _some(
+    say_some("label without a file", [label_line(row) for row in found.without_file])
+    say_some("file without a label", list(found.without_label))
+    say_some(
         "label with several files",
         [f"{row.name}: {', '.join(several)}" for row, several in found.unclear],
     )
-
-
-def _some(what: str, lines: list[str]) -> None:
-    for line in lines[:SHOWN]:
-        say(f"  {what}: {line}")
-    if len(lines) > SHOWN:
-        say(f"  ... and {len(lines) - SHOWN} more")
 
 
 def _say_written(manifest: Path, videos: "list[Video]") -> None:
@@ -276,143 +250,3 @@ def _say_written(manifest: Path, videos: "list[Video]") -> None:
         )
     if not any(video.path.suffix for video in videos):
         say("  the names have no suffix, so paths are not files; --videos FOLDER finds them")
-
-
-@split_app.command()
-def make(
-    source: Source,
-    splits: Splits,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="SPLITS.json", help="What to write.")
-    ],
-    labels: Annotated[
-        Path | None,
-        typer.Option("--labels", help="Label file with split columns or an index, same rows."),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="Data set in the ids of a label file (default: its name)."),
-    ] = None,
-    score: Score = None,
-) -> None:
-    """Write splits as JSON, by video id."""
-    import numpy as np
-
-    from vqbank.pipelines.splits.file import write_splits
-    from vqbank.pipelines.splits.schemes import named_splits, scheme_of
-    from vqbank.pipelines.splits.split import LEAST_TESTED, too_small
-
-    videos, stated = _videos(source, name, labels, score)
-    made = named_splits(splits, videos, labels=stated)
-    asked = 0 if splits.endswith(".json") else scheme_of(splits)[1]
-    if len(made) < asked:
-        say(
-            f"{splits}: {len(made)} splits in place of {asked}: {counted(len(videos), 'video')} "
-            "make no more different test parts",
-            err=True,
-        )
-    mos = np.array([np.nan if video.mos is None else video.mos for video in videos], np.float64)
-    problems = [too_small(split.test, mos, LEAST_TESTED) for split in made]
-    small = [number for number, problem in enumerate(problems) if problem]
-    if small:
-        say(
-            f"warning: `vqbank evaluate` refuses these splits: {len(small)} of {len(made)} test "
-            f"parts are too small, the first is that of split {small[0]}, with "
-            f"{problems[small[0]]}; {LEAST_TESTED} or more with different scores are needed",
-            err=True,
-        )
-    write_splits(output, splits, videos, made)
-    sizes = sorted(
-        {(len(s.train) - len(s.validation), len(s.validation), len(s.test)) for s in made}
-    )
-    shown = ", ".join("/".join(map(str, size)) for size in sizes[:3])
-    more = " and other sizes" if len(sizes) > 3 else ""
-    say(
-        f"{output}: {counted(len(made), 'split')} of {counted(len(videos), 'video')}, {shown}{more}"
-    )
-
-
-@split_app.command()
-def audit(
-    source: Source,
-    splits: Splits,
-    bank: Annotated[Path | None, typer.Option("--bank", help="Compare features, too.")] = None,
-    features: Annotated[
-        list[str] | None,
-        typer.Option("--features", metavar="NAME[@KEY]", help="Of the bank; may be repeated."),
-    ] = None,
-    near: Annotated[
-        float,
-        typer.Option(
-            "--near", min=0, help="Distance, relative to the median of all, that is near."
-        ),
-    ] = 0.05,
-    labels: Annotated[
-        Path | None, typer.Option("--labels", help="As of `make`; --splits may be its file.")
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="As of `make`.")] = None,
-    score: Score = None,
-) -> None:
-    """Find scenes and near-duplicates on both sides of splits; exit 1 if there are any."""
-    from vqbank.pipelines.audit import near_pairs, shared_scenes
-    from vqbank.pipelines.commands.bank import roles_of
-    from vqbank.pipelines.splits.schemes import named_splits
-    from vqbank.regressors.pooling import pooled
-    from vqbank.store.bank import FeatureStore
-    from vqbank.store.errors import RecipeError
-
-    if (bank is None) != (not features):
-        raise RecipeError("give --bank and --features together, or neither")
-    videos, stated = _videos(source, name, labels, score)
-    made = named_splits(splits, videos, labels=stated)
-    scenes = shared_scenes(made, videos)
-    alone = sum(video.scene is None for video in videos)
-    if alone == len(videos):
-        say(
-            "no video has a scene, so that nobody can tell whether splits mix them; give scenes by "
-            "a column `scene`, or by `vqbank labels import --scene`"
-        )
-    else:
-        if alone:
-            say(f"{alone} of {len(videos)} videos have no scene and count as one each")
-        touched = {scene.split for scene in scenes}
-        say(f"{len(touched)} of {len(made)} splits have a scene on both sides")
-    _some(
-        "on both sides",
-        [f"split {s.split}: scene {s.scene}, {s.train} train, {s.test} test" for s in scenes],
-    )
-    pairs = []
-    if bank is not None and features:
-        table = FeatureStore(bank).table(videos, roles_of(features))
-        pairs = near_pairs(made, videos, pooled(table), below=near)
-        say(f"{len(pairs)} pairs of videos are nearer than {near:g} across a split")
-        _some(
-            "near",
-            [
-                f"{p.train} | {p.test}: {p.distance:.4f}, in {counted(len(p.splits), 'split')}"
-                for p in pairs
-            ],
-        )
-    if scenes or pairs:
-        raise typer.Exit(1)
-
-
-def _videos(
-    source: Path, name: str | None, labels: Path | None, score: str | None
-) -> "tuple[list[Video], Labels | None]":
-    """Of a manifest, or of a label file; and what says how to split them.
-
-    `score` is a column of `source`, or where that is a manifest, of `labels`.
-    """
-    from vqbank.pipelines.labels import read_labels
-    from vqbank.pipelines.labels.videos import videos_of
-    from vqbank.pipelines.manifest import is_manifest, read_manifest
-    from vqbank.store.errors import ManifestError
-
-    if is_manifest(source):
-        if score is not None and labels is None:
-            raise ManifestError(f"--score is for label files; the score of {source} is `mos`")
-        return read_manifest(source), read_labels(labels, score=score) if labels else None
-    own = read_labels(source, score=score)
-    stated = own if labels is None else read_labels(labels)
-    return videos_of(own.rows, source.stem if name is None else name), stated

@@ -22,17 +22,13 @@ LOG_SECONDS = 60.0
 
 
 @contextmanager
-def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Telling]:
+def watched(title: str) -> Iterator[Telling]:
     """Shows epochs and the SRCC on held-out rows while heads are fitted.
 
     Where the error stream is no terminal, a line now and then.
 
     Args:
         title: of the lines.
-        tensorboard: a folder for event files with loss and SRCC of every run; none by default.
-
-    Raises:
-        RecipeError: if TensorBoard is asked for and not installed.
     """
     with ExitStack() as stack:
         shown_on = console(err=True)
@@ -57,7 +53,6 @@ def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Telling]
         tasks: dict[int, TaskID] = {}
         shown: list[Progress] = []
         say_rarely = _now_and_then(shown_on)
-        logs = [] if tensorboard is None else [_event_files(tensorboard, stack)]
 
         def watch(epoch: Epoch | Step | Cost) -> None:
             if isinstance(epoch, Cost):
@@ -85,8 +80,6 @@ def watched(title: str, *, tensorboard: Path | None = None) -> Iterator[Telling]
                 best=epoch.best_srcc,
             )
             say_rarely(f"{title}: {_text(epoch)}")
-            for log in logs:
-                log(epoch)
 
         yield watch
 
@@ -166,21 +159,36 @@ def _now_and_then(shown_on: PlainConsole) -> Callable[..., None]:
     return now_and_then
 
 
-def _event_files(folder: Path, stack: ExitStack) -> Callable[[Epoch], None]:
+@contextmanager
+def event_files(folder: Path, watch: Telling | None) -> Iterator[Telling]:
+    """Writes loss and SRCC of every epoch of every run for TensorBoard.
+
+    Args:
+        folder: made if need be; each run has a folder of its own there.
+        watch: also told of everything.
+
+    Raises:
+        RecipeError: if TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RecipeError(
             "--tensorboard needs TensorBoard: pip install 'vqbank[tensorboard]'"
         ) from error
-    writers: dict[int, SummaryWriter] = {}
+    with ExitStack() as stack:
+        writers: dict[int, SummaryWriter] = {}
 
-    def log(epoch: Epoch) -> None:
-        if epoch.member not in writers:
-            writer = SummaryWriter(str(folder / f"run-{epoch.member + 1}"))
-            stack.callback(writer.close)
-            writers[epoch.member] = writer
-        writers[epoch.member].add_scalar("loss", epoch.loss, epoch.epoch)
-        writers[epoch.member].add_scalar("held-out SRCC", epoch.srcc, epoch.epoch)
+        def log(told: Epoch | Step | Cost) -> None:
+            if watch is not None:
+                watch(told)
+            if not isinstance(told, Epoch):
+                return
+            if told.member not in writers:
+                writer = SummaryWriter(str(folder / f"run-{told.member + 1}"))
+                stack.callback(writer.close)
+                writers[told.member] = writer
+            writers[told.member].add_scalar("loss", told.loss, told.epoch)
+            writers[told.member].add_scalar("held-out SRCC", told.srcc, told.epoch)
 
-    return log
+        yield log

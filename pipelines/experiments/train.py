@@ -6,6 +6,7 @@ No extractor is needed.
 import hashlib
 import platform
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from vqbank.pipelines.entries import with_keys
 from vqbank.pipelines.experiments.evaluate import Trial, takes_long
-from vqbank.pipelines.experiments.fitting import Telling, watched
+from vqbank.pipelines.experiments.fitting import Telling, event_files
 from vqbank.pipelines.experiments.processes import in_workers
 from vqbank.pipelines.recipe import Recipe, required
 from vqbank.regressors import make_head
@@ -27,7 +28,14 @@ from vqbank.store.errors import RecipeError
 from vqbank.store.table import FeatureTable
 
 
-def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | None = None) -> Head:
+def train(
+    trial: Trial,
+    folder: Path,
+    *,
+    recipe: Recipe,
+    tensorboard: Path | None = None,
+    watch: Telling | None = None,
+) -> Head:
     """Fit the trial's head on every row of its table and write the head folder.
 
     A network that is interrupted leaves a checkpoint beside the folder; the same command goes on
@@ -38,6 +46,7 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
         folder: a new folder, or that of a head, which is replaced.
         recipe: that the trial was made from; kept in the head's card.
         tensorboard: a folder for TensorBoard's event files, if they are wanted.
+        watch: told of costs, steps and epochs as they come.
 
     Raises:
         RecipeError: if the trial has several heads, or `tensorboard` is given for a head without
@@ -52,11 +61,11 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
         raise RecipeError(
             f"--tensorboard shows epochs, and {head.name} has none; leave the option out"
         )
-    with watched(head.name, tensorboard=tensorboard) as watch:
+    with nullcontext(watch) if tensorboard is None else event_files(tensorboard, watch) as told:
         if takes_long(head, trial.table, len(trial.table)):
-            fitted = _fitted_apart(head, trial, watch)
+            fitted = _fitted_apart(head, trial, told)
         else:
-            head.watch = watch
+            head.watch = told
             if head.has_epochs:
                 head.checkpoint = checkpoint_of(folder)
             fitted = head.fit(trial.table, trial.mos)
@@ -69,16 +78,20 @@ def train(trial: Trial, folder: Path, *, recipe: Recipe, tensorboard: Path | Non
     return fitted
 
 
-def _fitted_apart(head: Head, trial: Trial, watch: Telling) -> Head:
+def _fitted_apart(head: Head, trial: Trial, watch: Telling | None) -> Head:
     """In a process that can be ended, after saying what it costs."""
-    if cost := trial.cost(next(iter(trial.heads)), np.arange(len(trial.table)), fits=1):
+    if watch is not None and (
+        cost := trial.cost(next(iter(trial.heads)), np.arange(len(trial.table)), fits=1)
+    ):
         watch(cost)
     table = PooledTable(trial.table, pooled(trial.table))
     (fitted,) = in_workers(_fitted, [(head, table, trial.mos)], jobs=1, watch=watch)
     return fitted
 
 
-def _fitted(head: Head, table: FeatureTable, mos: NDArray[np.float64], told: Telling) -> Head:
+def _fitted(
+    head: Head, table: FeatureTable, mos: NDArray[np.float64], told: Telling | None
+) -> Head:
     head.watch = told
     head.fit(table, mos)
     head.watch = None

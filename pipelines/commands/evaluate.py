@@ -1,0 +1,182 @@
+"""Heads on splits of a bank, and what their records show: `evaluate`, `results`, `compare`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vqbank.pipelines.commands.options import (
+    Bank,
+    Features,
+    LabelFile,
+    Missing,
+    RecipeFile,
+    Score,
+    SeenWeights,
+    Videos,
+    check_target,
+    pairs,
+)
+from vqbank.pipelines.terminal import say, say_lines
+
+if TYPE_CHECKING:
+    from vqbank.pipelines.experiments.evaluate import SplitResult, Trial
+    from vqbank.pipelines.results.records import Record
+
+
+def evaluate(
+    recipe: RecipeFile = None,
+    videos: Videos = None,
+    bank: Bank = None,
+    features: Features = None,
+    labels: LabelFile = None,
+    score: Score = None,
+    missing: Missing = None,
+    weights: SeenWeights = None,
+    head: Annotated[
+        list[str] | None, typer.Option("--head", help="Name; may be given several times.")
+    ] = None,
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            "--splits", metavar="NAME", help="scene10, videval100, ...; a wrong one lists all."
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Folder for tables, pictures and a page.")
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="OUT.json", help="Record of the run; .jsonl appends."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")
+    ] = None,
+) -> None:
+    """Try heads on splits of a bank; prints medians over the test parts."""
+    from vqbank.pipelines.runs.asked import of_bank, recipe_of, title_of
+    from vqbank.store.errors import RecipeError
+
+    check_target(json_file, "--json")
+    if report is not None and report.exists() and not report.is_dir():
+        raise RecipeError(f"--report {report} is a file; name a folder")
+    asked = recipe_of(
+        recipe,
+        videos=videos,
+        labels=labels,
+        score=score,
+        bank=bank,
+        features=features,
+        heads=head,
+        splits=splits,
+        missing=missing,
+    )
+    chosen = of_bank(asked, pairs(weights, "--weights"))
+    from vqbank.pipelines.console import console  # and what takes seconds
+    from vqbank.pipelines.experiments.evaluate import all_cores
+    from vqbank.pipelines.results.records import record_of, write_record
+    from vqbank.pipelines.results.report import result_table, write_report
+    from vqbank.pipelines.runs.evaluate import trial_of
+
+    trial = trial_of(chosen, title=title_of(recipe))
+    results = show_trial(trial, jobs=all_cores() if jobs is None else jobs)
+    record = record_of(trial, results)
+    console().print(result_table(record))
+    if json_file is not None:
+        write_record(record, json_file)
+        say(f"record: {json_file}")
+    if report is not None:
+        say(f"report: {write_report(trial, results, record, report)}")
+
+
+def results(
+    files: Annotated[list[Path], typer.Argument(metavar="RUN.json...", help="Of `evaluate`.")],
+    format: Annotated[
+        str, typer.Option("--format", help="markdown, csv, latex, or ntire (a submission).")
+    ] = "markdown",
+    head: Annotated[
+        list[str] | None, typer.Option("--head", help="Only these; may be repeated.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File (default: the terminal).")
+    ] = None,
+) -> None:
+    """Make one table of runs: best bold, second underlined, with how each number was selected."""
+    from vqbank.pipelines.results.records import FORMATS
+    from vqbank.store.errors import UnknownNameError, naming, unknown_name
+
+    if format not in FORMATS:
+        raise UnknownNameError(unknown_name("format", format, FORMATS))
+    text = FORMATS[format]([record for _, record in _records(files, head)])
+    if output is None:
+        say_lines(text)
+    else:
+        with naming(output):
+            output.write_text(text, encoding="utf-8")
+        say(f"{format}: {output}")
+
+
+def compare(
+    files: Annotated[list[Path], typer.Argument(metavar="RUN.json...", help="Of `evaluate`.")],
+    metric: Annotated[str, typer.Option("--metric", help="srcc, krcc, plcc, rmse, ...")] = "srcc",
+    head: Annotated[
+        list[str] | None, typer.Option("--head", help="Only these; may be repeated.")
+    ] = None,
+) -> None:
+    """Compare runs over the same splits with the first one, by paired tests."""
+    from rich.table import Table
+
+    from vqbank.pipelines.console import console
+    from vqbank.pipelines.results.compare import compare as compare_runs
+
+    runs = _records(files, head)
+    sources = [source for source, _ in runs] if len(runs) > 1 else []
+    found = compare_runs([record for _, record in runs], metric=metric, sources=sources)
+    table = Table(
+        title=f"{metric.upper()} against {found[0].reference}",
+        caption="p of Wilcoxon's test, and of the t-test corrected for overlapping training parts. "
+        "F-test: splits whose residuals vary less or more, 95 %. Splits are left out where a run "
+        "has no value, or an earlier one the same test part. A dash: all splits differ by the "
+        "same, which leaves a t-test nothing to go by.",
+    )
+    for column in ("run", "median gain", "better in", "Wilcoxon p", "corrected p", "F-test"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for one in found:
+        table.add_row(
+            one.other,
+            f"{one.paired.median_gain:+.4f}",
+            one.better_in,
+            *one.p_values,
+            f"{one.less_variance} less, {one.more_variance} more",
+        )
+    console().print(table)
+
+
+def _records(files: list[Path], heads: list[str] | None) -> "list[tuple[str, Record]]":
+    """Runs with the place that each stands at: a file, and its number there if there are more."""
+    from vqbank.pipelines.results.records import read_records
+
+    runs = []
+    for file in files:
+        records = read_records(file)
+        for number, record in enumerate(records, 1):
+            place = f"{file}:{number}" if len(records) > 1 else str(file)
+            if heads:
+                record = record.model_copy(update={"heads": [record.head(name) for name in heads]})
+            runs.append((place, record))
+    return runs
+
+
+def show_trial(trial: "Trial", *, jobs: int = 1) -> "list[SplitResult]":
+    """Run with a progress bar; results by split, then in the order of heads.
+
+    Args:
+        trial: what is tried.
+        jobs: processes that may be started.
+    """
+    from vqbank.pipelines.experiments.fitting import evaluated
+    from vqbank.pipelines.runs.evaluate import by_split
+
+    total = len(trial.splits) * len(trial.heads)
+    results = evaluated(lambda watch: trial.run(jobs=jobs, watch=watch), total=total)
+    return by_split(trial, results)

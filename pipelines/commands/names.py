@@ -1,0 +1,116 @@
+"""What recipes may name: `recipe`, `heads`, `extractors`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from vqbank.pipelines.terminal import say, say_lines
+
+
+def recipe(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one.")] = None,
+) -> None:
+    """List the recipes that come with vqbank, or print one, to be changed."""
+    from itertools import takewhile
+
+    from vqbank.pipelines.recipe import shipped_recipe, shipped_recipes
+
+    if name is not None:
+        say_lines(shipped_recipe(name))
+        return
+    for each in shipped_recipes():
+        comment = " ".join(
+            takewhile(lambda line: line[:1] == "#", shipped_recipe(each).split("\n"))
+        )
+        first, *_ = comment.replace("# ", "").split(". ")
+        say(f"{each}: {first.rstrip('.')}")
+
+
+def heads(
+    name: Annotated[str | None, typer.Argument(metavar="[HEAD]", help="Which one.")] = None,
+) -> None:
+    """List the heads, or the parameters of one with their defaults, as recipes take them."""
+    import inspect
+
+    from rich.table import Table
+
+    from vqbank.pipelines.console import console
+    from vqbank.regressors import HEADS
+
+    if name is None:
+        for each in HEADS:
+            say(f"{each}: {HEADS.text(each)}")
+        return
+    kind = HEADS[name]
+    say_lines(f"{inspect.getdoc(kind)}\n")
+    table = Table("parameter", "default", "preset: paper", "may be")
+    defaults = inspect.signature(kind).parameters
+    for parameter, type_ in sorted(kind.parameter_types().items()):
+        default = defaults[parameter].default
+        paper = kind.paper.get(parameter, default) if kind.paper else ""
+        table.add_row(parameter, str(default), str(paper), _values(type_))
+    console().print(table)
+
+
+def extractors(
+    name: Annotated[str | None, typer.Argument(metavar="[EXTRACTOR]", help="Which one.")] = None,
+) -> None:
+    """List the extractors, or the outputs and parameters of one, as recipes take them."""
+    import inspect
+    from dataclasses import MISSING, fields
+    from typing import get_type_hints
+
+    from rich.table import Table
+
+    from vqbank.extractors import EXTRACTORS
+    from vqbank.pipelines.console import console
+
+    if name is None:
+        for each in EXTRACTORS:
+            say(f"{each}: {EXTRACTORS.text(each)}")
+        return
+    kind = EXTRACTORS[name]
+    say_lines(f"{inspect.getdoc(kind)}\n")
+    types = get_type_hints(kind, include_extras=True)
+    parameters = {field.name: field for field in fields(kind)}
+    if all(field.default is not MISSING for field in parameters.values()):
+        outputs = Table("output", "a row", "stored as", "banked")
+        for output in kind().offers:
+            usual = "usually" if output.usual else "if asked for"
+            row = " x ".join(map(str, output.shape))
+            outputs.add_row(f"{name}.{output.name}", row, output.stored_dtype, usual)
+        console().print(outputs)
+    table = Table("parameter", "default", "may be")
+    for parameter, field in sorted(parameters.items()):
+        default = "must be given" if field.default is MISSING else str(field.default)
+        table.add_row(parameter, default, _values(types[parameter]))
+    console().print(table)
+
+
+def _values(type_: Any) -> str:
+    """What a parameter may be, in words."""
+    from pydantic import TypeAdapter
+
+    def words(schema: dict[str, Any]) -> str:
+        if "anyOf" in schema:
+            return " or ".join(dict.fromkeys(words(one) for one in schema["anyOf"]))
+        if "$ref" in schema:
+            return words(definitions[schema["$ref"].rsplit("/", 1)[-1]])
+        if "enum" in schema or "const" in schema:
+            return ", ".join(str(one) for one in schema.get("enum", [schema.get("const")]))
+        if schema.get("type") == "array":
+            return f"list of {words(schema['items'])}"
+        if schema.get("type") == "object":
+            return f"role: {words(schema.get('additionalProperties', {}))}"
+        bounds = {
+            "exclusiveMinimum": ">",
+            "minimum": ">=",
+            "exclusiveMaximum": "<",
+            "maximum": "<=",
+        }
+        limits = [f"{sign} {schema[key]}" for key, sign in bounds.items() if key in schema]
+        return " ".join([str(schema.get("type", "")), *limits]).strip()
+
+    schema = TypeAdapter(type_).json_schema()
+    definitions = schema.get("$defs", {})
+    return words(schema)

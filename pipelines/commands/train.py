@@ -1,0 +1,74 @@
+"""A head that is shipped: `train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqbank.pipelines.commands.options import (
+    Bank,
+    Features,
+    LabelFile,
+    Missing,
+    RecipeFile,
+    Score,
+    SeenWeights,
+    Videos,
+    pairs,
+)
+from vqbank.pipelines.terminal import say
+
+
+def train(
+    recipe: RecipeFile = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the head; one there is replaced.")
+    ] = Path("head"),
+    videos: Videos = None,
+    labels: LabelFile = None,
+    score: Score = None,
+    bank: Bank = None,
+    features: Features = None,
+    missing: Missing = None,
+    weights: SeenWeights = None,
+    head: Annotated[str | None, typer.Option("--head", help="Which head; one.")] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's event files.")
+    ] = None,
+    published: Annotated[
+        Path | None,
+        typer.Option("--published", help="Official weights (VSFA's, RQ-VQA's); nothing is fitted."),
+    ] = None,
+) -> None:
+    """Fit one head on all rows and write a folder that `predict` can use."""
+    from vqbank.pipelines.runs.asked import recipe_of, title_of
+    from vqbank.pipelines.runs.train import TrainPlan, refuse_beside_published
+
+    asked = recipe_of(
+        recipe,
+        videos=videos,
+        labels=labels,
+        score=score,
+        bank=bank,
+        features=features,
+        heads=head,
+        missing=missing,
+    )
+    if published is not None:
+        refuse_beside_published(
+            videos=videos, labels=labels, score=score, missing=missing, tensorboard=tensorboard
+        )
+    plan = TrainPlan.of(
+        asked,
+        output,
+        title=title_of(recipe),
+        weights=pairs(weights, "--weights"),
+        published=published,
+        tensorboard=tensorboard,
+    )
+    from vqbank.pipelines.experiments.fitting import watched
+
+    with watched(plan.head) as watch:
+        fitted = plan.fit(watch)
+    say(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
+    say(f"head: {output}")

@@ -1,0 +1,165 @@
+"""What a run is asked for: a recipe with what is said beside it laid over, and what it lacks.
+
+No learning library is imported before all that can be told without one is known to be right.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqbank.pipelines.recipe import Protocol, Recipe, read_recipe, required
+from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+
+AskedRecipe = Recipe | Path | str | None
+"""A recipe, its file, or the name of one that comes with vqbank; None for an empty one."""
+Names = str | Sequence[str]
+"""One name, or several."""
+Entries = Names | Mapping[str, Mapping[str, Any]]
+"""Names alone, or with parameters, as a recipe has them."""
+FILES = ("videos", "labels", "bank")
+"""Keys of a recipe that are paths."""
+
+
+def recipe_of(
+    recipe: AskedRecipe,
+    *,
+    extractors: Entries | None = None,
+    features: Names | Mapping[str, str] | None = None,
+    heads: Entries | None = None,
+    splits: str | None = None,
+    **further: str | Path | None,
+) -> Recipe:
+    """A recipe with what is given beside it laid over; what is None changes nothing.
+
+    Args:
+        recipe: to begin with.
+        extractors: names alone keep the parameters that the recipe has for them.
+        features: feature by role; or strings `[ROLE=]NAME[@KEY]`.
+        heads: as `extractors`.
+        splits: the name of a scheme, or a file; other keys of the protocol then fall away.
+        **further: of the recipe's other keys.
+
+    Raises:
+        RecipeError: if the recipe cannot be read, or two features have one role.
+        UnknownNameError: if there is no such recipe, or no such way with missing videos.
+    """
+    begun = recipe if isinstance(recipe, Recipe) else Recipe()
+    if isinstance(recipe, str | Path):
+        begun = read_recipe(Path(recipe))
+    update: dict[str, Any] = {
+        key: Path(value) if key in FILES else value
+        for key, value in further.items()
+        if value is not None
+    }
+    if update.get("missing", "stop") not in ("stop", "drop"):
+        raise UnknownNameError(unknown_name("--missing", update["missing"], ("stop", "drop")))
+    if extractors:
+        update["extractors"] = _entries(extractors, begun.extractors)
+    if features:
+        update["features"] = roles_of(features)
+    if heads:
+        update["heads"] = _entries(heads, begun.heads)
+    if splits is not None:
+        update["protocol"] = Protocol(splits=splits)
+    return begun.model_copy(update=update)
+
+
+def _entries(given: Entries, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    if isinstance(given, Mapping):
+        return {name: dict(parameters) for name, parameters in given.items()}
+    return {name: known.get(name, {}) for name in _several(given)}
+
+
+def _several(names: Names) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def roles_of(features: Names | Mapping[str, str]) -> dict[str, str]:
+    """Feature names by role, also from `[ROLE=]NAME[@KEY]`; a bare name is its own role.
+
+    Raises:
+        RecipeError: if two have one role.
+    """
+    if isinstance(features, Mapping):
+        return dict(features)
+    roles: dict[str, str] = {}
+    for feature in _several(features):
+        role, _, name = feature.rpartition("=")
+        role = role or name.partition("@")[0]
+        if role in roles:
+            raise RecipeError(f"--features names role {role!r} twice")
+        roles[role] = name
+    return roles
+
+
+def title_of(recipe: AskedRecipe) -> str:
+    """For tables: the name of the recipe's file."""
+    return Path(recipe).stem if isinstance(recipe, str | Path) else "vqbank"
+
+
+def of_bank(
+    recipe: Recipe, weights: Mapping[str, str] | None = None, *, scored: bool = True
+) -> Recipe:
+    """With keys for its features; what is missing or has no such name is refused first.
+
+    Args:
+        recipe: of a run that reads a bank.
+        weights: of its features, where the bank has those of several: as extraction was told.
+        scored: whether videos with scores are wanted.
+
+    Raises:
+        RecipeError: if it names no videos, bank, features or heads, or its file of splits cannot
+            be read.
+        BankError: if there is no bank.
+        UnknownNameError: if there is no such head, parameter of one, or scheme of splits.
+        HeadError: if a parameter of a head has an impossible value.
+        MissingFeatureError: if the bank has no such feature.
+        AmbiguousFeatureError: if it has several of the name.
+    """
+    from vqbank.pipelines.entries import check_heads, check_names, with_keys
+    from vqbank.store.bank import FeatureStore
+
+    if scored and recipe.labels is None:
+        required(recipe, "videos", option="--videos or --labels")
+    store = FeatureStore(required(recipe, "bank", option="--bank"))
+    required(recipe, "features", option="--features")
+    required(recipe, "heads", option="--head")
+    check_names(recipe)
+    keyed = with_keys(recipe, weights=weights)
+    for name in keyed.features.values():
+        store.resolve(name)
+    check_heads(recipe)
+    return keyed
+
+
+def check_device(name: str) -> None:
+    """Refuse what is no name of a device.
+
+    Raises:
+        RecipeError: naming those that are.
+    """
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise RecipeError(
+            f"--device {name}: a device is cpu, cuda (the first GPU), cuda:1 (the second), mps or "
+            "xpu"
+        )
+
+
+def device_of(name: str) -> "torch.device":
+    """The device of this name.
+
+    Raises:
+        RecipeError: if this machine has none.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise RecipeError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device

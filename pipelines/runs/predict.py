@@ -1,0 +1,234 @@
+"""Scores of videos by a shipped head: which videos, from which bank, and what came of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqbank.pipelines.log import log
+from vqbank.pipelines.runs.asked import check_device, device_of
+from vqbank.pipelines.sources import check_sources, labels_of, videos_to_score
+from vqbank.store.errors import HeadError, RecipeError
+from vqbank.store.schema import Video
+
+if TYPE_CHECKING:
+    import torch
+
+    from vqbank.pipelines.extraction.extract import Extraction, Outcome
+    from vqbank.pipelines.predict import Scorer
+    from vqbank.regressors.metrics import QualityMetrics
+    from vqbank.store.bank import FeatureStore
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predicted:
+    """What came of scoring videos."""
+
+    videos: tuple[Video, ...]
+    """Those that have a score, in the order in which they were named."""
+    scores: NDArray[np.float64]
+    """[n], on the scale of the scores that the head was trained on."""
+    failed: tuple[Video, ...] = ()
+    """Those that have none, because a feature of them cannot be computed."""
+    reasons: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Why, by the id of the banked video and the feature's key."""
+
+    @property
+    def by_id(self) -> dict[str, float]:
+        """The score of each video by its id."""
+        ids = [video.id for video in self.videos]
+        return dict(zip(ids, self.scores.tolist(), strict=True))
+
+    @property
+    def agreement(self) -> "QualityMetrics | None":
+        """How well scores agree with those that people gave; None where fewer than two are."""
+        from vqbank.regressors.metrics import quality_metrics
+
+        mos = np.array([np.nan if v.mos is None else v.mos for v in self.videos], np.float64)
+        rated = np.isfinite(mos)
+        return quality_metrics(mos[rated], self.scores[rated]) if rated.sum() > 1 else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PredictPlan:
+    """What is to be scored by which head; no backbone is loaded yet."""
+
+    scorer: "Scorer"
+    store: "FeatureStore"
+    wanted: Sequence[Video]
+    """Videos as they were named."""
+    banked: Sequence[Video]
+    """The same, each under the id that the bank has it by."""
+    device: "torch.device"
+    extraction: "Extraction | None"
+    """What has to run before scores can be had; None where only what is banked is scored."""
+
+    @classmethod
+    def of(
+        cls,
+        head: Path,
+        sources: Sequence[Path],
+        *,
+        bank: Path | None,
+        weights: Mapping[str, str],
+        device: str,
+        score: str | None,
+    ) -> "PredictPlan":
+        """Load a head and look up what it is to score.
+
+        Args:
+            head: a folder that `train` wrote.
+            sources: videos, folders and manifests, or one label file.
+            bank: where features are kept; None for one in the user's cache.
+            weights: local files by extractor, where the published name does not do.
+            device: of the networks.
+            score: the column of a label file that is the MOS.
+
+        Raises:
+            VqbankError: as `predict`.
+        """
+        check_head(head)
+        check_sources(sources, from_bank=bank is not None)
+        check_device(device)
+        labels = labels_of(sources, score=score)
+        videos = [] if labels is not None else list(videos_to_score(sources))
+        import platformdirs  # and what takes seconds
+
+        from vqbank.pipelines.experiments.evaluate import banked_videos
+        from vqbank.pipelines.predict import Scorer
+        from vqbank.store.bank import FeatureStore
+        from vqbank.store.files import allow_open_files
+
+        allow_open_files()
+        scorer = Scorer(head, weights=weights)
+        why = scorer.only_banked
+        if why and bank is None:
+            raise RecipeError(f"{head} {why}: name the bank that has them, by --bank")
+        if bank is not None and (why or labels is not None):
+            store = FeatureStore(bank)
+        else:
+            cache = platformdirs.user_cache_path("vqbank") / "predicted"
+            store = FeatureStore.create(bank or cache)
+        if why:
+            log.info("%s %s: only what %s holds is scored", head, why, bank)
+        if scorer.card["random_weights"]:
+            log.warning("this head was trained on features of RANDOM weights")
+        on = device_of(device)
+        if labels is not None:
+            rows = banked_videos(labels, store, list(scorer.head.specs_.values()))
+            return cls(scorer, store, rows, rows, on, None)
+        banked = scorer.as_banked(videos, store)
+        _tell_taken(videos, banked, store)
+        extraction = None if why else scorer.extraction(banked, store, device=on)
+        return cls(scorer, store, videos, banked, on, extraction)
+
+    def scored(self, reasons: Mapping[str, Mapping[str, str]]) -> Predicted:
+        """The scores of what is banked now.
+
+        Args:
+            reasons: of which videos of the extraction failed, by their ids.
+        """
+        pairs = list(zip(self.wanted, self.banked, strict=True))
+        done = [(video, own) for video, own in pairs if own.id not in reasons]
+        failed = tuple(video for video, own in pairs if own.id in reasons)
+        if not done:
+            return Predicted((), np.empty(0), failed, reasons)
+        scores = self.scorer.scores([own for _, own in done], self.store, device=self.device)
+        seen = self.scorer.card.get("trained_on")  # not of published weights
+        for (video, _), score in zip(done, scores, strict=True):
+            if seen is not None and not seen["lowest"] <= score <= seen["highest"]:
+                log.warning(
+                    "%s: %.4g lies outside the training scores (%.4g to %.4g)",
+                    video.id, score, seen["lowest"], seen["highest"],
+                )  # fmt: skip
+        return Predicted(tuple(video for video, _ in done), scores, failed, reasons)
+
+
+def predict(
+    head: Path | str,
+    videos: Path | str | Sequence[Path | str],
+    *,
+    bank: Path | str | None = None,
+    weights: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    score: str | None = None,
+    watch: "Callable[[Outcome], None] | None" = None,
+) -> Predicted:
+    """Score videos with a shipped head; banks the features that it computes.
+
+    Args:
+        head: a folder that `train` wrote.
+        videos: a video, a folder of videos, a manifest (.csv), or several; or, with `bank`, one
+            label file, whose videos are found there.
+        bank: where features are kept (default: a bank in the user's cache).
+        weights: local files by extractor, where the published name does not do.
+        device: "cpu", "cuda", "cuda:1", ...
+        score: the column of a label file that is the MOS, where it has several.
+        watch: told of every video whose features are computed, when its fate is known.
+
+    Returns:
+        Scores by video, and which videos have none and why.
+
+    Raises:
+        HeadError: if the folder holds no head, or a head that this vqbank cannot feed.
+        ManifestError: if a video, folder or manifest is not there or cannot be read.
+        RecipeError: if a label file, or a head on features that nobody can make anew, is given
+            without a bank.
+        WeightsError: if weights are not at hand.
+        MissingFeatureError: if a video is not banked, and cannot be extracted.
+        ChangedVideoError: if another file is banked under the id of a video.
+
+    Example:
+        >>> predicted = vqbank.predict("head", "clips", bank="bank")
+        >>> len(predicted.by_id), predicted.scores.shape
+        (12, (12,))
+    """
+    given = [videos] if isinstance(videos, str | Path) else videos
+    plan = PredictPlan.of(
+        Path(head),
+        [Path(one) for one in given],
+        bank=None if bank is None else Path(bank),
+        weights=weights or {},
+        device=device,
+        score=score,
+    )
+    reasons = {}
+    for outcome in plan.extraction.run() if plan.extraction is not None else ():
+        if outcome.failures:
+            reasons[outcome.video.id] = dict(outcome.failures)
+        if watch is not None:
+            watch(outcome)
+    return plan.scored(reasons)
+
+
+def check_head(folder: Path) -> None:
+    """Refuse what holds no head, before anything that takes seconds is imported.
+
+    Raises:
+        HeadError: if it is no folder, or has no card.
+    """
+    if not any((folder / card).is_file() for card in ("card.yaml", "card.json")):
+        if folder.is_file():
+            raise HeadError(
+                f"{folder} is a file and no head: the head's folder comes first, and the videos "
+                "after it: vqbank predict HEAD VIDEOS"
+            )
+        why = "no such folder" if not folder.exists() else "it has no card.yaml"
+        raise HeadError(
+            f"{folder} holds no head: {why}; `vqbank train -o HEAD` writes one, and its folder "
+            "comes before the videos"
+        )
+
+
+def _tell_taken(wanted: Sequence[Video], banked: Sequence[Video], store: "FeatureStore") -> None:
+    """Which videos a bank has under other ids."""
+    others = [(v.id, b.id) for v, b in zip(wanted, banked, strict=True) if v.id != b.id]
+    if others:
+        log.info(
+            "%d of %d videos are in %s under another id, byte for byte, and what is banked is "
+            "taken: %s is %s%s",
+            len(others), len(wanted), store.path, *others[0], ", ..." if len(others) > 1 else "",
+        )  # fmt: skip

@@ -1,0 +1,196 @@
+"""One head, fitted on all rows, or made of published weights, into a folder that is shipped."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vqbank.pipelines.log import log
+from vqbank.pipelines.recipe import Recipe
+from vqbank.pipelines.runs.asked import AskedRecipe, Entries, Names, of_bank, recipe_of, title_of
+from vqbank.pipelines.runs.evaluate import trial_of
+from vqbank.store.errors import RecipeError
+
+if TYPE_CHECKING:
+    from vqbank.pipelines.experiments.evaluate import Trial
+    from vqbank.pipelines.experiments.fitting import Telling
+    from vqbank.regressors.base import Head
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainPlan:
+    """A head that can be made; nothing is fitted yet."""
+
+    recipe: Recipe
+    """With keys for its features."""
+    folder: Path
+    """Where the head goes."""
+    trial: "Trial | None"
+    """What is fitted; None of published weights."""
+    published: Path | None
+    tensorboard: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        title: str,
+        weights: Mapping[str, str] | None = None,
+        published: Path | None = None,
+        tensorboard: Path | None = None,
+    ) -> "TrainPlan":
+        """Look up all that a recipe names.
+
+        Args:
+            recipe: of the run.
+            folder: new, or of a head that is replaced.
+            title: for messages.
+            weights: of the features, where the bank has those of several.
+            published: official weights.
+            tensorboard: a folder for event files.
+
+        Raises:
+            VqbankError: as `train`.
+        """
+        chosen = of_bank(recipe, weights, scored=published is None)
+        import vqbank.pipelines.experiments.train  # noqa: F401 - seconds, of which `fit` has none
+
+        trial = trial_of(chosen, title=title) if published is None else None
+        return cls(chosen, folder, trial, published, tensorboard)
+
+    @property
+    def head(self) -> str:
+        """The name of the head."""
+        return self.recipe.head(next(iter(self.recipe.heads)))[0]
+
+    def fit(self, watch: "Telling | None" = None) -> "Head":
+        """Fit the head, or take its weights, and write its folder.
+
+        Args:
+            watch: told of costs, steps and epochs as they come.
+
+        Raises:
+            RecipeError: if there are several heads.
+            HeadError: if it cannot be fitted, or the folder holds something else.
+            KeyboardInterrupt: saying from where the same goes on, if it does.
+        """
+        from vqbank.pipelines.experiments import train as shipping
+
+        if self.trial is None or self.published is not None:
+            assert self.published is not None, "either is there"
+            return shipping.take_published(self.published, self.folder, recipe=self.recipe)
+        place = shipping.checkpoint_of(self.folder)
+        files = f"{escape(place.name)}*"
+        left = f"{place} (remove {place.name}* to start anew)"
+        has_epochs = any(head.has_epochs for head in self.trial.heads.values())
+        if has_epochs and any(place.parent.glob(files)):
+            log.info("going on from %s", left)
+        try:
+            return shipping.train(
+                self.trial,
+                self.folder,
+                recipe=self.recipe,
+                tensorboard=self.tensorboard,
+                watch=watch,
+            )
+        except KeyboardInterrupt as stopped:
+            kept = has_epochs and any(place.parent.glob(files))
+            more = f"; the same command goes on from {left}" if kept else ""
+            raise KeyboardInterrupt(f"stopped{more}") from stopped
+
+
+def train(
+    recipe: AskedRecipe = None,
+    *,
+    output: Path | str,
+    bank: Path | str | None = None,
+    features: Names | Mapping[str, str] | None = None,
+    videos: Path | str | None = None,
+    labels: Path | str | None = None,
+    score: str | None = None,
+    head: Entries | None = None,
+    missing: str | None = None,
+    weights: Mapping[str, str] | None = None,
+    published: Path | str | None = None,
+    tensorboard: Path | str | None = None,
+    watch: "Telling | None" = None,
+) -> "Head":
+    """Fit one head on all rows, and write the folder that `predict` takes.
+
+    A head with epochs that is interrupted leaves a checkpoint beside the folder, from which the
+    same call goes on.
+
+    Args:
+        recipe: a `Recipe`, its file, or the name of one that comes with vqbank.  What is given
+            beside it replaces what it says.
+        output: a new folder, or that of a head, which is replaced.
+        bank: the folder of a bank.
+        features: names or names by role, as `evaluate` takes them.
+        videos: a manifest (.csv) with scores; or else
+        labels: a label file of any layout, whose videos are found in the bank.
+        score: the column of the label file that is the MOS, where it has several.
+        head: a name, such as "ridge", or {name: parameters}.
+        missing: "stop" (default) or "drop", as of `evaluate`.
+        weights: of the features' extractors, where the bank has those of several.
+        published: official weights (VSFA's of `gru`, RQ-VQA's of `mlp`): nothing is fitted, and
+            no videos are named.
+        tensorboard: a folder for TensorBoard's event files, of a head with epochs.
+        watch: told of costs, steps and epochs as they come.
+
+    Returns:
+        The fitted head.
+
+    Raises:
+        RecipeError: if something is not given, or several heads are.
+        UnknownNameError: if there is no such head or parameter.
+        BankError: if there is no bank.
+        ManifestError: if a file of videos cannot be read, or a video has no score.
+        MissingFeatureError: if the bank has no such feature, or a video lacks it.
+        AmbiguousFeatureError: if the bank has several features of a name.
+        HeadError: if the head cannot be fitted, or `output` holds something else.
+
+    Example:
+        >>> head = vqbank.train(bank="bank", features={"motion": "motion.series"},
+        ...                     videos="set.csv", head="ridge", output="head")
+        >>> head.name, list(head.specs_)
+        ('ridge', ['motion'])
+    """
+    asked = recipe_of(
+        recipe,
+        bank=bank,
+        features=features,
+        videos=videos,
+        labels=labels,
+        score=score,
+        heads=head,
+        missing=missing,
+    )
+    if published is not None:
+        refuse_beside_published(
+            videos=videos, labels=labels, score=score, missing=missing, tensorboard=tensorboard
+        )
+    return TrainPlan.of(
+        asked,
+        Path(output),
+        title=title_of(recipe),
+        weights=weights,
+        published=None if published is None else Path(published),
+        tensorboard=None if tensorboard is None else Path(tensorboard),
+    ).fit(watch)
+
+
+def refuse_beside_published(**given: object) -> None:
+    """Refuse what published weights leave nothing to do for.
+
+    Args:
+        **given: what is asked for, by the option's name; None where it is not.
+
+    Raises:
+        RecipeError: naming the first that is.
+    """
+    for option, value in given.items():
+        if value is not None:
+            raise RecipeError(f"--published fits nothing: leave --{option} out")
