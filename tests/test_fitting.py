@@ -206,7 +206,8 @@ def test_a_head_that_takes_long_is_trained_in_a_process_and_comes_to_the_same(
     here = train(Trial.of(svr, title="t"), tmp_path / "here", recipe=svr)
     monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.LONG_OPERATIONS", 0.0)
     trial = Trial.of(svr, title="t")
-    there = train(trial, tmp_path / "there", recipe=svr)
+    with watched("svr") as watch:
+        there = train(trial, tmp_path / "there", recipe=svr, watch=watch)
 
     assert "svr: a fit on 30 videos takes about 1 s" in capsys.readouterr().err
     assert there.selection_ == here.selection_

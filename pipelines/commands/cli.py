@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -28,18 +30,6 @@ from vqbank.pipelines.terminal import say
 from vqbank.store.errors import VqbankError, refusal
 
 
-class Commands(typer.core.TyperGroup):
-    """Whichever is stopped says so."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that is named."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as stopped:
-            say(str(stopped) or "stopped", err=True)
-            raise
-
-
 class Told(logging.Handler):
     """Prints what runs tell beside their results."""
 
@@ -47,6 +37,32 @@ class Told(logging.Handler):
         """On standard error, a warning as such."""
         warning = "warning: " if record.levelno >= logging.WARNING else ""
         say(f"{warning}{record.getMessage()}", err=True)
+
+
+@contextmanager
+def printed() -> Iterator[None]:
+    """In here, a whole command, what runs tell is printed."""
+    told, before = Told(), log.level
+    log.addHandler(told)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(told)
+        log.setLevel(before)
+
+
+class Commands(typer.core.TyperGroup):
+    """Whichever is stopped says so."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that is named, and print what it tells."""
+        try:
+            with printed():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            say(str(stopped) or "stopped", err=True)
+            raise
 
 
 app = program(cls=Commands, no_args_is_help=True)
@@ -77,9 +93,6 @@ def vqbank(
     ] = False,
 ) -> None:
     """Bank frozen video-quality features once; train, ablate and ship light heads from it."""
-    if not any(isinstance(handler, Told) for handler in log.handlers):
-        log.addHandler(Told())
-        log.setLevel(logging.INFO)
 
 
 def main() -> None:
