@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.core
 
+from vqbank.pipelines.commands import names
 from vqbank.pipelines.commands.bank import compact, diff, merge, prune, verify
 from vqbank.pipelines.commands.contents import ls, show, status
 from vqbank.pipelines.commands.demo import demo
@@ -18,7 +19,6 @@ from vqbank.pipelines.commands.exchange import export, import_app, pack, selecti
 from vqbank.pipelines.commands.extract import extract
 from vqbank.pipelines.commands.golden import golden
 from vqbank.pipelines.commands.labels import labels_app
-from vqbank.pipelines.commands.names import extractors, heads, recipe
 from vqbank.pipelines.commands.options import program
 from vqbank.pipelines.commands.predict import predict
 from vqbank.pipelines.commands.splits import split_app
@@ -67,8 +67,9 @@ class Commands(typer.core.TyperGroup):
 
 app = program(cls=Commands, no_args_is_help=True)
 for command in (
-    demo, extract, recipe, status, evaluate, results, compare, train, heads, extractors, predict,
-    ls, show, golden, diff, verify, compact, merge, prune, selection, export, pack,
+    demo, extract, names.recipe, status, evaluate, results, compare, train, names.heads,
+    names.extractors, predict, ls, show, golden, diff, verify, compact, merge, prune,
+    selection, export, pack,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(import_app, name="import")
@@ -93,6 +94,9 @@ def vqbank(
     ] = False,
 ) -> None:
     """Bank frozen video-quality features once; train, ablate and ship light heads from it."""
+    from vqbank.store.files import allow_open_files
+
+    allow_open_files()
 
 
 def main() -> None:
