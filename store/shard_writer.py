@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from vqbank.store.checksums import crc32c
 from vqbank.store.commits import Commit, CommittedFile, NamedRows, Provenance, room_of_records
 from vqbank.store.errors import InvalidFeatureError, naming
-from vqbank.store.files import create_exclusively, inside, sync_folder
+from vqbank.store.files import create_exclusively, inside, sync_file, sync_folder
 from vqbank.store.layout import (
     COMPRESSED_DTYPES,
     INDEX_COLUMNS,
@@ -409,9 +409,7 @@ class ShardWriter:
 
     def _sync(self) -> None:
         for name in self._files:
-            path = self._folder / name
-            with naming(path), path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(self._folder / name)
         folders = {path.parent for name in self._files for path in [self._folder / name]}
         parents = {parent for folder in folders for parent in folder.parents}
         within = {p for p in folders | parents if p.is_relative_to(self._folder)}
