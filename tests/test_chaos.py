@@ -23,7 +23,7 @@ import pytest
 
 from vqbank.extractors import video as decoding
 from vqbank.pipelines.commands import cli
-from vqbank.pipelines.extraction import extract
+from vqbank.pipelines.extraction import banking
 from vqbank.store.bank import FeatureStore
 from vqbank.store.compact import compact
 from vqbank.store.compare import diff
@@ -50,7 +50,7 @@ def serve() -> None:
     import open_clip  # noqa: F401
     import torch  # noqa: F401
 
-    extract.FLUSH_BYTES = 1  # every video is committed at once
+    banking.FLUSH_BYTES = 1  # every video is committed at once
     say({})
     for line in sys.stdin:
         order = json.loads(line)

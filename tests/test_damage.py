@@ -13,8 +13,8 @@ import torch
 from vqbank.extractors import make_extractor, specs_of
 from vqbank.extractors import video as decoding
 from vqbank.extractors.isolated import Decoder
+from vqbank.pipelines.extraction.batch import batch_that_pays
 from vqbank.pipelines.extraction.extract import Extraction
-from vqbank.pipelines.extraction.jobs import batch_that_pays
 from vqbank.pipelines.manifest import read_videos
 from vqbank.store.bank import FeatureStore
 from vqbank.store.ledger import failures, read_ledger
@@ -128,7 +128,7 @@ def test_the_batch_grows_while_it_pays_and_fits(memory, gains_until, found, monk
         now[0] += max(1.0, len(clips) / gains_until)
         return {"row": clips.float().mean(dim=-1)}
 
-    monkeypatch.setattr("vqbank.pipelines.extraction.jobs.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("vqbank.pipelines.extraction.batch.time.perf_counter", lambda: now[0])
     assert batch_that_pays(compute, torch.zeros(3, dtype=torch.uint8), 4, largest=256) == found
 
 

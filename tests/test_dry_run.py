@@ -11,7 +11,7 @@ from vqbank.extractors import video as decoding
 from vqbank.extractors.base import Extractor, Output
 from vqbank.extractors.sampling import Clips, KeyFrames
 from vqbank.extractors.views import Native, Squash
-from vqbank.pipelines.extraction import dry_run, jobs
+from vqbank.pipelines.extraction import assembly, dry_run
 from vqbank.pipelines.extraction.dry_run import bank_as_it_is, estimate, show_estimate
 from vqbank.pipelines.extraction.extract import Extraction
 from vqbank.store.bank import FeatureStore
@@ -210,7 +210,7 @@ def test_extra_passes_are_counted_where_frames_cannot_wait_for_the_motion(
     run = extraction(videos, store, Liveliest(), Corner())
 
     assert estimate(run, sample=1).extra_passes == 0
-    monkeypatch.setattr(jobs, "RETAINED_BYTES", 28 * 3 * 8 * 8)
+    monkeypatch.setattr(assembly, "RETAINED_BYTES", 28 * 3 * 8 * 8)
     announced = estimate(run, sample=len(videos)).extra_passes
     outcomes = list(run.run())
     assert announced == run.decoded_videos - len(videos) == 3

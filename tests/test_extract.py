@@ -22,9 +22,12 @@ from vqbank.extractors import make_extractor
 from vqbank.extractors import video as decoding
 from vqbank.extractors.isolated import Decoder
 from vqbank.extractors.nss import Nss
-from vqbank.pipelines.extraction import extract
+from vqbank.pipelines.extraction import resources
+from vqbank.pipelines.extraction.assembly import Assembly, FullClip
+from vqbank.pipelines.extraction.batch import Batch
 from vqbank.pipelines.extraction.extract import Extraction
-from vqbank.pipelines.extraction.jobs import Batch, Job, Room
+from vqbank.pipelines.extraction.memory import WorkingMemory
+from vqbank.pipelines.extraction.one_video import OneVideo
 from vqbank.pipelines.extraction.status import History, failed_videos, show_status
 from vqbank.pipelines.stopping import ASKED, stopped_by_signals
 from vqbank.store.bank import FeatureStore
@@ -139,10 +142,10 @@ import time
 from pathlib import Path
 import torch
 from vqbank.extractors import make_extractor
-from vqbank.pipelines.extraction import extract
+from vqbank.pipelines.extraction import banking, extract
 from vqbank.pipelines.manifest import read_videos
 from vqbank.store.bank import FeatureStore
-extract.FLUSH_BYTES = 1
+banking.FLUSH_BYTES = 1
 videos = read_videos(Path(sys.argv[1]))
 names = [make_extractor("nss"), make_extractor("motion")]
 store = FeatureStore.create(Path(sys.argv[2]))
@@ -283,17 +286,15 @@ def test_a_video_that_is_replaced_while_it_is_read_fails_alone(
     """With the same number of frames, so that nothing else could tell."""
     path = tmp_path / "a.mp4"
     shutil.copy(videos[0].path, path)
-    owner, name = {"probed": (Extraction, "_begin"), "decoded": (Extraction, "_bank_finished")}[
-        moment
-    ]
-    original = getattr(owner, name)
+    name = {"probed": "_plan", "decoded": "_bank"}[moment]
+    original = getattr(OneVideo, name)
 
     def after_replacing(self, *arguments):
         # At once, as a half-written file would fail for another reason.
         shutil.copy(videos[4].path, tmp_path / "new.mp4").replace(path)
         return original(self, *arguments)
 
-    monkeypatch.setattr(owner, name, after_replacing)
+    monkeypatch.setattr(OneVideo, name, after_replacing)
     replaced = Video("a", path)
     store, _, outcomes = bank(tmp_path / "bank", [replaced, videos[1]], "nss", "motion")
 
@@ -329,10 +330,10 @@ def fail(error):
 def test_memory_that_is_not_there_costs_one_video(tmp_path, videos, monkeypatch, kind, place):
     large = Video("large", clip(tmp_path / "large.mp4", 3, size=(96, 64)))
     owner, name = {
-        "chunk": (Extraction, "_look"),
-        "view": (Job, "take"),
+        "chunk": (OneVideo, "_look"),
+        "view": (Assembly, "take"),
         "network": (Batch, "_rows"),
-        "rows": (Job, "feature"),
+        "rows": (Assembly, "feature"),
     }[place]
     original = getattr(owner, name)
 
@@ -355,10 +356,10 @@ def test_memory_that_is_not_there_costs_one_video(tmp_path, videos, monkeypatch,
 def id_of(thing):
     """Of the video that an argument is about."""
     match thing:
-        case Job():
-            return thing.course.video.id
-        case [(Job() as job, *_), *_]:
-            return job.course.video.id
+        case Assembly():
+            return thing.opened.video.id
+        case [FullClip(assembly=assembly), *_]:
+            return assembly.opened.video.id
         case _:
             video = getattr(thing, "video", None)
             return getattr(video, "id", None)
@@ -441,15 +442,15 @@ def test_a_run_that_is_left_says_that_it_was_stopped(tmp_path, videos):
 
 def test_a_pause_of_parent_and_child_counts_as_no_silence(tmp_path, videos, monkeypatch):
     """As by Ctrl-Z: the clock goes on, and a child that was stopped too has nothing to say yet."""
-    original, clock, pauses = extract.wait, time.monotonic, [0.0]
+    original, clock, pauses = resources.readable, time.monotonic, [0.0]
 
-    def wait(things, timeout):
-        if sum(pauses) == 0 and any(lane.decoder.seconds_left < 120 for lane in run.lanes):
+    async def readable(decoder, seconds):
+        if sum(pauses) == 0 and decoder.seconds_left < 120:
             pauses.append(1000.0)
-            return []
-        return original(things, timeout=timeout)
+            return False
+        return await original(decoder, seconds)
 
-    monkeypatch.setattr(extract, "wait", wait)
+    monkeypatch.setattr(resources, "readable", readable)
     monkeypatch.setattr(time, "monotonic", lambda: clock() + sum(pauses))
     run = extraction(videos[:1], FeatureStore.create(tmp_path / "bank"), "motion")
 
@@ -580,7 +581,6 @@ from pathlib import Path
 import torch
 from vqbank.extractors import make_extractor
 from vqbank.pipelines.extraction.extract import Extraction
-from vqbank.pipelines.extraction.jobs import Room
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import BankError
 from vqbank.store.schema import Video
@@ -615,12 +615,12 @@ def test_the_callers_torch_is_left_as_it_was(tmp_path, videos):
     assert torch.get_num_threads() == threads
 
 
-def test_large_computations_share_their_room_and_come_in_turn():
-    room = Room(100)
+def test_large_computations_share_their_memory_and_come_in_turn():
+    memory = WorkingMemory(100)
     order, inside, most = [], [], []
 
     def compute(number, needed):
-        with room.of(needed):
+        with memory.reserved(needed):
             order.append(number)
             inside.append(needed)
             most.append(sum(inside))
@@ -628,13 +628,13 @@ def test_large_computations_share_their_room_and_come_in_turn():
             inside.remove(needed)
 
     threads = []
-    with room.of(60):
+    with memory.reserved(60):
         for number, needed in enumerate([60, 500, 40, 60]):
             threads.append(threading.Thread(target=compute, args=(number, needed)))
             threads[-1].start()
-            while len(room._turns) <= number:
+            while len(memory._turns) <= number:
                 time.sleep(0.001)
-        with room.of(0):  # who needs none never waits
+        with memory.reserved(0):  # who needs none never waits
             assert not order
     for thread in threads:
         thread.join()
@@ -671,7 +671,8 @@ def test_a_run_that_is_stopped_waits_for_no_network_and_leaves_no_child(tmp_path
         text=True,
     ) as run:
         assert run.stdout.readline() == "computing\n"
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        threads = Path(f"/proc/{run.pid}/task").iterdir()
+        children = [child for one in threads for child in (one / "children").read_text().split()]
         begun = time.monotonic()
         run.send_signal(stop)
         _, told = run.communicate(timeout=60)

@@ -22,7 +22,8 @@ import torch
 from distributed import Future, KilledWorker, Worker, WorkerPlugin, get_worker
 
 from vqbank.extractors.base import Extractor, WeightedExtractor
-from vqbank.pipelines.extraction.extract import Extraction, Outcome, import_for
+from vqbank.pipelines.extraction.extract import Extraction, import_for
+from vqbank.pipelines.extraction.one_video import Outcome
 from vqbank.pipelines.extraction.workers import AT_WORK, LEAVING, LocalWorker, Workers
 from vqbank.pipelines.stopping import ASKED
 from vqbank.store.bank import FeatureStore, writing

@@ -16,7 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from vqbank.pipelines.console import console, styled
-from vqbank.pipelines.extraction.extract import Extraction, Outcome
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.extraction.one_video import Outcome
 from vqbank.pipelines.stopping import stopped_by_signals
 from vqbank.pipelines.terminal import counted, plain, say
 
@@ -56,7 +57,7 @@ def snapshot(extraction: Extraction) -> Snapshot:
         decoded_frames=extraction.decoded_frames,
         network_seconds=seconds,
         held=extraction.held_bytes / extraction.held_limit,
-        decoding_waits=extraction.decoding_waits / len(extraction.lanes),
+        decoding_waits=extraction.counts.decoding_waits / len(extraction.decoders),
         networks_wait=extraction.networks_wait,
     )
 

@@ -26,8 +26,9 @@ from vqbank.extractors.base import Extractor
 from vqbank.extractors.sampling import MotionSampling
 from vqbank.extractors.views import ClipView
 from vqbank.pipelines.console import console
-from vqbank.pipelines.extraction import jobs
-from vqbank.pipelines.extraction.extract import Extraction, Outcome
+from vqbank.pipelines.extraction import assembly
+from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.extraction.one_video import Outcome
 from vqbank.pipelines.terminal import counted, say
 from vqbank.store.bank import BANK_FILE, FeatureStore
 from vqbank.store.errors import DecodeError, InvalidFeatureError
@@ -52,7 +53,7 @@ GPU_THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Room for one feature; what is compressed takes less."""
+    """Space for one feature; what is compressed takes less."""
 
     spec: FeatureSpec
     missing: int
@@ -275,7 +276,7 @@ class _Trial:
         this = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         decoder = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         unit = 1 if sys.platform == "darwin" else 1024
-        return unit * (this + decoder * len(self._extraction.lanes))
+        return unit * (this + decoder * len(self._extraction.decoders))
 
     @property
     def device_bytes(self) -> int | None:
@@ -411,7 +412,7 @@ def _decoded_twice(
     records: Mapping[FeatureSpec, Mapping[str, VideoRecord]],
     sizes: Mapping[str, int],
 ) -> set[str]:
-    """As `jobs.Retained` decides, with the sample's frames per byte and its largest picture."""
+    """As `HeldFrames` decides, with the sample's frames per byte and its largest picture."""
     probes = {
         video: record.probe
         for found in records.values()
@@ -430,7 +431,7 @@ def _decoded_twice(
             continue
         todo = {video for spec in specs for video in lacking[spec]} & without_motion
         held = _view_bytes(extractor, height, width) * frames_per_byte
-        twice |= {v for v in todo if sizes.get(v, 0) * held > jobs.RETAINED_BYTES}
+        twice |= {v for v in todo if sizes.get(v, 0) * held > assembly.RETAINED_BYTES}
     return twice
 
 
