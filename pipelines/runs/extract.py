@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from vqbank.extractors.base import Extractor
-    from vqbank.pipelines.extraction.extract import Extraction, Outcome
+    from vqbank.pipelines.extraction.extract import Extraction
+    from vqbank.pipelines.extraction.one_video import Outcome
     from vqbank.store.bank import FeatureStore
 
 

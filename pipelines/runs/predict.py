@@ -17,7 +17,8 @@ from vqbank.store.schema import Video
 if TYPE_CHECKING:
     import torch
 
-    from vqbank.pipelines.extraction.extract import Extraction, Outcome
+    from vqbank.pipelines.extraction.extract import Extraction
+    from vqbank.pipelines.extraction.one_video import Outcome
     from vqbank.pipelines.predict import Scorer
     from vqbank.regressors.metrics import QualityMetrics
     from vqbank.store.bank import FeatureStore
