@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check fix golden soak benchmark clean
+.PHONY: help install demo test check fix golden soak mutants benchmark clean
 help:  ## print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
@@ -35,6 +35,16 @@ golden: install  ## compare every network and rule with what official code compu
 soak: install  ## kill, stop, refuse and interrupt some hundred times, and say in a table what held
 	$(BIN)/python -m pytest -m soak -s
 
+mutants: install  ## break ROOM=a/file.py in a copy, a line at a time: which breaks do TESTS="tests/..." miss?
+	rm -rf .mutants && mkdir .mutants
+	git ls-files -z | xargs -0 cp -a --parents -t .mutants
+	printf '[cosmic-ray]\nmodule-path = "%s"\ntimeout = 120.0\ntest-command = "%s"\n[cosmic-ray.distributor]\nname = "local"\n' \
+	    "$(ROOM)" "$(abspath $(BIN))/python -m pytest -qx $(TESTS)" > .mutants/mutants.toml
+	cd .mutants && export PYTHONPATH=$$PWD OMP_NUM_THREADS=1 PATH=$(abspath $(BIN)):$$PATH && \
+	    nice cosmic-ray baseline mutants.toml && cosmic-ray init mutants.toml mutants.sqlite && \
+	    nice cosmic-ray exec mutants.toml mutants.sqlite && \
+	    cr-report --show-diff --surviving-only mutants.sqlite
+
 benchmark: install  ## bank, engine and networks against limits and peers, as ratios
 	$(BIN)/python benchmarks/bank.py
 	$(BIN)/python benchmarks/extract.py
@@ -47,4 +57,4 @@ fix: install  ## format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what the demo made (the bank too) and caches
-	rm -rf demo .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf demo .mutants .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -333,8 +333,8 @@ def load_text_tail(folder: Path) -> TextTail:
 
 
 def _filled(kind: Any, folder: Path, name: str) -> Any:
-    tower = read_tower(folder, name)
     try:
+        tower = read_tower(folder, name)
         _check_sizes(tower)
         with torch.device("meta"):  # no memory for what a configuration may say
             network = kind(**tower.configuration)
