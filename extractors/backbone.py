@@ -6,7 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,17 +16,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vqbank.extractors.base import ClipFn, Extractor, Output, WeightedExtractor
+from vqbank.extractors.base import IMPLIED, ClipFn, Extractor, Output, WeightedExtractor
+from vqbank.extractors.loading import check_keys, load_state_dict, random_weights
 from vqbank.extractors.sampling import ClipPerSecond, KeyFrames, Sampling
 from vqbank.extractors.views import CROPPING, ResizeCrop, normalise
 from vqbank.extractors.weights import (
     HUB,
     RANDOM,
     WeightFile,
-    check_keys,
     find_weights,
-    load_state_dict,
-    random_weights,
     weights_identity,
     weights_origin,
 )
@@ -77,7 +75,7 @@ class Backbone(WeightedExtractor):
       of images and texts, and where there is neither the mean over all tokens (VideoMAE)."""
     weights: str = _PUBLISHED
     """"published" (those that the tag means, or in the folder), "random", or the path of a file."""
-    length: Annotated[int, Field(ge=1)] = 16
+    length: Annotated[int, Field(ge=1)] = field(default=16, metadata=IMPLIED)
     """Frames of a clip, for video models."""
 
     name = "backbone"
@@ -151,15 +149,13 @@ class Backbone(WeightedExtractor):
         """As for every extractor with weights; `model` in full, mean and standard deviation."""
         assert not self.tiny  # raises: there is none
         library = self._library
-        parameters = {
+        return {
             **Extractor.parameters(self),
             "weights": weights_identity(self._choice, *self.files, extractor=self.name),
             "model": library.identity,
             "mean": list(library.mean),
             "std": list(library.std),
         }
-        del parameters["length"]  # the sampling has it
-        return parameters
 
     def origin(self) -> Mapping[str, Any]:
         """Of the published file; a local one is not taken for it."""

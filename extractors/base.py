@@ -1,7 +1,7 @@
 """What an extractor is: a frozen dataclass of everything that changes its numbers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, TypeVar
@@ -10,16 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
 from vqbank.extractors.sampling import Clips, MotionSampling, Sampling, Timeline
 from vqbank.extractors.views import ClipView, View
 from vqbank.extractors.weights import (
     RANDOM,
     TINY,
     WeightFile,
-    check_keys,
     find_weights,
-    random_weights,
-    stream_state_dict,
     weights_identity,
     weights_origin,
 )
@@ -41,6 +39,11 @@ ClipFn = Callable[[Tensor], Mapping[str, Tensor]]
 Clip i's rows depend on clip i alone, and r is what the sampling promises."""
 
 
+IMPLIED: Mapping[str, bool] = {"implied": True}
+"""Metadata of a field of an extractor, as in `field(default=8, metadata=IMPLIED)`, whose value
+stands in the key already: in the sampling, in the view, or in the identity of one output."""
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """One named result; several outputs of an extractor share one forward."""
@@ -49,10 +52,15 @@ class Output:
     shape: tuple[int, ...]
     """Of one row."""
     stored_dtype: StoredDtype = "float16"
+    """How rows are stored unless the extractor's own `stored_dtype` says otherwise."""
     side: tuple[SideSpec, ...] = ()
     """Further arrays with one entry per row, from `Extractor.side`."""
     usual: bool = True
     """Whether it is banked where nothing is said; the others are asked for by name."""
+    identity: Callable[[], Mapping[str, Any]] = field(default=dict, compare=False)
+    """What the numbers of this output alone depend on, as JSON values for its key: the block of a
+    cut, the weights of a second file.  Called for outputs that are wanted, and may raise
+    WeightsError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,15 +165,18 @@ class Extractor(ABC):
     def parameters(self) -> dict[str, Any]:
         """Everything of this instance that changes the numbers, as JSON values.
 
-        The stored dtype stands in the FeatureSpec itself.
+        Without fields that are IMPLIED, and without the stored dtype, which stands in the
+        FeatureSpec itself.
         """
-        parameters = {
+        return {
             field.name: describe(getattr(self, field.name))
             for field in fields(self)
-            if field.compare
+            if field.compare and "implied" not in field.metadata and field.name != "stored_dtype"
         }
-        del parameters["stored_dtype"]
-        return parameters
+
+    def described_view(self) -> Any:
+        """The view, as keys say it."""
+        return describe(self.view)
 
     def origin(self) -> Mapping[str, Any]:
         """Publisher, licence and training data of the weights, as a FeatureSpec takes them."""
@@ -179,6 +190,7 @@ class Extractor(ABC):
             motion: the key of the series that its sampling reads, if it reads one.
 
         Raises:
+            UnknownNameError: if an output is asked for that is not offered.
             WeightsError: if the weights are not at hand.
         """
         identity = {
@@ -187,7 +199,7 @@ class Extractor(ABC):
             "decoder": decoder,
             "rgb": RGB,
             "sampling": describe(self.sampling),
-            "view": describe(self.view),
+            "view": self.described_view(),
             **({"motion": motion} if motion else {}),
             **self.parameters(),
         }
@@ -197,7 +209,7 @@ class Extractor(ABC):
                 name=f"{self.name}.{output.name}",
                 shape=output.shape,
                 stored_dtype=self.stored_dtype or output.stored_dtype,
-                identity=identity,
+                identity={**identity, **output.identity()},
                 side=output.side,
                 **origin,
             )
@@ -273,13 +285,17 @@ class WeightedExtractor(Extractor):
         return weights_origin(self.weights, *self._candidates, extractor=self.name)
 
     def network(
-        self, architecture: Callable[[], Network], *, ignored: Collection[str] = ()
+        self,
+        architecture: Callable[[], Network],
+        *,
+        renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     ) -> Network:
         """The network on the CPU, filled with the weights; half precision becomes float32.
 
         Args:
             architecture: makes the network, with PyTorch's random start.
-            ignored: keys that the file may have beside those of the network.
+            renamed: the file's state dict under the keys of the network, less what the network
+                does not have.
 
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
@@ -292,11 +308,12 @@ class WeightedExtractor(Extractor):
         )
         # A published file is what its entry says; a local one may be any of them.
         expected = (self.file,) if self.file.choice == self.weights else self._candidates
-        state = {
-            key: value.float() if value.is_floating_point() else value
-            for key, value in stream_state_dict(path, *expected)
-            if key not in ignored
-        }
+        state = renamed(
+            {
+                key: value.float() if value.is_floating_point() else value
+                for key, value in stream_state_dict(path, *expected)
+            }
+        )
         with torch.device("meta"):
             network = architecture()
         check_keys(network.state_dict(), state, path)

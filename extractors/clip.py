@@ -1,8 +1,7 @@
 """CLIP: the pooled embedding of frames, and the state of all tokens after a block."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -10,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
+from vqbank.extractors.clip_towers import OPENAI_B32, architecture, tokens_of
 from vqbank.extractors.sampling import EveryNth, KeyFrames
 from vqbank.extractors.tail import open_clip_image, open_clip_text
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, CROPPING, ShortSideCrop, Squash, normalise
 from vqbank.extractors.weights import HUB, WeightFile
 from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
-from vqbank.store.schema import FeatureSpec
 from vqbank.store.tail import Tail
 
 _MODEL = "ViT-B-32-quickgelu"  # OpenAI trained with QuickGELU; plain ViT-B-32 has GELU
@@ -96,11 +95,11 @@ class Clip(WeightedExtractor):
     model: str = _MODEL
     """A name that open_clip has for a model.  Weights that were trained with QuickGELU need the one
     that ends in "-quickgelu"."""
-    cut: Annotated[int, Field(ge=0)] | None = None
+    cut: Annotated[int, Field(ge=0)] | None = field(default=None, metadata=IMPLIED)
     """The block after which `tokens` is taken, counted from 0; None means the last one."""
-    frame_step: Annotated[int, Field(ge=0)] = 0
+    frame_step: Annotated[int, Field(ge=0)] = field(default=0, metadata=IMPLIED)
     """Take frames 0, n, 2n, ... (RAM-VQA: 8); 0 means one frame per second."""
-    resize_mode: Literal["shortest", "squash"] | None = None
+    resize_mode: Literal["shortest", "squash"] | None = field(default=None, metadata=IMPLIED)
     """Short side to size and centre square, or both sides to size (RAM-VQA: "squash"); None means
     as open_clip has it for the model."""
     prompts: tuple[str, ...] = field(default=RAM_PROMPTS, compare=False)
@@ -110,18 +109,7 @@ class Clip(WeightedExtractor):
     version = 2
     batch_clips = 8
     has_tiny = True
-    files = (
-        WeightFile(
-            choice="openai",
-            url="https://huggingface.co/timm/vit_base_patch32_clip_224.openai/resolve/main/open_clip_model.safetensors",
-            save_as="vit_base_patch32_clip_224.openai.safetensors",
-            publisher="OpenAI, converted by timm",
-            licence="MIT",
-            trained_on=("WIT-400M",),
-            sha256="e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
-            size=605_143_284,
-        ),
-    )
+    files = (OPENAI_B32,)
 
     @property
     def offers(self) -> tuple[Output, ...]:
@@ -136,7 +124,9 @@ class Clip(WeightedExtractor):
         if "timm_model_name" in tower or not isinstance(tower["layers"], int):
             return (embedding,)
         tokens = (tower["image_size"] // tower["patch_size"]) ** 2 + 1
-        return embedding, Output("tokens", (tokens, tower["width"]), usual=False)
+        shape = (tokens, tower["width"])
+        cut = Output("tokens", shape, usual=False, identity=lambda: {"cut": self.block})
+        return embedding, cut
 
     @property
     def sampling(self) -> KeyFrames | EveryNth:
@@ -236,13 +226,11 @@ class Clip(WeightedExtractor):
         return last if self.cut is None else self.cut
 
     def parameters(self) -> dict[str, Any]:
-        """As for every extractor, without what sampling, view and `specs` say.
+        """As for every extractor; of a model that is named, mean and standard deviation too.
 
         The default model goes unnamed: it was banked before others could be chosen.
         """
         parameters = super().parameters()
-        for name in ("cut", "frame_step", "resize_mode"):
-            del parameters[name]
         if self.tiny:  # whose tower had four blocks before
             parameters["layers"] = self.configuration["vision_cfg"]["layers"]
         if self.model == _MODEL:
@@ -250,45 +238,13 @@ class Clip(WeightedExtractor):
             return parameters
         return {**parameters, **{key: list(self.preprocessing[key]) for key in ("mean", "std")}}
 
-    def specs(self, *, decoder: str, motion: str = "") -> dict[str, FeatureSpec]:
-        """As for every extractor; the block of the cut stands in the key of the tokens alone.
-
-        Raises:
-            UnknownNameError: if open_clip has no such model.
-            RecipeError: if the tower has no such block, or the model cannot be built.
-            WeightsError: if the weights are not at hand.
-        """
-        specs = super().specs(decoder=decoder, motion=motion)
-        if "tokens" in specs:
-            identity = {**specs["tokens"].identity, "cut": self.block}
-            specs["tokens"] = replace(specs["tokens"], identity=identity)
-        return specs
-
-    def architecture(self) -> torch.nn.Module:
-        """The whole CLIP, not filled yet."""
-        import open_clip
-
-        configuration = dict(self.configuration)
-        custom_text = configuration.pop("custom_text", False)
-        kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-        tower = configuration["vision_cfg"]
-        if "timm_model_name" in tower:
-            configuration["vision_cfg"] = {**tower, "timm_model_pretrained": False}
-            with torch.device("cpu"):  # such towers compute tables that no file holds
-                return kind(**configuration)
-        network = kind(**configuration)
-        # No file holds the causal mask, and PyTorch's meta device does not compute it.
-        length = network.context_length
-        network.attn_mask = torch.full((length, length), -math.inf, device="cpu").triu(1)
-        return network
-
     def load(self) -> torch.nn.Module:
         """The whole CLIP on the CPU, filled with the weights; the image tower is its `visual`.
 
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
-        return self.network(self.architecture, ignored=_SIZES)
+        return self.network(lambda: architecture(self.configuration), renamed=_without_sizes)
 
     @property
     def cut_output(self) -> str:
@@ -308,8 +264,6 @@ class Clip(WeightedExtractor):
         Raises:
             WeightsError: as `load`.
         """
-        import open_clip
-
         network: Any = self.load()
         configuration = self.configuration
         shared = {
@@ -337,7 +291,7 @@ class Clip(WeightedExtractor):
             vocabulary=sizes["vocab_size"],
             **shared,
         )
-        numbers = open_clip.SimpleTokenizer()(list(self.prompts), sizes["context_length"])
+        numbers = tokens_of(self.prompts, sizes["context_length"])
         return Tail(
             {"image": image, "text": text},
             dict(zip(self.prompts, numbers.tolist(), strict=True)),
@@ -378,6 +332,10 @@ class Clip(WeightedExtractor):
             return rows
 
         return cut if "tokens" in wanted else embed
+
+
+def _without_sizes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if key not in _SIZES}
 
 
 def _file(choice: str, hub: str) -> WeightFile:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.networks.sizes import VideoSwinSizes
 from vqbank.extractors.sampling import Clips, RandomSegments, Timeline
 from vqbank.extractors.views import (
     IMAGENET_MEAN,
@@ -24,7 +25,7 @@ from vqbank.store.errors import RecipeError
 from vqbank.store.schema import SideSpec
 
 if TYPE_CHECKING:  # it imports torchvision.models
-    from vqbank.extractors.networks.video_swin import Architecture, FastVqaNetwork
+    from vqbank.extractors.networks.video_swin import FastVqaNetwork
 
 _RELEASE = "https://github.com/TimothyHTimothy/FAST-VQA/releases/download/v2.0.0"
 _FRAGMENT = 32  # pixels
@@ -121,14 +122,12 @@ class FastVqa(WeightedExtractor):
             )
 
     @property
-    def architecture(self) -> "Architecture":
+    def architecture(self) -> VideoSwinSizes:
         """Sizes of the network."""
-        from vqbank.extractors.networks.video_swin import Architecture
-
         model = self._model
         side = model.grid * _FRAGMENT
         further = {**model.architecture, **(_TINY if self.tiny else {})}
-        return Architecture(
+        return VideoSwinSizes(
             size=(model.joined * model.length, side, side), grid=model.grid, **further
         )
 

@@ -1,14 +1,14 @@
 """Small frames as they are, for heads that start from pixels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from vqbank.extractors.base import ClipFn, Extractor, Output
+from vqbank.extractors.base import IMPLIED, ClipFn, Extractor, Output
 from vqbank.extractors.sampling import SegmentCentres
 from vqbank.extractors.views import CROPPING, ShortSideCrop
 
@@ -23,9 +23,9 @@ class Frames(Extractor):
     do.
     """
 
-    side_pixels: Literal[112, 224] = 112
+    side_pixels: Literal[112, 224] = field(default=112, metadata=IMPLIED)
     """Height and width of a frame."""
-    count: Annotated[int, Field(ge=1)] = 32
+    count: Annotated[int, Field(ge=1)] = field(default=32, metadata=IMPLIED)
 
     name = "frames"
     version = 1
@@ -44,12 +44,6 @@ class Frames(Extractor):
     def view(self) -> ShortSideCrop:
         """Resize and crop."""
         return ShortSideCrop(self.side_pixels * 8 // 7, self.side_pixels)
-
-    def parameters(self) -> dict[str, Any]:
-        """None beside sampling and view."""
-        parameters = super().parameters()
-        del parameters["side_pixels"], parameters["count"]
-        return parameters
 
     @property
     def modules(self) -> tuple[str, ...]:

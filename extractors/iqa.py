@@ -13,16 +13,13 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from vqbank.extractors.base import ClipFn, Extractor, Output, WeightedExtractor
+from vqbank.extractors.loading import check_keys, load_pickled, load_state_dict, random_weights
 from vqbank.extractors.sampling import KeyFrames
 from vqbank.extractors.views import Native
 from vqbank.extractors.weights import (
     RANDOM,
     WeightFile,
-    check_keys,
     find_weights,
-    load_pickled,
-    load_state_dict,
-    random_weights,
     weights_identity,
     weights_origin,
 )

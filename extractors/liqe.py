@@ -1,9 +1,8 @@
 """LIQE: what a quality-aware CLIP sees in fifteen patches of key frames, against 495 prompts."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.clip_towers import (
+    CONTEXT,
+    EMBEDDING,
+    TINY,
+    architecture,
+    published,
+    text_bank,
+    text_identity,
+)
 from vqbank.extractors.sampling import KeyFrames
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
-from vqbank.extractors.weights import (
-    WeightFile,
-    check_keys,
-    find_weights,
-    random_weights,
-    stream_state_dict,
-)
+from vqbank.extractors.weights import WeightFile
 from vqbank.store.errors import InvalidFeatureError
 from vqbank.store.schema import FeatureSpec
 from vqbank.store.text import TextBank, text_spec
@@ -60,21 +62,6 @@ PROMPTS = tuple(
 """[495]: quality changes slowest, distortion quickest; worded as in the official code, which is not
 as in the papers."""
 
-_WIDTH = 512
-_CONTEXT = 77  # tokens of a prompt
-# As wide as ViT-B/32 where it ends, so that its rows fit heads.
-_TINY: dict[str, Any] = {
-    "embed_dim": _WIDTH,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {
-        "context_length": _CONTEXT,
-        "vocab_size": 49408,
-        "width": 16,
-        "heads": 2,
-        "layers": 1,
-    },
-}
 _TRAINED_ON = (
     "WIT-400M",
     "LIVE",
@@ -183,45 +170,27 @@ class Liqe(WeightedExtractor):
 
     sampling = KeyFrames()
     offers = (
-        Output("feature", (_WIDTH,), stored_dtype="float32"),  # without loss
+        Output("feature", (EMBEDDING,), stored_dtype="float32"),  # without loss
         Output("logits", (len(PROMPTS),), usual=False),
     )
 
     @property
     def view(self) -> Patches:
         """Fifteen squares of the size that the network takes."""
-        return Patches(_TINY["vision_cfg"]["image_size"], stride=8) if self.tiny else Patches()
+        return Patches(TINY["vision_cfg"]["image_size"], stride=8) if self.tiny else Patches()
 
-    def architecture(self) -> torch.nn.Module:
-        """The network, not filled yet: CLIP ViT-B/32 as OpenAI trained it."""
-        import open_clip
-
-        usual = open_clip.get_model_config("ViT-B-32-quickgelu")
-        network = open_clip.CLIP(**(_TINY if self.tiny else usual))
-        # No file holds the causal mask, and PyTorch's meta device does not compute it.
-        mask = torch.full((_CONTEXT, _CONTEXT), -math.inf, device="cpu").triu(1)
-        network.attn_mask = mask
-        return network
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """Sizes of both towers, in open_clip's words: CLIP ViT-B/32 as OpenAI trained it."""
+        return TINY if self.tiny else published("ViT-B-32-quickgelu")
 
     def load(self) -> torch.nn.Module:
-        """The network on the CPU, filled with the weights; half precision becomes float32.
+        """The network on the CPU, CLIP ViT-B/32 in form, filled with the weights.
 
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
-        if self.is_random:
-            with random_weights():
-                return self.architecture()
-        path = find_weights(self.weights, *self.files, extractor=self.name, has_tiny=True)
-        state = {
-            key.removeprefix("clip_model."): value.float()  # so pyiqa names it
-            for key, value in stream_state_dict(path, *self.files)
-        }
-        with torch.device("meta"):
-            network = self.architecture()
-        check_keys(network.state_dict(), state, path)
-        network.load_state_dict(state, assign=True)
-        return network
+        return self.network(lambda: architecture(self.configuration), renamed=_our_keys)
 
     def text_spec(self) -> FeatureSpec:
         """The identity of the text bank of the prompts.
@@ -229,14 +198,8 @@ class Liqe(WeightedExtractor):
         Raises:
             WeightsError: if the weights are not at hand.
         """
-        identity = {
-            "extractor": self.name,
-            "version": self.version,
-            "tokenizer": "OpenAI CLIP, lower-cased byte pairs",
-            "context_length": _CONTEXT,
-            **self.parameters(),
-        }
-        return text_spec(f"{self.name}.text", PROMPTS, _WIDTH, identity, **self.origin())
+        identity = text_identity(self.name, self.version, CONTEXT, self.parameters())
+        return text_spec(f"{self.name}.text", PROMPTS, EMBEDDING, identity, **self.origin())
 
     def text(self, device: torch.device) -> TextBank:
         """The 495 prompts through the text tower, which takes a CPU the better part of a minute.
@@ -281,14 +244,17 @@ class Liqe(WeightedExtractor):
 @lru_cache(maxsize=1)
 def _text(extractor: Liqe, weights: str, device: torch.device) -> TextBank:
     """Remembered, as both the bank and the network ask for it; `weights` is their sha256."""
-    import open_clip
-
-    tokens = open_clip.SimpleTokenizer()(list(PROMPTS), _CONTEXT)
     network: Any = extractor.load().to(device).eval()
-    with torch.inference_mode(), extractor.precision(device):
-        rows = [
-            network.encode_text(batch.to(device), normalize=True)
-            for batch in tokens.split(_TEXT_BATCH)
-        ]
-        scale = network.logit_scale.exp().item()
-    return TextBank(PROMPTS, torch.cat(rows).float().cpu().numpy(), scale)
+    return text_bank(
+        partial(network.encode_text, normalize=True),
+        network.logit_scale,
+        PROMPTS,
+        context=CONTEXT,
+        precision=extractor.precision(device),
+        batch=_TEXT_BATCH,
+    )
+
+
+def _our_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As OpenAI names them, and the authors; pyiqa has a prefix."""
+    return {key.removeprefix("clip_model."): value.float() for key, value in state.items()}

@@ -12,18 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
-from vqbank.extractors.networks.mplug_owl2 import IMAGE, TEXT, Configuration, MplugOwl2, Past
+from vqbank.extractors.loading import check_keys, check_names, random_weights, stream_state_dict
+from vqbank.extractors.networks.mplug_owl2 import IMAGE, TEXT, MplugOwl2, Past
+from vqbank.extractors.networks.sizes import MplugOwl2Sizes
 from vqbank.extractors.sampling import KeyFrames
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise, resize_last_axis
-from vqbank.extractors.weights import (
-    WeightFile,
-    check_keys,
-    check_names,
-    find_weights,
-    locate,
-    random_weights,
-    stream_state_dict,
-)
+from vqbank.extractors.weights import WeightFile, find_weights, locate
 from vqbank.store.errors import InvalidFeatureError, RecipeError, WeightsError, in_words
 
 # LLaMA 2's tokens of "How would you rate the quality of this image?", a newline, the picture, a
@@ -33,7 +27,7 @@ PREFIX_IDS = (1, 3148, 1001, 29901, 1128, 723, 366, 6554, 278, 11029, 310, 445, 
 SUFFIX_IDS = (29871, 319, 1799, 9047, 13566, 29901, 450, 11029, 310, 278, 1967, 338)
 
 # Small, but as wide as OneAlign where it ends, so that its rows fit heads.
-_TINY = Configuration(
+_TINY = MplugOwl2Sizes(
     vision_width=64,
     vision_inner=128,
     vision_layers=2,
@@ -155,9 +149,9 @@ class QAlign(WeightedExtractor):
         return Output("feature", (width,)), Output("hidden", (positions, width), usual=False)
 
     @property
-    def configuration(self) -> Configuration:
+    def configuration(self) -> MplugOwl2Sizes:
         """Of the network."""
-        sizes = _TINY if self.tiny else Configuration()
+        sizes = _TINY if self.tiny else MplugOwl2Sizes()
         return replace(sizes, rms_norm_eps=self.rms_norm_eps)
 
     def parameters(self) -> dict[str, Any]:
@@ -231,7 +225,7 @@ class QAlign(WeightedExtractor):
 def load_network(
     path: Path,
     *files: WeightFile,
-    configuration: Configuration,
+    configuration: MplugOwl2Sizes,
     device: torch.device,
     dtype: torch.dtype,
 ) -> MplugOwl2:
@@ -261,7 +255,7 @@ def load_network(
 
 
 @lru_cache(maxsize=1)
-def _keys(configuration: Configuration) -> Set[str]:
+def _keys(configuration: MplugOwl2Sizes) -> Set[str]:
     with torch.device("meta"):
         return MplugOwl2(configuration).state_dict().keys()
 

@@ -1,7 +1,7 @@
 """UNIQUE's ResNet-34: how well every frame is rendered, stage by stage."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
+from vqbank.extractors.loading import load_state_dict, random_weights
 from vqbank.extractors.networks.resnet import fill_resnet, spatial_statistics, stages
 from vqbank.extractors.sampling import (
     Clips,
@@ -21,14 +22,7 @@ from vqbank.extractors.sampling import (
     Timeline,
 )
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, AlignedPatches, Native, normalise
-from vqbank.extractors.weights import (
-    RANDOM,
-    TINY,
-    WeightFile,
-    find_weights,
-    load_state_dict,
-    random_weights,
-)
+from vqbank.extractors.weights import RANDOM, TINY, WeightFile, find_weights
 from vqbank.store.schema import SideSpec
 
 _PATCHES = 4
@@ -53,13 +47,13 @@ class Quality(WeightedExtractor):
     """"unique", "random", "random-tiny", or the path of a plain state dict under the official keys
     `backbone.*` and `fc.*`, with or without `module.` before them, or with one as its entry
     `params`."""
-    mode: Literal["full", "preprocessed"] = "full"
+    mode: Literal["full", "preprocessed"] = field(default="full", metadata=IMPLIED)
     """All frames at full resolution (A2INet FR), or 128 evenly spaced frames, of which four patches
     of 768 x 768 at random places are seen and averaged (A2INet PR).  The places are the same in all
     frames of a video and stand in the side array `offsets`."""
-    frames: Literal["every", "blocks"] = "every"
+    frames: Literal["every", "blocks"] = field(default="every", metadata=IMPLIED)
     """Every frame of these, or those that `slowfast` has a row for in blocks of the same mode."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=IMPLIED)
     """Of the patches' places."""
 
     name = "quality"
@@ -102,12 +96,6 @@ class Quality(WeightedExtractor):
     @property
     def _patches(self) -> AlignedPatches:
         return AlignedPatches(_PATCHES, 768, seed=self.seed)
-
-    def parameters(self) -> dict[str, Any]:
-        """As for every extractor; `mode`, `frames` and `seed` stand in sampling and view."""
-        parameters = super().parameters()
-        del parameters["mode"], parameters["frames"], parameters["seed"]
-        return parameters
 
     def side(self, timeline: Timeline, clips: Clips) -> Mapping[str, NDArray[Any]]:
         """`offsets` [t, 1, 4, 2]: row and column of each patch's upper left pixel."""

@@ -1,7 +1,7 @@
 """What video super-resolution adds to a video: fragments of the residual, and of the video."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,21 +12,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
+from vqbank.extractors.clip_towers import OPENAI_B32
+from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
 from vqbank.extractors.sampling import Clips, ContinuousClips, Timeline
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, Fragments, View, normalise
-from vqbank.extractors.weights import (
-    RANDOM,
-    TINY,
-    WeightFile,
-    check_keys,
-    find_weights,
-    random_weights,
-    stream_state_dict,
-    weights_identity,
-)
+from vqbank.extractors.weights import RANDOM, TINY, WeightFile, find_weights, weights_identity
 from vqbank.store.errors import InvalidFeatureError
-from vqbank.store.schema import FeatureSpec, SideSpec
+from vqbank.store.schema import SideSpec
 
 if TYPE_CHECKING:
     from vqbank.extractors.networks.real_basic_vsr import RealBasicVsr
@@ -39,16 +32,6 @@ _SCALE = 4
 _PREFIX = "generator_ema."  # of the averaged weights, with which the official code tests
 _CONSTANTS = ("basicvsr.spynet.mean", "basicvsr.spynet.std")  # ImageNet's, in every file
 _EMBEDDING = "visual.conv1.weight"
-_CLIP = WeightFile(  # as extractor clip has it
-    choice="openai",
-    url="https://huggingface.co/timm/vit_base_patch32_clip_224.openai/resolve/main/open_clip_model.safetensors",
-    save_as="vit_base_patch32_clip_224.openai.safetensors",
-    publisher="OpenAI, converted by timm",
-    licence="MIT",
-    trained_on=("WIT-400M",),
-    sha256="e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
-    size=605_143_284,
-)
 _TOKENS = ("fragment-tokens", "residual-tokens")
 
 
@@ -128,15 +111,15 @@ class Residual(WeightedExtractor):
     weights: str = "reds"
     """"reds", "random", "random-tiny", or the path of a checkpoint of mmediting, mmagic or the
     authors, of which `generator_ema.*` is used."""
-    patch_embedding: str = "openai"
+    patch_embedding: str = field(default="openai", metadata=IMPLIED)
     """Of `fragment-tokens` and `residual-tokens`, and in the key of these alone: "openai",
     "random", or the path of a CLIP ViT-B/32 under open_clip's keys."""
-    train_clips: Annotated[int, Field(ge=0)] = 0
+    train_clips: Annotated[int, Field(ge=0)] = field(default=0, metadata=IMPLIED)
     """Rows from random starts; RAM-VQA trains on clips from random starts, for which four are a
     fair number."""
-    stream: str = "fragments"
+    stream: str = field(default="fragments", metadata=IMPLIED)
     """With `seed`, what offsets and starts are drawn from; see `views.Fragments`."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=IMPLIED)
 
     name = "residual"
     version = 1
@@ -179,8 +162,15 @@ class Residual(WeightedExtractor):
             Output("statistics", (_FRAMES, 12), "float32", side),
             Output("fragments", mosaic, "uint8", side, usual=False),
             Output("residuals", mosaic, "int16", side, usual=False),
-            *(Output(name, tokens, side=side, usual=False) for name in _TOKENS),
+            *(
+                Output(name, tokens, side=side, usual=False, identity=self._embedding_identity)
+                for name in _TOKENS
+            ),
         )
+
+    def _embedding_identity(self) -> Mapping[str, Any]:
+        file = weights_identity(self.patch_embedding, OPENAI_B32, extractor="clip")
+        return {"patch_embedding": file}
 
     @property
     def sampling(self) -> ContinuousClips:
@@ -194,27 +184,6 @@ class Residual(WeightedExtractor):
         return FramesWithOffsets(
             Fragments(_GRID, _FRAGMENT, self.stream, self.seed, small_videos="corrected")
         )
-
-    def parameters(self) -> dict[str, Any]:
-        """As for every extractor, without what sampling, view and `specs` say."""
-        parameters = super().parameters()
-        for name in ("patch_embedding", "train_clips", "stream", "seed"):
-            del parameters[name]
-        return parameters
-
-    def specs(self, *, decoder: str, motion: str = "") -> dict[str, FeatureSpec]:
-        """As for every extractor; the patch embedding stands in the keys of tokens alone.
-
-        Raises:
-            UnknownNameError: if an output is asked for that is not offered.
-            WeightsError: if the weights are not at hand.
-        """
-        specs = super().specs(decoder=decoder, motion=motion)
-        for name in set(_TOKENS) & specs.keys():
-            embedding = weights_identity(self.patch_embedding, _CLIP, extractor="clip")
-            identity = {**specs[name].identity, "patch_embedding": embedding}
-            specs[name] = replace(specs[name], identity=identity)
-        return specs
 
     def side(self, timeline: Timeline, clips: Clips) -> Mapping[str, NDArray[Any]]:
         """The frames of each clip and the offsets of its fragments.
@@ -289,9 +258,11 @@ class Residual(WeightedExtractor):
         if self.patch_embedding == RANDOM:
             with random_weights():
                 return torch.nn.Conv2d(3, 768, _FRAGMENT, _FRAGMENT, bias=False).weight.detach()
-        path = find_weights(self.patch_embedding, _CLIP, extractor="clip")
+        path = find_weights(self.patch_embedding, OPENAI_B32, extractor="clip")
         state = {
-            key: value.float() for key, value in stream_state_dict(path, _CLIP) if key == _EMBEDDING
+            key: value.float()
+            for key, value in stream_state_dict(path, OPENAI_B32)
+            if key == _EMBEDDING
         }
         check_keys({_EMBEDDING: torch.empty(768, 3, _FRAGMENT, _FRAGMENT)}, state, path)
         return state[_EMBEDDING]

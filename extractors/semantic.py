@@ -1,23 +1,18 @@
 """ResNet-50: what is seen, stage by stage, in every frame."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
+from vqbank.extractors.loading import load_state_dict, random_weights
 from vqbank.extractors.networks.resnet import fill_resnet, spatial_statistics, stages
 from vqbank.extractors.sampling import EvenlySpaced, EveryNth, RowsOfBlocks, Sampling
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, Native, ShortSide, View, normalise
-from vqbank.extractors.weights import (
-    RANDOM,
-    WeightFile,
-    find_weights,
-    load_state_dict,
-    random_weights,
-)
+from vqbank.extractors.weights import RANDOM, WeightFile, find_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +27,10 @@ class Semantic(WeightedExtractor):
     weights: str = "imagenet1k_v1"
     """"imagenet1k_v1", "random", "random-tiny", or the path of a plain state dict under
     torchvision's keys."""
-    mode: Literal["full", "preprocessed"] = "full"
+    mode: Literal["full", "preprocessed"] = field(default="full", metadata=IMPLIED)
     """All frames at full resolution (A2INet FR, VSFA), or 128 evenly spaced frames with the short
     side resized to 540 (A2INet PR)."""
-    frames: Literal["every", "blocks"] = "every"
+    frames: Literal["every", "blocks"] = field(default="every", metadata=IMPLIED)
     """Every frame of these, or those that `slowfast` has a row for in blocks of the same mode."""
 
     name = "semantic"
@@ -66,12 +61,6 @@ class Semantic(WeightedExtractor):
     def view(self) -> View:
         """As `mode` says; pictures a fifth as large where the network is tiny."""
         return Native() if self.mode == "full" else ShortSide(108 if self.tiny else 540)
-
-    def parameters(self) -> dict[str, Any]:
-        """As for every extractor; `mode` and `frames` name a sampling and a view in the key."""
-        parameters = super().parameters()
-        del parameters["mode"], parameters["frames"]
-        return parameters
 
     @property
     def modules(self) -> tuple[str, ...]:

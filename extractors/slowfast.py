@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
 from vqbank.extractors.networks.flat_convolutions import flatten_convolutions
 from vqbank.extractors.sampling import Blocks, ClipPerSecond, ClipWithinSecond, Sampling
 from vqbank.extractors.views import (
@@ -70,7 +70,7 @@ class SlowFast(WeightedExtractor):
     weights: str = "kinetics400"
     """"kinetics400", "random", "random-tiny", or the path of a file like SLOWFAST_8x8_R50.pyth,
     with both pathways."""
-    chunks: Chunks = "rq-vqa"
+    chunks: Chunks = field(default="rq-vqa", metadata=IMPLIED)
     """Which frames, and at what size.
 
     - "rq-vqa", "simplevqa": 32 consecutive frames from the start of every second, squashed to
@@ -119,12 +119,6 @@ class SlowFast(WeightedExtractor):
         if not self.tiny or isinstance(usual, Native):
             return usual
         return ShortSide(108) if isinstance(usual, ShortSide) else Squash(45, 45)
-
-    def parameters(self) -> dict[str, Any]:
-        """As for every extractor; `chunks` names a sampling and a view, which the key has."""
-        parameters = super().parameters()
-        del parameters["chunks"]
-        return parameters
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -6,72 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
-from vqbank.extractors.networks.bottleneck_transformer import BottleneckStack
+from vqbank.extractors.loading import check_keys, load_state_dict, random_weights
+from vqbank.extractors.networks.spatial_branch import BLOCKS, DEPTHS, SpatialBranch
 from vqbank.extractors.sampling import KeyFrames
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
-from vqbank.extractors.weights import (
-    WeightFile,
-    check_keys,
-    find_weights,
-    load_state_dict,
-    random_weights,
-)
+from vqbank.extractors.weights import WeightFile, find_weights
 from vqbank.store.errors import WeightsError
 
 _PUBLISHED_AT = "https://github.com/sunwei925/RQ-VQA"  # the README links to the files
 _SIDE = 384
-_CHANNELS = 128  # of the first stage; every merging doubles them
-_DEPTHS = (2, 2, 18, 2)
 _TINY_DEPTHS = (2, 1, 1, 1)  # as wide as Swin-B, so that its rows fit heads
 _WIDTH = 1024
 _PLACES = 12  # along a side of the last map
-_BLOCKS = 3
 _WITHOUT_BLOCKS = ("lsvq", "imagenet22k")
-
-
-class SpatialBranch(nn.Module):
-    """Swin, then attention blocks; the quality head of a checkpoint is held and not run.
-
-    Args of the constructor:
-        depths: blocks of Swin's stages.
-        blocks: attention blocks.
-        head_inputs: of the quality head; None where a checkpoint has none.
-        filled: whether weights from a file will take the place of Swin's random ones.
-    """
-
-    def __init__(
-        self,
-        *,
-        depths: tuple[int, ...] = _DEPTHS,
-        blocks: int = _BLOCKS,
-        head_inputs: int | None = None,
-        filled: bool = False,
-    ) -> None:
-        super().__init__()
-        from timm.models.swin_transformer import SwinTransformer
-
-        self.swin = SwinTransformer(
-            img_size=_SIDE,
-            patch_size=4,
-            window_size=12,
-            embed_dim=_CHANNELS,
-            depths=depths,
-            num_heads=(4, 8, 16, 32),
-            num_classes=0,
-            weight_init="skip" if filled else "",
-        )
-        self.bot4 = BottleneckStack(
-            blocks=blocks, channels=_WIDTH, bottleneck=256, heads=4, head_channels=128, side=_PLACES
-        )
-        if head_inputs is not None:
-            self.quality = nn.Sequential(nn.Linear(head_inputs, 128), nn.Linear(128, 1))
-
-    def see(self, pictures: Tensor) -> Tensor:
-        """[n, 3, 384, 384], normalised, to the map after Swin's last norm [n, c, 12, 12]."""
-        return self.swin.forward_features(pictures).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +117,7 @@ class Swin(WeightedExtractor):
     def _network(self) -> SpatialBranch:
         if self.is_random:
             with random_weights():
-                return SpatialBranch(depths=_TINY_DEPTHS if self.tiny else _DEPTHS)
+                return SpatialBranch(depths=_TINY_DEPTHS if self.tiny else DEPTHS)
         path = find_weights(self.weights, *self.files, extractor=self.name, has_tiny=True)
         return load_network(path, *self.files)
 
@@ -189,7 +139,7 @@ def load_network(path: Path, *files: WeightFile) -> SpatialBranch:
     head = state.get("quality.0.weight")
     with random_weights():  # not on the meta device: timm computes tables while it builds
         network = SpatialBranch(
-            blocks=_BLOCKS if any(key.startswith("bot4.") for key in state) else 0,
+            blocks=BLOCKS if any(key.startswith("bot4.") for key in state) else 0,
             head_inputs=None if head is None else head.shape[-1],
             filled=True,
         )

@@ -1,53 +1,32 @@
 """ViFi-CLIP: CLIP's image tower fine-tuned on videos, frame by frame, as DVLTA-VQA uses it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.clip_towers import (
+    CONTEXT,
+    EMBEDDING,
+    OPENAI_B16,
+    TINY,
+    architecture,
+    published,
+    text_bank,
+    text_identity,
+    to_unit_length,
+)
+from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
 from vqbank.extractors.sampling import SegmentCentres
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
-from vqbank.extractors.weights import (
-    RANDOM,
-    WeightFile,
-    check_keys,
-    find_weights,
-    random_weights,
-    stream_state_dict,
-    weights_identity,
-)
+from vqbank.extractors.weights import WeightFile, find_weights, weights_identity
 from vqbank.store.schema import FeatureSpec
 from vqbank.store.text import TextBank, text_spec
 
-_WIDTH = 512
-_CONTEXT = 77  # tokens of a prompt
 _TABLE = "token_embedding.weight"
-# As wide as ViT-B/16 where it ends, so that its rows fit heads.
-_TINY: dict[str, Any] = {
-    "embed_dim": _WIDTH,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {
-        "context_length": _CONTEXT,
-        "vocab_size": 49408,
-        "width": 16,
-        "heads": 2,
-        "layers": 1,
-    },
-}
-_TABLE_FILE = WeightFile(
-    choice="openai",
-    url="https://huggingface.co/timm/vit_base_patch16_clip_224.openai/resolve/main/open_clip_model.safetensors",
-    save_as="vit_base_patch16_clip_224.openai.safetensors",
-    publisher="OpenAI, converted by timm",
-    licence="MIT",
-    trained_on=("WIT-400M",),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +70,7 @@ class ViFiClip(WeightedExtractor):
     )
 
     sampling = SegmentCentres(32)
-    offers = (Output("feature", (_WIDTH,)),)
+    offers = (Output("feature", (EMBEDDING,)),)
 
     @property
     def view(self) -> OpenCvShortSideCrop:
@@ -99,16 +78,10 @@ class ViFiClip(WeightedExtractor):
         side, crop = (40, 32) if self.tiny else (256, 224)
         return OpenCvShortSideCrop(side, crop, "mmcv")
 
-    def architecture(self) -> torch.nn.Module:
-        """The network, not filled yet: CLIP ViT-B/16 as OpenAI trained it."""
-        import open_clip
-
-        usual = open_clip.get_model_config("ViT-B-16-quickgelu")
-        network = open_clip.CLIP(**(_TINY if self.tiny else usual))
-        # No file holds the causal mask, and PyTorch's meta device does not compute it.
-        mask = torch.full((_CONTEXT, _CONTEXT), -math.inf, device="cpu").triu(1)
-        network.attn_mask = mask
-        return network
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """Sizes of both towers, in open_clip's words: CLIP ViT-B/16 as OpenAI trained it."""
+        return TINY if self.tiny else published("ViT-B-16-quickgelu")
 
     def load(self, *, with_table: bool) -> torch.nn.Module:
         """The network on the CPU, filled with the weights.
@@ -119,26 +92,26 @@ class ViFiClip(WeightedExtractor):
         Raises:
             WeightsError: if a file is missing, unsafe or of another network.
         """
-        if self.weights == RANDOM or self.tiny:
+        if self.is_random:
             with random_weights():
-                return self.architecture()
+                return architecture(self.configuration)
         path = find_weights(self.weights, *self.files, extractor=self.name, has_tiny=True)
         state = our_keys(dict(stream_state_dict(path, *self.files)))
         with torch.device("meta"):
-            network = self.architecture()
+            network = architecture(self.configuration)
         expected = network.state_dict()
         table = {_TABLE: expected.pop(_TABLE)}
         check_keys(expected, state, path)
         if with_table:
             found = self._table_path()
-            own = {k: v.float() for k, v in stream_state_dict(found, _TABLE_FILE) if k == _TABLE}
+            own = {k: v.float() for k, v in stream_state_dict(found, OPENAI_B16) if k == _TABLE}
             check_keys(table, own, found)
             state |= own
         network.load_state_dict(state, strict=with_table, assign=True)
         return network
 
     def _table_path(self) -> Any:
-        return find_weights(self.token_table, _TABLE_FILE, extractor=f"{self.name}'s token_table")
+        return find_weights(self.token_table, OPENAI_B16, extractor=f"{self.name}'s token_table")
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -169,20 +142,14 @@ class ViFiClip(WeightedExtractor):
         if not self.prompts:
             return None
         table = {}
-        if self.weights != RANDOM and not self.tiny:
+        if not self.is_random:
             extractor = f"{self.name}'s token_table"
             table["token_table"] = weights_identity(
-                self.token_table, _TABLE_FILE, extractor=extractor
+                self.token_table, OPENAI_B16, extractor=extractor
             )
-        identity = {
-            "extractor": self.name,
-            "version": self.version,
-            "tokenizer": "OpenAI CLIP, lower-cased byte pairs",
-            "context_length": _CONTEXT,
-            **table,
-            **self.parameters(),
-        }
-        return text_spec(f"{self.name}.text", self.prompts, _WIDTH, identity, **self.origin())
+        parameters = {**table, **self.parameters()}
+        identity = text_identity(self.name, self.version, CONTEXT, parameters)
+        return text_spec(f"{self.name}.text", self.prompts, EMBEDDING, identity, **self.origin())
 
     def text(self, device: torch.device) -> TextBank:
         """The prompts through the text tower.
@@ -190,14 +157,14 @@ class ViFiClip(WeightedExtractor):
         Raises:
             WeightsError: as `load`.
         """
-        import open_clip
-
         network: Any = self.load(with_table=True).to(device).eval()
-        tokens = open_clip.SimpleTokenizer()(list(self.prompts), _CONTEXT).to(device)
-        with torch.inference_mode(), self.precision(device):
-            rows = network.encode_text(tokens).float()
-            scale = network.logit_scale.exp().item()
-        return TextBank(self.prompts, functional.normalize(rows, dim=-1).cpu().numpy(), scale)
+        return text_bank(
+            to_unit_length(network.encode_text),
+            network.logit_scale,
+            self.prompts,
+            context=CONTEXT,
+            precision=self.precision(device),
+        )
 
 
 def our_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vqbank.extractors import clip as module
 from vqbank.extractors import make_extractor
 from vqbank.extractors.clip import Clip
+from vqbank.extractors.clip_towers import architecture
 from vqbank.extractors.sampling import EveryNth, KeyFrames
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, ShortSideCrop, Squash, normalise
 from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError
@@ -229,7 +230,7 @@ def test_another_model_gives_what_open_clip_gives(model, tag, frames, tmp_path):
 
 def test_vit_b_32_has_the_parameters_and_multiplications_of_the_specification():
     with torch.device("meta"):
-        network = Clip(weights="random").architecture().eval()
+        network = architecture(Clip(weights="random").configuration).eval()
         network.attn_mask = torch.empty_like(network.attn_mask, device="meta")
         picture, prompt = torch.empty(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.long)
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from vqbank.extractors import EXTRACTORS
 from vqbank.extractors.base import WeightedExtractor
 from vqbank.extractors.download import Progress, fetch
-from vqbank.extractors.weights import WeightFile, find_weights, load_state_dict, locate, sha256_of
+from vqbank.extractors.loading import load_state_dict
+from vqbank.extractors.weights import WeightFile, find_weights, locate, sha256_of
 from vqbank.pipelines.commands.cli import app
 from vqbank.store.errors import WeightsError
 

@@ -8,16 +8,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from vqbank.extractors import make_extractor
-from vqbank.extractors.networks.video_swin import Architecture, FastVqaNetwork
+from vqbank.extractors.loading import random_weights
+from vqbank.extractors.networks.sizes import VideoSwinSizes
+from vqbank.extractors.networks.video_swin import FastVqaNetwork
 from vqbank.extractors.sampling import RandomSegments, Timeline
 from vqbank.extractors.views import Fragments, RedrawnFragments, View
-from vqbank.extractors.weights import random_weights
 from vqbank.store.errors import RecipeError, WeightsError
 
 CPU = torch.device("cpu")
 MODELS = ["fast-b", "faster", "fast-m"]
 OUTPUTS = ("feature", "map", "temporal", "spatial", "score")
-TINY = Architecture(patch=(2, 16, 16), width=16, depths=(2, 2), heads=(2, 4))
+TINY = VideoSwinSizes(patch=(2, 16, 16), width=16, depths=(2, 2), heads=(2, 4))
 QUARTERS = RandomSegments(segments=4, joined=1, length=32)
 
 
@@ -120,7 +121,7 @@ def test_the_bias_of_two_tokens_is_gated_by_their_distance_in_fragments(block):
 
 def test_its_size_and_its_work_are_the_published_ones():
     with torch.device("meta"):
-        network = FastVqaNetwork(Architecture()).eval().requires_grad_(False)
+        network = FastVqaNetwork(VideoSwinSizes()).eval().requires_grad_(False)
         network.prepare()
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             maps = network(torch.empty(1, 3, 32, 224, 224))
@@ -150,7 +151,7 @@ def test_the_mobile_model_has_small_windows_and_no_fragment_tables():
 
 
 def test_in_a_window_smaller_than_its_table_a_bias_is_found_by_relative_position():
-    architecture = Architecture(
+    architecture = VideoSwinSizes(
         size=(16, 128, 128), grid=4, patch=(2, 16, 16), width=16, depths=(2,), heads=(2,),
         tables=(4, 4, 4), gated=False,
     )  # fmt: skip

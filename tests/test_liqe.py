@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from vqbank.extractors.clip_towers import architecture
 from vqbank.extractors.liqe import PROMPTS, Liqe, Patches
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
 from vqbank.store.bank import FeatureStore
@@ -159,9 +160,7 @@ class Small(Liqe):
     """Reads files of the tiny network."""
 
     view = TINY.view
-
-    def architecture(self):
-        return TINY.architecture()
+    configuration = TINY.configuration
 
 
 def write(path, layout):
@@ -218,7 +217,7 @@ def test_weights_of_another_network_are_named_by_their_keys(tmp_path):
 
 def test_a_frame_costs_the_multiplications_of_the_specification():
     with torch.device("meta"):
-        network = Liqe(weights="random").architecture().eval()
+        network = architecture(Liqe(weights="random").configuration).eval()
         patches = torch.empty(15, 3, 224, 224)
     assert sum(parameter.numel() for parameter in network.parameters()) == 151_277_313
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -4,9 +4,11 @@ import torch
 from PIL import Image
 
 from vqbank.extractors import make_extractor
-from vqbank.extractors.pe import LEVELS, Pe, PeCore, PilSquash, official_keys, our_keys, tokens_of
+from vqbank.extractors.clip_towers import tokens_of
+from vqbank.extractors.networks.pe_core import PeCore, official_keys, our_keys
+from vqbank.extractors.pe import LEVELS, Pe
 from vqbank.extractors.sampling import FRAME_SAMPLINGS, MotionSampling, Uniform
-from vqbank.extractors.views import normalise
+from vqbank.extractors.views import Squash, normalise
 from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError
 
 CPU = torch.device("cpu")
@@ -53,7 +55,7 @@ def test_frames_are_resized_as_pillow_does_it(frames, size):
     rounded_otherwise = 1 if height > width > 56 else 0
     picture = frames("squash", 1, height, width)[0]
     expected = np.asarray(Image.fromarray(picture).resize((56, 56), Image.Resampling.BILINEAR))
-    found = PilSquash(56)(torch.from_numpy(picture).permute(2, 0, 1)[None])
+    found = Squash(56, 56)(torch.from_numpy(picture).permute(2, 0, 1)[None])
     error = found[0].permute(1, 2, 0).int() - torch.from_numpy(expected.copy()).int()
     assert error.abs().max() <= rounded_otherwise
 
@@ -199,12 +201,12 @@ def test_the_text_bank_has_the_prompts_at_unit_length(network):
     np.testing.assert_allclose(np.linalg.norm(text.values, axis=1), 1, atol=1e-6)
     assert text.scale == pytest.approx(network.logit_scale.exp().item())
     with torch.inference_mode():
-        one = network.text(tokens_of(LEVELS[2:3]))[0]
+        one = network.text(tokens_of(LEVELS[2:3], 32))[0]
     np.testing.assert_allclose(text.values[2], (one / one.norm()).numpy(), atol=1e-5)
 
 
 def test_levels_differ_in_one_token_and_a_long_prompt_keeps_its_end():
-    tokens = tokens_of(LEVELS)
+    tokens = tokens_of(LEVELS, 32)
     assert tokens.shape == (5, 32)
     assert ((tokens != tokens[0]).any(dim=0)).nonzero().flatten().tolist() == [7]
-    assert tokens_of((" ".join(["excellent"] * 40),))[0, [0, -1]].tolist() == [49406, 49407]
+    assert tokens_of((" ".join(["excellent"] * 40),), 32)[0, [0, -1]].tolist() == [49406, 49407]

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from vqbank.extractors.networks.mplug_owl2 import IMAGE, TEXT, Configuration, MplugOwl2
+from vqbank.extractors.loading import random_weights
+from vqbank.extractors.networks.mplug_owl2 import IMAGE, TEXT, MplugOwl2
+from vqbank.extractors.networks.sizes import MplugOwl2Sizes
 from vqbank.extractors.qalign import (
     PREFIX_IDS,
     SUFFIX_IDS,
@@ -21,11 +23,10 @@ from vqbank.extractors.qalign import (
     load_network,
     read_prefix,
 )
-from vqbank.extractors.weights import random_weights
 from vqbank.store.errors import InvalidFeatureError, RecipeError, WeightsError
 
 CPU = torch.device("cpu")
-SMALL = Configuration(
+SMALL = MplugOwl2Sizes(
     image_side=56,
     vision_width=64,
     vision_inner=128,
@@ -97,7 +98,7 @@ def parameters(module):
 
 def test_one_align_has_its_8_198_billion_parameters():
     with torch.device("meta"):
-        whole = MplugOwl2(Configuration())
+        whole = MplugOwl2(MplugOwl2Sizes())
     assert len(whole.state_dict()) == 862
     assert parameters(whole) == 8_197_859_328
     assert parameters(whole.model["layers"]) == 7_550_271_488
@@ -108,7 +109,7 @@ def test_one_align_has_its_8_198_billion_parameters():
 
 def test_half_a_frame_costs_991_giga_multiply_adds():
     with torch.device("meta"):
-        whole = MplugOwl2(Configuration())
+        whole = MplugOwl2(MplugOwl2Sizes())
         half = torch.empty(1, 3, 448, 448)
     with FlopCounterMode(display=False) as counter:
         whole.lm_head(hidden_states(whole, half))

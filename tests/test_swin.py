@@ -4,7 +4,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqbank.extractors.networks.bottleneck_transformer import BottleneckStack, RelativeLogits
-from vqbank.extractors.swin import SpatialBranch, Swin, our_keys
+from vqbank.extractors.networks.spatial_branch import SpatialBranch
+from vqbank.extractors.swin import Swin, our_keys
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from vqbank.store.errors import WeightsError
 

@@ -13,8 +13,7 @@ CPU = torch.device("cpu")
 class Small(ViFiClip):
     """Reads files as the official network does, in its tiny configuration."""
 
-    def architecture(self):
-        return ViFiClip(weights="random-tiny").architecture()
+    configuration = ViFiClip(weights="random-tiny").configuration
 
 
 @pytest.fixture(autouse=True)

@@ -14,17 +14,14 @@ import torch
 
 from vqbank.extractors import EXTRACTORS
 from vqbank.extractors.base import WeightedExtractor
+from vqbank.extractors.loading import check_keys, load_state_dict, random_weights, stream_state_dict
 from vqbank.extractors.weights import (
     WeightFile,
-    check_keys,
     find_weights,
-    load_state_dict,
     locate,
-    random_weights,
     recorded_sha256,
     sha256_of,
     shards_of,
-    stream_state_dict,
     weights_identity,
     weights_origin,
 )

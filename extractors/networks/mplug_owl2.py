@@ -6,12 +6,13 @@ n pictures, t positions, d width.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
+
+from vqbank.extractors.networks.sizes import MplugOwl2Sizes
 
 TEXT, IMAGE = 0, 1
 """The two modalities, as the official keys number their own weights."""
@@ -23,33 +24,6 @@ _VISION_EPS = 1e-6
 _FEED_FORWARD_EPS = 1e-6  # of the abstractor's inner norm; its other norms have PyTorch's 1e-5
 _ROPE_BASE = 10_000.0
 _SINE_BASE = 10_000.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
-    """Sizes; the defaults are those of OneAlign, 8.198 billion parameters."""
-
-    image_side: int = 448
-    patch_side: int = 14
-    vision_width: int = 1024
-    vision_inner: int = 4096
-    vision_layers: int = 24
-    vision_heads: int = 16
-    queries: int = 64
-    abstractor_inner: int = 2816
-    abstractor_layers: int = 6
-    abstractor_heads: int = 16
-    vocabulary: int = 32_000
-    width: int = 4096
-    inner: int = 11_008
-    layers: int = 32
-    heads: int = 32
-    rms_norm_eps: float = 1e-5
-
-    @property
-    def grid_side(self) -> int:
-        """Patches along a side of the picture."""
-        return self.image_side // self.patch_side
 
 
 class Past(NamedTuple):
@@ -66,7 +40,7 @@ class MplugOwl2(nn.Module):
 
     model: Any  # a tree of modules
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: MplugOwl2Sizes) -> None:
         super().__init__()
         c = configuration
         self.model = nn.ModuleDict(
@@ -135,7 +109,7 @@ class _Multiway(nn.Module):
 
 
 class _DecoderLayer(nn.Module):
-    def __init__(self, c: Configuration) -> None:
+    def __init__(self, c: MplugOwl2Sizes) -> None:
         super().__init__()
 
         def linear() -> nn.Module:
@@ -218,7 +192,7 @@ class _VisionTower(nn.Module):
 
     encoder: Any
 
-    def __init__(self, c: Configuration) -> None:
+    def __init__(self, c: MplugOwl2Sizes) -> None:
         super().__init__()
         self.embeddings = _VisionEmbeddings(c)
         layers = nn.ModuleList([_VisionLayer(c) for _ in range(c.vision_layers)])
@@ -234,7 +208,7 @@ class _VisionTower(nn.Module):
 
 
 class _VisionEmbeddings(nn.Module):
-    def __init__(self, c: Configuration) -> None:
+    def __init__(self, c: MplugOwl2Sizes) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, c.vision_width))
         positions = 0.02 * torch.randn(1, 1 + c.grid_side**2, c.vision_width)
@@ -249,7 +223,7 @@ class _VisionEmbeddings(nn.Module):
 
 
 class _VisionLayer(nn.Module):
-    def __init__(self, c: Configuration) -> None:
+    def __init__(self, c: MplugOwl2Sizes) -> None:
         super().__init__()
         width = c.vision_width
         self.heads = c.vision_heads
@@ -277,7 +251,7 @@ class _Abstractor(nn.Module):
 
     encoder: Any
 
-    def __init__(self, c: Configuration) -> None:
+    def __init__(self, c: MplugOwl2Sizes) -> None:
         super().__init__()
         self.query_embeds = nn.Parameter(torch.randn(1, c.queries, c.vision_width))
         self.vit_eos = nn.Parameter(torch.randn(1, 1, c.width))
@@ -296,7 +270,7 @@ class _Abstractor(nn.Module):
 class _AbstractorLayer(nn.Module):
     crossattention: Any
 
-    def __init__(self, c: Configuration) -> None:
+    def __init__(self, c: MplugOwl2Sizes) -> None:
         super().__init__()
         width, inner = c.vision_width, c.abstractor_inner
         mlp = nn.ModuleDict(
@@ -333,7 +307,7 @@ class _CrossAttention(nn.Module):
     q_pos_embed: Tensor
     k_pos_embed: Tensor
 
-    def __init__(self, c: Configuration) -> None:
+    def __init__(self, c: MplugOwl2Sizes) -> None:
         super().__init__()
         width = c.vision_width
         self.heads = c.abstractor_heads

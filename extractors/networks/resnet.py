@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqbank.extractors.weights import check_keys
+from vqbank.extractors.loading import check_keys
 from vqbank.store.errors import InvalidFeatureError
 
 

@@ -9,9 +9,7 @@ Shape letters: b clips, t h w tokens, s windows of a frame, l tokens of a window
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from operator import floordiv, mod
+from operator import mod
 
 import torch
 from torch import Tensor, nn
@@ -19,55 +17,10 @@ from torch.nn import functional
 from torchvision.models.swin_transformer import PatchMerging
 from torchvision.models.video.swin_transformer import PatchEmbed3d, ShiftedWindowAttention3d
 
-_BASE_SIZE = (32, 224, 224)  # of the clip for which windows have the size of their tables
+from vqbank.extractors.networks.sizes import Axes, VideoSwinSizes, axes
+
 _HIDDEN = 64  # channels of the quality head
 _MASKED = -100.0  # what Swin adds for tokens that the cyclic shift made neighbours
-
-Axes = tuple[int, int, int]
-"""Along time, height and width."""
-
-
-def _axes(values: Iterable[int]) -> Axes:
-    t, h, w = values
-    return t, h, w
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """What a network is built from; by default that of FAST-VQA-B."""
-
-    size: Axes = _BASE_SIZE
-    """Frames, height and width of a clip; the network takes no other."""
-    grid: int = 7
-    """Fragments along height and along width."""
-    patch: Axes = (2, 4, 4)
-    width: int = 96
-    """Channels of the first stage; every stage has twice those of the one before."""
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    """Blocks of each stage."""
-    heads: tuple[int, ...] = (3, 6, 12, 24)
-    tables: Axes = (8, 7, 7)
-    """The window of which the bias tables hold all relative positions."""
-    gated: bool = True
-    """Whether all stages but the last have fragment tables."""
-
-    @property
-    def window(self) -> Axes:
-        """The official adaptive rule: a smaller clip has windows smaller than its tables."""
-        scaled = zip(self.tables, self.size, _BASE_SIZE, strict=True)
-        return _axes(table * size // base for table, size, base in scaled)
-
-    @property
-    def map_shape(self) -> tuple[int, int, int, int]:
-        """Channels, time, height and width of the final map."""
-        last = len(self.depths) - 1
-        t, h, w = self.tokens(last)
-        return self.width << last, t, h, w
-
-    def tokens(self, stage: int) -> Axes:
-        """How many there are along each axis."""
-        t, h, w = map(floordiv, self.size, self.patch)
-        return t, h >> stage, w >> stage
 
 
 class FastVqaNetwork(nn.Module):
@@ -76,7 +29,7 @@ class FastVqaNetwork(nn.Module):
     `prepare` has to be called between loading weights and computing.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: VideoSwinSizes) -> None:
         super().__init__()
         self.fragments_backbone = _VideoSwin(architecture)
         self.vqa_head = nn.Sequential(
@@ -103,7 +56,7 @@ class FastVqaNetwork(nn.Module):
 
 
 class _VideoSwin(nn.Module):
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: VideoSwinSizes) -> None:
         super().__init__()
         patch, width = list(architecture.patch), architecture.width
         self.patch_embed = PatchEmbed3d(patch, embed_dim=width, norm_layer=nn.LayerNorm)
@@ -121,7 +74,7 @@ class _VideoSwin(nn.Module):
 class _Stage(nn.Module):
     """[b, t, h, w, d] to the input of the next stage."""
 
-    def __init__(self, architecture: Architecture, stage: int) -> None:
+    def __init__(self, architecture: VideoSwinSizes, stage: int) -> None:
         super().__init__()
         width = architecture.width << stage
         depth = architecture.depths[stage]
@@ -136,7 +89,7 @@ class _Stage(nn.Module):
 class _Block(nn.Module):
     """[b, t, h, w, d] to the same shape."""
 
-    def __init__(self, architecture: Architecture, stage: int, number: int) -> None:
+    def __init__(self, architecture: VideoSwinSizes, stage: int, number: int) -> None:
         super().__init__()
         width = architecture.width << stage
         self.norm1 = nn.LayerNorm(width)
@@ -165,15 +118,15 @@ class _GatedWindowAttention(ShiftedWindowAttention3d):  # type: ignore[misc]
     bias: Tensor
     """Made by `prepare`: [1 or temporal windows, s, heads, l, l]."""
 
-    def __init__(self, architecture: Architecture, stage: int, *, shifted: bool) -> None:
+    def __init__(self, architecture: VideoSwinSizes, stage: int, *, shifted: bool) -> None:
         heads = architecture.heads[stage]
         super().__init__(architecture.width << stage, list(architecture.tables), [0, 0, 0], heads)
         self.tables = architecture.tables
         self.tokens = architecture.tokens(stage)
-        self.window = _axes(map(min, architecture.window, self.tokens))
+        self.window = axes(map(min, architecture.window, self.tokens))
         assert not any(map(mod, self.tokens, self.window))  # no size here needs padding
         # No shift where one window spans the axis; shifting by a whole window changes nothing.
-        self.shift = _axes(
+        self.shift = axes(
             table // 2 % window if shifted and window < count else 0
             for table, window, count in zip(self.tables, self.window, self.tokens, strict=True)
         )

@@ -24,8 +24,8 @@ from joblib import cpu_count
 from vqbank.extractors import make_extractor
 from vqbank.extractors.base import Extractor, WeightedExtractor
 from vqbank.extractors.isolated import PATIENCE_SECONDS, Decoder
+from vqbank.extractors.loading import FILE_MODULES
 from vqbank.extractors.video import DECODERS
-from vqbank.extractors.weights import FILE_MODULES
 from vqbank.pipelines.extraction.banking import Banking
 from vqbank.pipelines.extraction.batch import Batch
 from vqbank.pipelines.extraction.companions import Companions

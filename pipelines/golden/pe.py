@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqbank.extractors.pe import Pe, PeCore, official_keys, tokens_of
+from vqbank.extractors.clip_towers import tokens_of
+from vqbank.extractors.networks.pe_core import CONTEXT, PeCore, official_keys
+from vqbank.extractors.pe import Pe
 from vqbank.extractors.views import normalise
 from vqbank.pipelines.golden.fixture import Check, Fixture, checkpoint, fill, frames
 
@@ -25,7 +27,7 @@ def play_pe_core_l14(fixture: Fixture) -> Iterator[Check]:
         extractor = Pe(weights=str(path), outputs=("pooled", "feature", "tokens"), prompts=prompts)
         network: Any = extractor.load().eval()
         yield fixture.keys(official_keys(network.state_dict()))
-        tokens = tokens_of(prompts)
+        tokens = tokens_of(prompts, CONTEXT)
         yield fixture.equal("tokens", tokens)
         with torch.inference_mode():
             yield fixture.close("text", network.text(tokens), relative)

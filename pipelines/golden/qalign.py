@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqbank.extractors.networks.mplug_owl2 import Configuration, MplugOwl2
+from vqbank.extractors.networks.mplug_owl2 import MplugOwl2
+from vqbank.extractors.networks.sizes import MplugOwl2Sizes
 from vqbank.extractors.qalign import (
     PREFIX_IDS,
     SUFFIX_IDS,
@@ -99,10 +100,10 @@ def _pictures(fixture: Fixture, size: tuple[int, int]) -> Tensor:
     return normalise(halves[0], CLIP_MEAN, CLIP_STD)
 
 
-def _configuration(described: Mapping[str, Any]) -> Configuration:
+def _configuration(described: Mapping[str, Any]) -> MplugOwl2Sizes:
     eyes = described["visual_config"]["visual_model"]
     abstractor = described["visual_config"]["visual_abstractor"]
-    return Configuration(
+    return MplugOwl2Sizes(
         image_side=eyes["image_size"],
         patch_side=eyes["patch_size"],
         vision_width=eyes["hidden_size"],

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from vqbank.extractors.swin import SpatialBranch, Swin, load_network, our_keys
+from vqbank.extractors.networks.spatial_branch import SpatialBranch
+from vqbank.extractors.swin import Swin, load_network, our_keys
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from vqbank.pipelines.golden.fixture import Check, Fixture, array, checkpoint, frames
 from vqbank.regressors.mlp import Mlp
