@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import text_bank, text_identity, to_unit_length, tokens_of
+from vqbank.extractors.frame_sampling import FRAME_SAMPLINGS
 from vqbank.extractors.networks.pe_core import CONTEXT, VOCABULARY, PeCore, official_keys, our_keys
 from vqbank.extractors.networks.sizes import PeSizes
-from vqbank.extractors.sampling import FRAME_SAMPLINGS, MotionSampling, Sampling
+from vqbank.extractors.sampling import MotionSampling, Sampling
 from vqbank.extractors.tail import open_clip_text, tower
 from vqbank.extractors.views import Squash, normalise
 from vqbank.extractors.weights import WeightFile

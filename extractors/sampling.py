@@ -4,10 +4,7 @@ Shape letters: n presented frames, t clips, f frames of a clip, r rows that a cl
 """
 
 import hashlib
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -84,7 +81,8 @@ class MotionSampling(Protocol):
         ...
 
 
-def _one_row_per_clip(frames: NDArray[np.int64]) -> Clips:
+def one_row_per_clip(frames: NDArray[np.int64]) -> Clips:
+    """Clips [t, f], each of which its first frame stands for."""
     return Clips(frames, frames[:, :1])
 
 
@@ -99,7 +97,7 @@ class KeyFrames:
     def clips(self, timeline: Timeline) -> Clips:
         """[t, 1] with t = ceil(n / r)."""
         step = max(1, timeline.rounded_rate)
-        return _one_row_per_clip(np.arange(0, len(timeline), step, dtype=np.int64)[:, None])
+        return one_row_per_clip(np.arange(0, len(timeline), step, dtype=np.int64)[:, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ class Uniform:
     def clips(self, timeline: Timeline) -> Clips:
         """[count, 1]."""
         frames = np.round(np.linspace(0, len(timeline) - 1, self.count)).astype(np.int64)
-        return _one_row_per_clip(frames[:, None])
+        return one_row_per_clip(frames[:, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,7 @@ class EveryNth:
 
     def clips(self, timeline: Timeline) -> Clips:
         """[t, 1] with t = ceil(n / step)."""
-        return _one_row_per_clip(np.arange(0, len(timeline), self.step, dtype=np.int64)[:, None])
+        return one_row_per_clip(np.arange(0, len(timeline), self.step, dtype=np.int64)[:, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +146,7 @@ class ClipPerSecond:
         starts = step * np.arange(max(1, count), dtype=np.int64)
         frames = starts[:, None] + np.arange(self.length)
         last = min(len(timeline), timeline.frames_by_header) - 1
-        return _one_row_per_clip(np.minimum(frames, last))
+        return one_row_per_clip(np.minimum(frames, last))
 
 
 NEIGHBOURS_BYTES = 96 * 2**20
@@ -227,7 +225,7 @@ class RandomSegments:
             for segment in range(self.segments):
                 source = generator(timeline.video_id, self.stream, self.seed, segment)
                 starts[segment] = source.integers(bound)
-        return _one_row_per_clip(self.frames(count, starts))
+        return one_row_per_clip(self.frames(count, starts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +255,7 @@ class ClipWithinSecond:
             within = second // 2 - self.length // 2 + np.arange(self.length)
         else:
             within = second // self.length * np.arange(self.length)
-        return _one_row_per_clip(np.minimum(starts[:, None] + within, len(timeline) - 1))
+        return one_row_per_clip(np.minimum(starts[:, None] + within, len(timeline) - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +269,7 @@ class EvenlySpaced:
 
     def clips(self, timeline: Timeline) -> Clips:
         """[min(n, count), 1]."""
-        return _one_row_per_clip(_evenly_spaced(len(timeline), self.count)[:, None])
+        return one_row_per_clip(_evenly_spaced(len(timeline), self.count)[:, None])
 
 
 def _evenly_spaced(frames: int, count: int | None) -> NDArray[np.int64]:
@@ -317,7 +315,7 @@ class RowsOfBlocks:
     def clips(self, timeline: Timeline) -> Clips:
         """[t, 1] with t the rows of `Blocks`: 32 for a video of at most 64 frames, else n / 2."""
         rows = Blocks(self.spaced).clips(timeline).rows
-        return _one_row_per_clip(rows[rows >= 0][:, None])
+        return one_row_per_clip(rows[rows >= 0][:, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +331,7 @@ class SegmentCentres:
     def clips(self, timeline: Timeline) -> Clips:
         """[count, 1]."""
         odd = 2 * np.arange(self.count, dtype=np.int64) + 1
-        return _one_row_per_clip((odd * len(timeline) // (2 * self.count))[:, None])
+        return one_row_per_clip((odd * len(timeline) // (2 * self.count))[:, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,143 +361,4 @@ class ContinuousClips:
             for clip in range(self.train)
         ]
         first = np.append(spread, np.array(drawn, dtype=np.int64))
-        return _one_row_per_clip((first[:, None] + np.arange(self.length)) % count)
-
-
-@dataclass(frozen=True, slots=True)
-class RandomFrames:
-    """`count` different frames, drawn at random, in time order: Q-CLIP's RandSampl.
-
-    A video of fewer frames repeats some, as `Uniform` does.
-    """
-
-    count: int
-    stream: str = "frames"
-    """With `seed`, what the frames are drawn from."""
-    seed: int = 0
-
-    def clips(self, timeline: Timeline) -> Clips:
-        """[count, 1]."""
-        if len(timeline) < self.count:
-            return Uniform(self.count).clips(timeline)
-        source = generator(timeline.video_id, self.stream, self.seed, 0)
-        drawn = source.choice(len(timeline), self.count, replace=False, shuffle=False)
-        return _one_row_per_clip(np.sort(drawn).astype(np.int64)[:, None])
-
-
-@dataclass(frozen=True, slots=True)
-class UniformRandomStart:
-    """Every floor(n / count)-th frame from a random one of the first so many: UNIRandStart.
-
-    A video of fewer frames repeats some, as `Uniform` does.
-    """
-
-    count: int
-    stream: str = "start"
-    """With `seed`, what the start is drawn from."""
-    seed: int = 0
-
-    def clips(self, timeline: Timeline) -> Clips:
-        """[count, 1]."""
-        if len(timeline) < self.count:
-            return Uniform(self.count).clips(timeline)
-        stride = len(timeline) // self.count
-        start = generator(timeline.video_id, self.stream, self.seed, 0).integers(stride)
-        return _one_row_per_clip((start + stride * np.arange(self.count, dtype=np.int64))[:, None])
-
-
-@dataclass(frozen=True, slots=True)
-class MseSortedUniform:
-    """Frames of all degrees of motion: Q-CLIP's MSESortedUNI.
-
-    Of all frames in the order of their motion (equal ones in time order) those at the ranks
-    round(linspace(0, n - 1, count)), then in time order.  A video of fewer frames repeats some, as
-    `Uniform` does.
-    """
-
-    count: int
-
-    def clips_by_motion(self, timeline: Timeline, motion: NDArray[np.float32]) -> Clips:
-        """[count, 1]."""
-        ranks = Uniform(self.count).clips(timeline).frames
-        if len(timeline) < self.count:
-            return _one_row_per_clip(ranks)
-        return _one_row_per_clip(np.sort(np.argsort(motion, kind="stable")[ranks], axis=0))
-
-
-@dataclass(frozen=True, slots=True)
-class SegMseMean:
-    """From each of `count` equal segments the frame whose motion is nearest their mean.
-
-    Q-CLIP's SegMSEMean.  Segment i is [floor(i n / count), floor((i + 1) n / count)); of equally
-    near frames the earliest counts.  A video of fewer frames repeats some, as `Uniform` does.
-    """
-
-    count: int
-
-    def clips_by_motion(self, timeline: Timeline, motion: NDArray[np.float32]) -> Clips:
-        """[count, 1]."""
-        # fsum does not depend on the order of adding, and so not on the processor.
-        return _nearest(timeline, motion, self.count, lambda part: math.fsum(part) / len(part))
-
-
-@dataclass(frozen=True, slots=True)
-class SegMseMedian:
-    """As `SegMseMean`, nearest the median: Q-CLIP's SegMSEMedian.
-
-    The median of an even number of frames is the mean of the middle two, which are equally near.
-    """
-
-    count: int
-
-    def clips_by_motion(self, timeline: Timeline, motion: NDArray[np.float32]) -> Clips:
-        """[count, 1]."""
-        return _nearest(timeline, motion, self.count, lambda part: float(np.median(part)))
-
-
-def _nearest(
-    timeline: Timeline,
-    motion: NDArray[np.float32],
-    count: int,
-    centre: Callable[[NDArray[np.float64]], float],
-) -> Clips:
-    """From each segment the first of the frames whose motion is nearest its centre."""
-    if len(timeline) < count:
-        return Uniform(count).clips(timeline)
-    edges = np.arange(count + 1, dtype=np.int64) * len(timeline) // count
-    frames = np.empty((count, 1), dtype=np.int64)
-    for segment, (start, stop) in enumerate(pairwise(edges)):
-        part = motion[start:stop].astype(np.float64)
-        frames[segment] = start + np.argmin(np.abs(part - centre(part)))
-    return _one_row_per_clip(frames)
-
-
-@dataclass(frozen=True, slots=True)
-class Mixed:
-    """Q-CLIP's Mixed: a head draws one of several samplings for every video and epoch.
-
-    So all that need no draw are banked, one after the other: `Uniform`, `MseSortedUniform`,
-    `SegMseMean`, `SegMseMedian`.  The first of them is what a head is tested on.
-    """
-
-    count: int
-    """Of each."""
-
-    def clips_by_motion(self, timeline: Timeline, motion: NDArray[np.float32]) -> Clips:
-        """[4 count, 1]."""
-        kinds = (MseSortedUniform, SegMseMean, SegMseMedian)
-        by_motion = [kind(self.count).clips_by_motion(timeline, motion) for kind in kinds]
-        chosen = [Uniform(self.count).clips(timeline), *by_motion]
-        return _one_row_per_clip(np.concatenate([clips.frames for clips in chosen]))
-
-
-FRAME_SAMPLINGS: dict[str, Callable[[int], Sampling | MotionSampling]] = {
-    "uniform": Uniform,
-    "random": RandomFrames,
-    "uniform-random-start": UniformRandomStart,
-    "mse-sorted-uniform": MseSortedUniform,
-    "seg-mse-mean": SegMseMean,
-    "seg-mse-median": SegMseMedian,
-    "mixed": Mixed,
-}
-"""Q-CLIP's samplings (Figure 4) by name; each is made from the number of frames."""
+        return one_row_per_clip((first[:, None] + np.arange(self.length)) % count)

@@ -5,19 +5,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqbank.extractors.sampling import (
+from vqbank.extractors.frame_sampling import (
     FRAME_SAMPLINGS,
-    ContinuousClips,
     Mixed,
-    MotionSampling,
     MseSortedUniform,
     RandomFrames,
-    SegmentCentres,
     SegMseMean,
     SegMseMedian,
+    UniformRandomStart,
+)
+from vqbank.extractors.sampling import (
+    ContinuousClips,
+    MotionSampling,
+    SegmentCentres,
     Timeline,
     Uniform,
-    UniformRandomStart,
 )
 
 # Few different values, so that there are ties, in float32, which holds them.

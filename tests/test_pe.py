@@ -5,9 +5,10 @@ from PIL import Image
 
 from vqbank.extractors import make_extractor
 from vqbank.extractors.clip_towers import tokens_of
+from vqbank.extractors.frame_sampling import FRAME_SAMPLINGS
 from vqbank.extractors.networks.pe_core import PeCore, official_keys, our_keys
 from vqbank.extractors.pe import LEVELS, Pe
-from vqbank.extractors.sampling import FRAME_SAMPLINGS, MotionSampling, Uniform
+from vqbank.extractors.sampling import MotionSampling, Uniform
 from vqbank.extractors.views import Squash, normalise
 from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vqbank.extractors.frame_sampling import FRAME_SAMPLINGS
 from vqbank.extractors.sampling import (
-    FRAME_SAMPLINGS,
     Blocks,
     ClipPerSecond,
     ClipWithinSecond,
