@@ -1,16 +1,15 @@
 """Any image or video backbone of timm, torchvision or transformers, by name."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Extractor, Output, WeightedExtractor
 from vqbank.extractors.libraries import LIBRARIES, PUBLISHED, Library, described
-from vqbank.extractors.loading import random_weights
 from vqbank.extractors.sampling import ClipPerSecond, KeyFrames, Sampling
 from vqbank.extractors.views import CROPPING, ResizeCrop, normalise
 from vqbank.extractors.weights import (
@@ -22,6 +21,24 @@ from vqbank.extractors.weights import (
 )
 from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError, unknown_name
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+_MODEL = "torchvision:resnet18"
+# What torchvision says of it, repeated so that it is listed without importing torchvision.
+_WIDTH = 512
+_FILE = WeightFile(
+    choice=PUBLISHED,
+    url="https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    save_as="resnet18-f37072fd.pth",
+    publisher="PyTorch, torchvision",
+    licence="BSD-3-Clause",
+    trained_on=("ImageNet-1k",),
+    sha256_begins="f37072fd",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone(WeightedExtractor):
@@ -32,7 +49,7 @@ class Backbone(WeightedExtractor):
     the model.
     """
 
-    model: str = "torchvision:resnet18"
+    model: str = _MODEL
     """One of
 
     - "timm:NAME", with or without the tag of the weights, such as
@@ -60,7 +77,8 @@ class Backbone(WeightedExtractor):
     @property
     def offers(self) -> tuple[Output, ...]:
         """The pooled output."""
-        return (Output("pooled", (self._library.width,)),)
+        width = _WIDTH if self.model == _MODEL else self._library.width
+        return (Output("pooled", (width,)),)
 
     @property
     def sampling(self) -> Sampling:
@@ -92,7 +110,7 @@ class Backbone(WeightedExtractor):
     @property
     def files(self) -> tuple[WeightFile, ...]:
         """The one that the model's name means."""
-        return (self._library.file,)
+        return (_FILE if self.model == _MODEL else self._library.file,)
 
     @property
     def _library(self) -> Library:
@@ -145,6 +163,8 @@ class Backbone(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
+        from vqbank.extractors.loading import random_weights
+
         library = self._library
         if self.weights == RANDOM:
             with random_weights():

@@ -1,16 +1,15 @@
 """What an extractor is: a frozen dataclass of everything that changes its numbers."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
 from vqbank.extractors.sampling import Clips, MotionSampling, Sampling, Timeline
 from vqbank.extractors.views import ClipView, View
 from vqbank.extractors.weights import (
@@ -23,17 +22,22 @@ from vqbank.extractors.weights import (
 )
 from vqbank.store.errors import UnknownNameError, WeightsError, unknown_name
 from vqbank.store.schema import FeatureSpec, SideSpec, StoredDtype
-from vqbank.store.tail import Tail
-from vqbank.store.text import TextBank
 
-Network = TypeVar("Network", bound=nn.Module)
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from vqbank.store.tail import Tail
+    from vqbank.store.text import TextBank
+
+Network = TypeVar("Network", bound="nn.Module")
 
 RGB = "swscale bicubic"
 """How decoded pictures become RGB, as every key says: what `video` does, whose `SCALER_FLAGS` a
 test holds against this.  Keys of earlier versions lack it: bilinear, each field of
 interlaced video by itself, and pictures that VP9 and AV1 never show counted as frames."""
 
-ClipFn = Callable[[Tensor], Mapping[str, Tensor]]
+ClipFn = Callable[["Tensor"], Mapping[str, "Tensor"]]
 """uint8 clips [b, f, *view's shape] to rows [b, r, *shape] by output name, of all that is wanted.
 
 Clip i's rows depend on clip i alone, and r is what the sampling promises."""
@@ -267,6 +271,8 @@ class WeightedExtractor(Extractor):
 
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """Automatic mixed precision, unless float32 is asked for."""
+        import torch
+
         if self.compute_dtype == "float32":
             return nullcontext()
         return torch.autocast(device.type, getattr(torch, self.compute_dtype))
@@ -300,6 +306,10 @@ class WeightedExtractor(Extractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
+        import torch
+
+        from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
+
         if self.is_random:
             with random_weights():
                 return architecture()

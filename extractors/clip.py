@@ -1,13 +1,13 @@
 """CLIP: the pooled embedding of frames, and the state of all tokens after a block."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import OPENAI_B32, architecture, tokens_of
@@ -16,7 +16,12 @@ from vqbank.extractors.tail import open_clip_image, open_clip_text
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, CROPPING, ShortSideCrop, Squash, normalise
 from vqbank.extractors.weights import HUB, WeightFile
 from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
-from vqbank.store.tail import Tail
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vqbank.store.tail import Tail
 
 _MODEL = "ViT-B-32-quickgelu"  # OpenAI trained with QuickGELU; plain ViT-B-32 has GELU
 # What open_clip says of it, repeated so that its keys are computed without importing open_clip.
@@ -264,6 +269,8 @@ class Clip(WeightedExtractor):
         Raises:
             WeightsError: as `load`.
         """
+        from vqbank.store.tail import Tail
+
         network: Any = self.load()
         configuration = self.configuration
         shared = {
@@ -308,6 +315,8 @@ class Clip(WeightedExtractor):
         Raises:
             WeightsError: as `load`.
         """
+        import torch
+
         tower: Any = self.load().visual
         tower = tower.to(device).eval().requires_grad_(False)
         mean, std = self.preprocessing["mean"], self.preprocessing["std"]

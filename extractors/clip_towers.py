@@ -1,17 +1,19 @@
 """CLIP's two towers as open_clip builds them: sizes, files, and prompts through the text tower."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from typing import TYPE_CHECKING, Any
 
 from vqbank.extractors.weights import WeightFile
-from vqbank.store.text import TextBank
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vqbank.store.text import TextBank
 
 CONTEXT = 77
 """Tokens of a prompt of OpenAI's models."""
@@ -68,6 +70,7 @@ def architecture(configuration: Mapping[str, Any]) -> nn.Module:
         configuration: sizes of both towers, in open_clip's words.
     """
     import open_clip
+    import torch
 
     sizes = dict(configuration)
     custom_text = sizes.pop("custom_text", False)
@@ -135,6 +138,10 @@ def text_bank(
         precision: of the extractor.
         batch: prompts at once; None means all.
     """
+    import torch
+
+    from vqbank.store.text import TextBank
+
     tokens = tokens_of(prompts, context).to(logit_scale.device)
     with torch.inference_mode(), precision:
         rows = [tower(part) for part in tokens.split(batch or len(prompts))]
@@ -144,4 +151,6 @@ def text_bank(
 
 def to_unit_length(tower: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The same tower with its rows scaled to unit length, in float32 whatever it computes in."""
+    from torch.nn import functional
+
     return lambda tokens: functional.normalize(tower(tokens).float(), dim=-1)

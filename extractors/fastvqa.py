@@ -1,14 +1,14 @@
 """FAST-VQA: what a video transformer sees in fragments of a few clips."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
 from vqbank.extractors.networks.sizes import VideoSwinSizes
@@ -25,6 +25,9 @@ from vqbank.store.errors import RecipeError
 from vqbank.store.schema import SideSpec
 
 if TYPE_CHECKING:  # it imports torchvision.models
+    import torch
+    from torch import Tensor
+
     from vqbank.extractors.networks.video_swin import FastVqaNetwork
 
 _RELEASE = "https://github.com/TimothyHTimothy/FAST-VQA/releases/download/v2.0.0"
@@ -185,7 +188,7 @@ class FastVqa(WeightedExtractor):
         offsets = [self.view.offsets(timeline, clip) for clip in range(len(clips.frames))]
         return {"frames": clips.frames[:, None], "offsets": np.stack(offsets)[:, None]}
 
-    def load(self) -> "FastVqaNetwork":
+    def load(self) -> FastVqaNetwork:
         """The whole network, ready to compute, on the CPU.
 
         Raises:
@@ -197,13 +200,15 @@ class FastVqa(WeightedExtractor):
         network.eval().requires_grad_(False).prepare()
         return network
 
-    def rows(self, network: "FastVqaNetwork", clips: Tensor) -> Mapping[str, Tensor]:
+    def rows(self, network: FastVqaNetwork, clips: Tensor) -> Mapping[str, Tensor]:
         """What is wanted of uint8 clips of fragments, as a ClipFn gives it.
 
         Args:
             network: from `load`.
             clips: [b, f, 3, h, w], or [b, f, draws, 3, h, w] where offsets are drawn several times.
         """
+        import torch
+
         if self._model.draws > 1:  # each for as many frames
             slots = torch.arange(clips.shape[1], device=clips.device)
             clips = clips[:, slots, slots * self._model.draws // len(slots)]

@@ -1,16 +1,20 @@
 """Small frames as they are, for heads that start from pixels."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Extractor, Output
 from vqbank.extractors.sampling import SegmentCentres
 from vqbank.extractors.views import CROPPING, ShortSideCrop
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,16 @@
 """No-reference image quality metrics of pyiqa, on key frames."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+from typing import TYPE_CHECKING, Any
 
 from vqbank.extractors.base import ClipFn, Extractor, Output, WeightedExtractor
-from vqbank.extractors.loading import check_keys, load_pickled, load_state_dict, random_weights
 from vqbank.extractors.sampling import KeyFrames
 from vqbank.extractors.views import Native
 from vqbank.extractors.weights import (
@@ -30,6 +27,10 @@ from vqbank.store.errors import (
     WeightsError,
     unknown_name,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 _PUBLISHED = "published"
 
@@ -209,6 +210,9 @@ class Iqa(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
+        import torch
+        from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
         module = self._module().to(device).eval().requires_grad_(False)
         shortest = self._built.shortest_side
 
@@ -243,6 +247,13 @@ class Iqa(WeightedExtractor):
         return options
 
     def _module(self) -> nn.Module:
+        from vqbank.extractors.loading import (
+            check_keys,
+            load_pickled,
+            load_state_dict,
+            random_weights,
+        )
+
         built = self._built
         kind = getattr(import_module(f"pyiqa.archs.{built.module}"), built.kind)
         options = self._options

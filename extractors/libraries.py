@@ -1,5 +1,7 @@
 """What timm, torchvision and transformers say of their models, and how they build them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -8,16 +10,15 @@ from abc import ABC, abstractmethod
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
-
-from vqbank.extractors.loading import check_keys, load_state_dict
 from vqbank.extractors.views import ResizeCrop
 from vqbank.extractors.weights import HUB, WeightFile
 from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError, in_words, unknown_name
 from vqbank.store.ordinary import open_ordinary
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PUBLISHED = "published"
 """The choice of the weights that a model's name means."""
@@ -88,6 +89,8 @@ class Library(ABC):
     @cached_property
     def width(self) -> int:
         """Of the pooled output, found without weights and without computing anything."""
+        import torch
+
         clip = (self.frames or 16,) if self.is_video else ()
         try:
             with torch.device("meta"):
@@ -146,6 +149,9 @@ class _Timm(Library):
     def filled(self, path: Path) -> nn.Module:
         """timm renames the keys of the models' original files where it knows them."""
         import timm
+        import torch
+
+        from vqbank.extractors.loading import check_keys, load_state_dict
 
         state = load_state_dict(path, self.file)
         try:
@@ -204,6 +210,10 @@ class _Torchvision(Library):
         return self._headless(self._whole())
 
     def filled(self, path: Path) -> nn.Module:
+        import torch
+
+        from vqbank.extractors.loading import check_keys, load_state_dict
+
         network = self._whole()
         expected = network.state_dict()
         # The files of densenets are older than the names of their layers.
@@ -221,6 +231,8 @@ class _Torchvision(Library):
 
     def _headless(self, network: nn.Module) -> nn.Module:
         """Without the last linear layer, before which all but a few of its models have pooled."""
+        from torch import nn
+
         linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise RecipeError(f"backbone: {self.identity} has no linear classifier to take off")
@@ -297,6 +309,10 @@ class _Transformers(Library):
 
     def filled(self, path: Path) -> nn.Module:
         """transformers renames keys as for the files it writes itself; heads are left out."""
+        import torch
+
+        from vqbank.extractors.loading import load_state_dict
+
         with torch.device("meta"):
             kind: Any = type(self.network())
         network, found = kind.from_pretrained(
@@ -317,6 +333,8 @@ class _Transformers(Library):
         return network
 
     def pooled(self, network: nn.Module, pixels: Tensor) -> Tensor:
+        from torch import Tensor
+
         model: Any = network
         if hasattr(model, "get_image_features"):
             found = model.get_image_features(pixel_values=pixels)

@@ -1,15 +1,14 @@
 """LIQE: what a quality-aware CLIP sees in fifteen patches of key frames, against 495 prompts."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import (
@@ -26,7 +25,12 @@ from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
 from vqbank.extractors.weights import WeightFile
 from vqbank.store.errors import InvalidFeatureError
 from vqbank.store.schema import FeatureSpec
-from vqbank.store.text import TextBank, text_spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vqbank.store.text import TextBank
 
 _QUALITIES = ("bad", "poor", "fair", "good", "perfect")
 _SCENES = (
@@ -93,6 +97,8 @@ class Patches:
         Raises:
             InvalidFeatureError: if a frame is smaller than one square.
         """
+        import torch
+
         height, width = frames.shape[-2:]
         corners = self.stride * self.cells(height, width)
         return torch.stack(
@@ -198,6 +204,8 @@ class Liqe(WeightedExtractor):
         Raises:
             WeightsError: if the weights are not at hand.
         """
+        from vqbank.store.text import text_spec
+
         identity = text_identity(self.name, self.version, CONTEXT, self.parameters())
         return text_spec(f"{self.name}.text", PROMPTS, EMBEDDING, identity, **self.origin())
 
@@ -220,6 +228,9 @@ class Liqe(WeightedExtractor):
         Raises:
             WeightsError: as `load`.
         """
+        import torch
+        from torch.nn import functional
+
         tower: Any = self.load().visual
         tower = tower.to(device).eval().requires_grad_(False)
         wanted = {output.name for output in self.wanted}

@@ -1,15 +1,19 @@
 """How much changes from frame to frame, and how much detail a frame has."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vqbank.extractors.base import ClipFn, Extractor, Output
 from vqbank.extractors.sampling import Neighbours
 from vqbank.extractors.views import Native
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _PIECE = 2**18
 """Values that are squared at a time: in double precision they fit a processor's cache."""
@@ -49,11 +53,15 @@ class Motion(Extractor):
 
 
 def _series(clips: Tensor) -> Mapping[str, Tensor]:
+    import torch
+
     return {"series": torch.stack([_series_of_clip(clip) for clip in clips.contiguous()])}
 
 
 def _series_of_clip(frames: Tensor) -> Tensor:
     """[f, 3, h, w] to [f - 2, 3]: one frame at a time, so that a frame's company changes no bit."""
+    import torch
+
     changes = [_mean_squared_error(one, other) for one, other in pairwise(frames)]
     rows = []
     previous = _luma(frames[0])
@@ -66,6 +74,8 @@ def _series_of_clip(frames: Tensor) -> Tensor:
 
 def _mean_squared_error(one: Tensor, other: Tensor) -> float:
     # Exact in any order and in any pieces: every partial sum is an integer that a double holds.
+    import torch
+
     total = 0.0
     pieces = zip(one.flatten().split(_PIECE), other.flatten().split(_PIECE), strict=True)
     for first, second in pieces:

@@ -1,17 +1,20 @@
 """Natural scene statistics: the 36 numbers of BRISQUE, without its regression."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from vqbank.extractors.base import ClipFn, Extractor, Output
 from vqbank.extractors.sampling import KeyFrames
 from vqbank.extractors.views import Native
 from vqbank.store.errors import InvalidFeatureError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _SHORTEST_SIDE = 16  # at half size the 7 x 7 window still has an inside
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows and columns to roll by, BRISQUE's order
@@ -57,6 +60,7 @@ class Nss(Extractor):
 
         It raises InvalidFeatureError for frames of fewer than 16 rows or columns.
         """
+        import torch
         from pyiqa.archs.func_util import estimate_ggd_param, normalize_img_with_gauss
         from pyiqa.matlab_utils import imresize
         from pyiqa.utils.color_util import to_y_channel
@@ -99,6 +103,8 @@ def asymmetric_statistics(products: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
     Args:
         products: [1, 1, h, w].
     """
+    import torch
+
     left, right = products.clamp(max=0), products.clamp(min=0)
     deviations = []
     for side in (left, right):
@@ -123,4 +129,6 @@ def asymmetric_statistics(products: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
 
 def _shapes(like: Tensor) -> Tensor:
     """pyiqa's table of shapes, 0.2 to 10 by thousandths."""
+    import torch
+
     return torch.arange(0.2, 10 + 0.001, 0.001).to(like)

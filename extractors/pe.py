@@ -1,18 +1,17 @@
 """Perception Encoder: what Q-CLIP reads of eight frames, and the state after one of its blocks."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import text_bank, text_identity, to_unit_length, tokens_of
 from vqbank.extractors.frame_sampling import FRAME_SAMPLINGS
-from vqbank.extractors.networks.pe_core import CONTEXT, VOCABULARY, PeCore, official_keys, our_keys
 from vqbank.extractors.networks.sizes import PeSizes
 from vqbank.extractors.sampling import MotionSampling, Sampling
 from vqbank.extractors.tail import open_clip_text, tower
@@ -20,8 +19,14 @@ from vqbank.extractors.views import Squash, normalise
 from vqbank.extractors.weights import WeightFile
 from vqbank.store.errors import UnknownNameError, unknown_name
 from vqbank.store.schema import FeatureSpec
-from vqbank.store.tail import Tail
-from vqbank.store.text import TextBank, text_spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vqbank.extractors.networks.pe_core import PeCore
+    from vqbank.store.tail import Tail
+    from vqbank.store.text import TextBank
 
 LEVELS = tuple(
     f"X X X a video of {level} quality" for level in ("bad", "poor", "fair", "good", "excellent")
@@ -140,9 +145,15 @@ class Pe(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
+        from vqbank.extractors.networks.pe_core import our_keys
+
         return self.network(self._architecture, renamed=our_keys)
 
     def _architecture(self) -> PeCore:
+        from torch import nn
+
+        from vqbank.extractors.networks.pe_core import PeCore
+
         network = PeCore(self.sizes, self.rope)
         if self.is_random:
             # timm starts so small that features vanish in half precision.
@@ -153,8 +164,8 @@ class Pe(WeightedExtractor):
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """timm and open_clip."""
-        return ("timm", "open_clip.transformer")
+        """The network, of parts of timm and open_clip."""
+        return ("timm", "open_clip.transformer", "vqbank.extractors.networks.pe_core")
 
     def build(self, device: torch.device) -> ClipFn:
         """The image tower, as far as it is wanted.
@@ -188,6 +199,9 @@ class Pe(WeightedExtractor):
         Raises:
             WeightsError: if the weights are not at hand.
         """
+        from vqbank.extractors.networks.pe_core import CONTEXT
+        from vqbank.store.text import text_spec
+
         if not self.prompts:
             return None
         parameters = {key: value for key, value in self.parameters().items() if key != "rope"}
@@ -201,6 +215,8 @@ class Pe(WeightedExtractor):
         Raises:
             WeightsError: as `load`.
         """
+        from vqbank.extractors.networks.pe_core import CONTEXT
+
         network = self.load().to(device).eval()
         return text_bank(
             to_unit_length(network.text),
@@ -216,6 +232,9 @@ class Pe(WeightedExtractor):
         Raises:
             WeightsError: as `load`.
         """
+        from vqbank.extractors.networks.pe_core import CONTEXT, VOCABULARY, official_keys
+        from vqbank.store.tail import Tail
+
         network, sizes = self.load(), self.sizes
         state = {
             key.replace("transformer.resblocks.", "blocks."): value

@@ -1,24 +1,27 @@
 """Q-Align: what a language model makes of the two halves of key frames."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
-from vqbank.extractors.loading import check_keys, check_names, random_weights, stream_state_dict
-from vqbank.extractors.networks.mplug_owl2 import IMAGE, TEXT, MplugOwl2, Past
 from vqbank.extractors.networks.sizes import MplugOwl2Sizes
 from vqbank.extractors.sampling import KeyFrames
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise, resize_last_axis
 from vqbank.extractors.weights import WeightFile, find_weights, locate
 from vqbank.store.errors import InvalidFeatureError, RecipeError, WeightsError, in_words
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vqbank.extractors.networks.mplug_owl2 import MplugOwl2, Past
 
 # LLaMA 2's tokens of "How would you rate the quality of this image?", a newline, the picture, a
 # space and "ASSISTANT: The quality of the image is", as the slow tokenizer of transformers 4.36
@@ -59,6 +62,8 @@ class PaddedHalves:
         Raises:
             InvalidFeatureError: if a frame has less than two rows.
         """
+        import torch
+
         height, width = frames.shape[-2:]
         if height < 2:
             raise InvalidFeatureError(f"frames of {width} x {height} have no halves for qalign")
@@ -78,6 +83,8 @@ class PaddedHalves:
 
 def _padded(pictures: Tensor, length: int, axis: int) -> Tensor:
     """[k, 3, h, w] in the middle of padding, `length` long along an axis."""
+    import torch
+
     missing = length - pictures.shape[axis]
     if missing == 0:
         return pictures
@@ -161,6 +168,8 @@ class QAlign(WeightedExtractor):
             WeightsError: also if the folder's keys are those of another network, before its 16 GB
                 are read for their sha256.
         """
+        from vqbank.extractors.loading import check_names
+
         if not self.is_random:
             published = self.weights == self.file.choice
             path = locate(self.file) if published else Path(self.weights).expanduser()
@@ -174,8 +183,9 @@ class QAlign(WeightedExtractor):
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """bitsandbytes where the network is quantised."""
-        return ("bitsandbytes.nn",) if self.quantised else ()
+        """The network, and bitsandbytes where it is quantised."""
+        network = ("vqbank.extractors.networks.mplug_owl2",)
+        return (*network, "bitsandbytes.nn") if self.quantised else network
 
     def build(self, device: torch.device) -> ClipFn:
         """Both halves through ViT, abstractor and language model.
@@ -184,6 +194,8 @@ class QAlign(WeightedExtractor):
             WeightsError: if a shard is missing, unsafe or of another network, or weights are to be
                 quantised and bitsandbytes is not there.
         """
+        import torch
+
         network = self._network(device)
         wanted = {output.name for output in self.wanted}
         # LLM.int8 chooses its outliers over all positions of a batch: the frames of a batch may
@@ -206,6 +218,11 @@ class QAlign(WeightedExtractor):
         return average
 
     def _network(self, device: torch.device) -> MplugOwl2:
+        import torch
+
+        from vqbank.extractors.loading import random_weights
+        from vqbank.extractors.networks.mplug_owl2 import MplugOwl2
+
         dtype = getattr(torch, self.compute_dtype)
         # Quantised weights alone go to the device: the others may not fit there.
         at_first = torch.device("cpu") if self.quantised else device
@@ -244,6 +261,11 @@ def load_network(
         WeightsError: if a shard is missing, unsafe or of another network, or config.json has
             another rms_norm_eps.
     """
+    import torch
+
+    from vqbank.extractors.loading import check_keys, stream_state_dict
+    from vqbank.extractors.networks.mplug_owl2 import MplugOwl2
+
     folder = path if path.is_dir() else path.parent
     _check_rms_norm_eps(folder / "config.json", configuration.rms_norm_eps)
     with torch.device("meta"):
@@ -256,6 +278,10 @@ def load_network(
 
 @lru_cache(maxsize=1)
 def _keys(configuration: MplugOwl2Sizes) -> Set[str]:
+    import torch
+
+    from vqbank.extractors.networks.mplug_owl2 import MplugOwl2
+
     with torch.device("meta"):
         return MplugOwl2(configuration).state_dict().keys()
 
@@ -276,6 +302,8 @@ def _check_rms_norm_eps(path: Path, ours: float) -> None:
 
 def _quantise(network: MplugOwl2, kind: Literal["int8", "int4"], device: torch.device) -> None:
     """Replace every linear layer but the head, one at a time, by one of bitsandbytes."""
+    from torch import nn
+
     try:
         from bitsandbytes import nn as quantised
     except ImportError as error:
@@ -305,6 +333,10 @@ def _quantise(network: MplugOwl2, kind: Literal["int8", "int4"], device: torch.d
 
 def read_prefix(network: MplugOwl2) -> Past:
     """What the language model makes of the prompt before the picture, the same for all pictures."""
+    import torch
+
+    from vqbank.extractors.networks.mplug_owl2 import TEXT
+
     with torch.no_grad():
         return network.decode(network.read(PREFIX_IDS), [(TEXT, len(PREFIX_IDS))])
 
@@ -321,6 +353,10 @@ def hidden_states(network: MplugOwl2, pictures: Tensor, past: Past | None = None
     Returns:
         [n, 92, d]: 15 tokens, 64 queries and the end of the picture, 12 tokens.
     """
+    import torch
+
+    from vqbank.extractors.networks.mplug_owl2 import IMAGE, TEXT
+
     seen = network.see(pictures.to(network.lm_head.weight.dtype))
     prefix, suffix = network.read(PREFIX_IDS), network.read(SUFFIX_IDS)
     parts = [part.expand(len(seen), -1, -1) for part in (prefix, seen, suffix)]

@@ -1,18 +1,15 @@
 """UNIQUE's ResNet-34: how well every frame is rendered, stage by stage."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
-from vqbank.extractors.loading import load_state_dict, random_weights
-from vqbank.extractors.networks.resnet import fill_resnet, spatial_statistics, stages
 from vqbank.extractors.sampling import (
     Clips,
     EvenlySpaced,
@@ -25,8 +22,13 @@ from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, AlignedPatches,
 from vqbank.extractors.weights import RANDOM, TINY, WeightFile, find_weights
 from vqbank.store.schema import SideSpec
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vqbank.extractors.networks.unique import Unique
+
 _PATCHES = 4
-_BLOCKS = (3, 4, 6, 3)  # of ResNet-34's stages
 _TINY_BLOCKS = (1, 1, 1, 1)
 _DATA_PARALLEL = "module."  # before every key of the authors' own file
 _PYIQA_ENTRY = "params"  # in which most of pyiqa's files hold their state dict
@@ -106,8 +108,8 @@ class Quality(WeightedExtractor):
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """torchvision."""
-        return ("torchvision.models.resnet",)
+        """UNIQUE's network, of torchvision's parts."""
+        return ("vqbank.extractors.networks.resnet", "vqbank.extractors.networks.unique")
 
     def build(self, device: torch.device) -> ClipFn:
         """The network with its head.
@@ -117,6 +119,10 @@ class Quality(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
+        import torch
+
+        from vqbank.extractors.networks.resnet import spatial_statistics, stages
+
         network = self._network().to(device).eval().requires_grad_(False)
         wanted = {output.name for output in self.wanted}
 
@@ -134,9 +140,13 @@ class Quality(WeightedExtractor):
 
         return statistics
 
-    def _network(self) -> "Unique":
+    def _network(self) -> Unique:
+        from vqbank.extractors.loading import load_state_dict, random_weights
+        from vqbank.extractors.networks.resnet import fill_resnet
+        from vqbank.extractors.networks.unique import BLOCKS, Unique
+
         with random_weights():
-            network = Unique(blocks=_TINY_BLOCKS if self.tiny else _BLOCKS)
+            network = Unique(blocks=_TINY_BLOCKS if self.tiny else BLOCKS)
         if self.weights not in (RANDOM, TINY):
             path = find_weights(self.weights, *self.files, extractor=self.name, has_tiny=True)
             contained = replace(self.file, entry=_PYIQA_ENTRY)
@@ -146,22 +156,3 @@ class Quality(WeightedExtractor):
             }
             fill_resnet(network, state, path)
         return network
-
-
-class Unique(nn.Module):
-    """UNIQUE's network under its official keys: `BaseCNN` with `BCNN` of zwx8981/UNIQUE."""
-
-    def __init__(self, blocks: tuple[int, ...] = _BLOCKS) -> None:
-        from torchvision.models.resnet import BasicBlock, ResNet
-
-        super().__init__()
-        self.backbone = ResNet(BasicBlock, list(blocks))
-        self.fc = nn.Linear(512 * 512, 2)
-
-    def score(self, maps: Tensor) -> Tensor:
-        """The last stage [b, 512, h, w] to mean and variance of the quality [b, 2]."""
-        values = maps.flatten(2)
-        bilinear = values @ values.transpose(1, 2) / values.shape[2]
-        signed_root = bilinear.sign() * (bilinear.abs() + 1e-8).sqrt()
-        mean, spread = self.fc(functional.normalize(signed_root.flatten(1))).unbind(dim=1)
-        return torch.stack([mean, functional.softplus(spread)], dim=1)

@@ -1,20 +1,18 @@
 """What video super-resolution adds to a video: fragments of the residual, and of the video."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import OPENAI_B32
-from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
 from vqbank.extractors.sampling import Clips, ContinuousClips, Timeline
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, Fragments, View, normalise
 from vqbank.extractors.weights import RANDOM, TINY, WeightFile, find_weights, weights_identity
@@ -22,6 +20,9 @@ from vqbank.store.errors import InvalidFeatureError
 from vqbank.store.schema import SideSpec
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from vqbank.extractors.networks.real_basic_vsr import RealBasicVsr
 
 _FRAMES = 32  # of a clip
@@ -75,6 +76,8 @@ class FramesWithOffsets:
 
 
 def _with_note(frames: Tensor, note: NDArray[np.int16]) -> Tensor:
+    import torch
+
     height, width = (_cropped(side) for side in frames.shape[-2:])
     content = np.frombuffer(note.tobytes(), np.uint8)
     below = frames.new_zeros(3, _note_rows(len(content), width), width)
@@ -194,12 +197,13 @@ class Residual(WeightedExtractor):
         offsets = [self.view.offsets(timeline, clip) for clip in range(len(clips.frames))]
         return {"frames": clips.frames[:, None], "offsets": np.stack(offsets)[:, None]}
 
-    def load(self) -> "RealBasicVsr":
+    def load(self) -> RealBasicVsr:
         """The super-resolution network, ready to compute, on the CPU.
 
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
+        from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
         from vqbank.extractors.networks.real_basic_vsr import Architecture, RealBasicVsr
 
         tiny = Architecture(width=4, cleaning_blocks=1, propagation_blocks=1, flow_widths=(4,))
@@ -227,6 +231,8 @@ class Residual(WeightedExtractor):
         Raises:
             WeightsError: if a file is missing, unsafe or of another network.
         """
+        import torch
+
         network = self.load().to(device)
         wanted = {output.name for output in self.wanted}
         embedding = self._embedding().to(device) if wanted & set(_TOKENS) else torch.empty(0)
@@ -255,6 +261,10 @@ class Residual(WeightedExtractor):
 
     def _embedding(self) -> Tensor:
         """The weight of the patch embedding [768, 3, 32, 32], which has no bias."""
+        import torch
+
+        from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
+
         if self.patch_embedding == RANDOM:
             with random_weights():
                 return torch.nn.Conv2d(3, 768, _FRAGMENT, _FRAGMENT, bias=False).weight.detach()
@@ -268,7 +278,7 @@ class Residual(WeightedExtractor):
         return state[_EMBEDDING]
 
 
-def residuals(network: "RealBasicVsr", frames: Tensor) -> Iterator[Tensor]:
+def residuals(network: RealBasicVsr, frames: Tensor) -> Iterator[Tensor]:
     """What super-resolution adds to each frame of a clip: float32 [3, h, w], -1 to 1.
 
     Args:
@@ -276,6 +286,8 @@ def residuals(network: "RealBasicVsr", frames: Tensor) -> Iterator[Tensor]:
         frames: uint8 [f, 3, h, w], h and w multiples of four; all of them, because a frame's result
             depends on those before and after it.
     """
+    import torch
+
     small = torch.cat([reduced(frame[None] / 255) for frame in frames])
     for frame, enlarged in zip(frames, network.upscaled(small), strict=True):
         yield enlarged.clamp(0, 1) - frame / 255
@@ -283,6 +295,8 @@ def residuals(network: "RealBasicVsr", frames: Tensor) -> Iterator[Tensor]:
 
 def reduced(pixels: Tensor) -> Tensor:
     """[b, 3, h, w] to [b, 3, h / 4, w / 4], bicubic with antialiasing; may overshoot 0 ... 1."""
+    from torch.nn import functional
+
     size = [side // _SCALE for side in pixels.shape[-2:]]
     return functional.interpolate(
         pixels, size=size, mode="bicubic", align_corners=False, antialias=True
@@ -291,6 +305,8 @@ def reduced(pixels: Tensor) -> Tensor:
 
 def statistics(values: Tensor) -> Tensor:
     """[f, 3, h, w] to [f, 12]: mean, standard deviation, mean size, largest size; each of 3."""
+    import torch
+
     sizes = values.abs()
     spatial = (2, 3)
     columns = [
@@ -304,5 +320,7 @@ def statistics(values: Tensor) -> Tensor:
 
 def tokens(pixels: Tensor, embedding: Tensor) -> Tensor:
     """Mosaics [f, 3, h, w] to [f, fragments, d], row by row of the mosaic."""
+    from torch.nn import functional
+
     maps = functional.conv2d(pixels, embedding, stride=embedding.shape[-1])
     return maps.flatten(2).transpose(1, 2)

@@ -1,18 +1,19 @@
 """ResNet-50: what is seen, stage by stage, in every frame."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
-from vqbank.extractors.loading import load_state_dict, random_weights
-from vqbank.extractors.networks.resnet import fill_resnet, spatial_statistics, stages
 from vqbank.extractors.sampling import EvenlySpaced, EveryNth, RowsOfBlocks, Sampling
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, Native, ShortSide, View, normalise
 from vqbank.extractors.weights import RANDOM, WeightFile, find_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class Semantic(WeightedExtractor):
     @property
     def modules(self) -> tuple[str, ...]:
         """torchvision."""
-        return ("torchvision.models.resnet",)
+        return ("torchvision.models.resnet", "vqbank.extractors.networks.resnet")
 
     def build(self, device: torch.device) -> ClipFn:
         """The network without its classifier.
@@ -75,6 +76,10 @@ class Semantic(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
+        import torch
+
+        from vqbank.extractors.networks.resnet import spatial_statistics, stages
+
         network = self._network().to(device).eval().requires_grad_(False)
         wanted = {output.name for output in self.wanted}
 
@@ -88,6 +93,9 @@ class Semantic(WeightedExtractor):
 
     def _network(self) -> nn.Module:
         from torchvision.models.resnet import Bottleneck, ResNet, resnet50
+
+        from vqbank.extractors.loading import load_state_dict, random_weights
+        from vqbank.extractors.networks.resnet import fill_resnet
 
         with random_weights():
             if self.tiny:

@@ -1,16 +1,14 @@
 """SlowFast R50: motion features of a clip per second, or of every second frame."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
-from vqbank.extractors.networks.flat_convolutions import flatten_convolutions
 from vqbank.extractors.sampling import Blocks, ClipPerSecond, ClipWithinSecond, Sampling
 from vqbank.extractors.views import (
     IMAGENET_MEAN,
@@ -23,6 +21,10 @@ from vqbank.extractors.views import (
 )
 from vqbank.extractors.weights import WeightFile
 from vqbank.store.errors import InvalidFeatureError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 Chunks = Literal[
     "rq-vqa",
@@ -122,8 +124,8 @@ class SlowFast(WeightedExtractor):
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """pytorchvideo."""
-        return ("pytorchvideo.models.slowfast",)
+        """pytorchvideo, and a faster form of its layers."""
+        return ("pytorchvideo.models.slowfast", "vqbank.extractors.networks.flat_convolutions")
 
     def build(self, device: torch.device) -> ClipFn:
         """The fast pathway, or both where the slow one is asked for.
@@ -133,6 +135,11 @@ class SlowFast(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
+        import torch
+        from torch import nn
+
+        from vqbank.extractors.networks.flat_convolutions import flatten_convolutions
+
         stages = self.stages()
         flatten_convolutions(stages)
         fast = nn.Sequential(*[_fast(stage) for stage in stages])
@@ -169,6 +176,8 @@ class SlowFast(WeightedExtractor):
         Raises:
             WeightsError: if the file is missing, unsafe or of another network.
         """
+        from torch import nn
+
         whole: Any = self.network(partial(architecture, _TINY_DEPTH if self.tiny else _DEPTH))
         return nn.ModuleList(whole.blocks[:_STAGES]).eval().requires_grad_(False)
 
@@ -211,6 +220,8 @@ def frame_statistics(maps: Tensor) -> Tensor:
     Raises:
         InvalidFeatureError: if a map has one value only, which does not deviate.
     """
+    import torch
+
     values = maps.flatten(2)
     if values.shape[2] == 1:
         raise InvalidFeatureError("frames of at most 32 x 32 are too small for slowfast's blocks")

@@ -1,20 +1,24 @@
 """Swin-B and RQ-VQA's attention blocks on it: the spatial feature of key frames."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
-from vqbank.extractors.loading import check_keys, load_state_dict, random_weights
-from vqbank.extractors.networks.spatial_branch import BLOCKS, DEPTHS, SpatialBranch
 from vqbank.extractors.sampling import KeyFrames
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
 from vqbank.extractors.weights import WeightFile, find_weights
 from vqbank.store.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vqbank.extractors.networks.spatial_branch import SpatialBranch
 
 _PUBLISHED_AT = "https://github.com/sunwei925/RQ-VQA"  # the README links to the files
 _SIDE = 384
@@ -87,8 +91,8 @@ class Swin(WeightedExtractor):
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """timm."""
-        return ("timm.models.swin_transformer",)
+        """The network, of parts of timm."""
+        return ("timm.models.swin_transformer", "vqbank.extractors.networks.spatial_branch")
 
     def build(self, device: torch.device) -> ClipFn:
         """Swin and, where `feature` is wanted, the attention blocks.
@@ -115,6 +119,9 @@ class Swin(WeightedExtractor):
         return average
 
     def _network(self) -> SpatialBranch:
+        from vqbank.extractors.loading import random_weights
+        from vqbank.extractors.networks.spatial_branch import DEPTHS, SpatialBranch
+
         if self.is_random:
             with random_weights():
                 return SpatialBranch(depths=_TINY_DEPTHS if self.tiny else DEPTHS)
@@ -132,6 +139,9 @@ def load_network(path: Path, *files: WeightFile) -> SpatialBranch:
     Raises:
         WeightsError: if the file is missing, unsafe or of another network.
     """
+    from vqbank.extractors.loading import check_keys, load_state_dict, random_weights
+    from vqbank.extractors.networks.spatial_branch import BLOCKS, SpatialBranch
+
     state = {
         key: value.float() if value.is_floating_point() else value
         for key, value in our_keys(load_state_dict(path, *files)).items()

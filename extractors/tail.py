@@ -1,17 +1,23 @@
 """What an extractor gives for its tail: weights under the names of `regressors/tail.py`."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vqbank.store.tail import Tower
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vqbank.store.tail import Tower
 
 
 def tower(state: Mapping[str, Tensor], **configuration: Any) -> Tower:
     """A tower of a state dict whose keys are already those of the tail's modules."""
+    from vqbank.store.tail import Tower
+
     return Tower(configuration, {key: _array(value) for key, value in state.items()})
 
 

@@ -3,18 +3,22 @@
 A view keeps frames as 8-bit pictures, so that what waits for a full clip is small.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
 import PIL.ImageFile  # else Image.fromarray would import it, in whatever thread
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vqbank.extractors.sampling import Timeline, generator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -113,6 +117,8 @@ def resize_like_pillow(
 
     Torch's own weights of 16 bits, where Pillow's have 22, move one value in a thousand by a level.
     """
+    import torch
+
     if frames.device.type == "cpu":
         pictures = frames.permute(0, 2, 3, 1).contiguous().numpy()
         filter_name = PIL.Image.Resampling[interpolation.upper()]
@@ -132,6 +138,8 @@ def resize_like_pillow(
 
 def resize_last_axis(pictures: Tensor, length: int, interpolation: Interpolation) -> Tensor:
     """uint8 [..., w] to [..., length] in Pillow's fixed-point arithmetic (its Resample.c)."""
+    import torch
+
     columns, weights = _taps(pictures.shape[-1], length, interpolation)
     total = torch.full((*pictures.shape[:-1], length), 1 << (_BITS - 1), device=pictures.device)
     total = total.int()
@@ -176,6 +184,8 @@ def normalise(
     The result is contiguous: convolutions choose their algorithm, and so the last bits of their
     results, by how their input lies in memory.
     """
+    import torch
+
     shape = (3, 1, 1)
     scale = torch.tensor(std, device=frames.device).reshape(shape) * 255
     shift = torch.tensor(mean, device=frames.device).reshape(shape) * 255
@@ -281,6 +291,8 @@ def _neighbours(count: int, scale: float, device: torch.device) -> tuple[Tensor,
 
     In float32, as torch computes it: the last bits decide what is truncated.
     """
+    import torch
+
     places = np.arange(int(count * scale), dtype=np.float32) + np.float32(0.5)
     places = np.maximum(places * np.float32(1 / scale) - np.float32(0.5), 0)
     first = np.minimum(places.astype(np.int64), count - 1)
@@ -313,6 +325,8 @@ class RedrawnFragments:
 
     def of_clip(self, timeline: Timeline, clip: int) -> View:
         """uint8 [k, draws, 3, grid side, grid side]."""
+        import torch
+
         offsets = self.offsets(timeline, clip)
         return lambda frames: torch.stack([self.fragments.cut(frames, o) for o in offsets], dim=1)
 
@@ -358,6 +372,8 @@ class AlignedPatches:
 
     def of_clip(self, timeline: Timeline, clip: int) -> View:
         """uint8 [k, count, 3, h', w'], the same for every clip."""
+        import torch
+
         offsets = self.offsets(timeline).tolist()
         side = self.side
         return lambda frames: torch.stack(
@@ -431,6 +447,8 @@ class OpenCvShortSideCrop:
 def _tap(
     pixel: NDArray[np.int64], weight: NDArray[np.float32], length: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
+    import torch
+
     fixed = np.rint(2048 * weight).astype(np.int32)
     return (
         torch.from_numpy(pixel.clip(0, length - 1)).to(device),

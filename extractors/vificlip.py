@@ -1,11 +1,10 @@
 """ViFi-CLIP: CLIP's image tower fine-tuned on videos, frame by frame, as DVLTA-VQA uses it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import (
@@ -19,12 +18,16 @@ from vqbank.extractors.clip_towers import (
     text_identity,
     to_unit_length,
 )
-from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
 from vqbank.extractors.sampling import SegmentCentres
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
 from vqbank.extractors.weights import WeightFile, find_weights, weights_identity
 from vqbank.store.schema import FeatureSpec
-from vqbank.store.text import TextBank, text_spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from vqbank.store.text import TextBank
 
 _TABLE = "token_embedding.weight"
 
@@ -92,6 +95,10 @@ class ViFiClip(WeightedExtractor):
         Raises:
             WeightsError: if a file is missing, unsafe or of another network.
         """
+        import torch
+
+        from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
+
         if self.is_random:
             with random_weights():
                 return architecture(self.configuration)
@@ -139,6 +146,8 @@ class ViFiClip(WeightedExtractor):
         Raises:
             WeightsError: if the weights or the token table are not at hand.
         """
+        from vqbank.store.text import text_spec
+
         if not self.prompts:
             return None
         table = {}

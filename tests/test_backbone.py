@@ -431,3 +431,9 @@ def test_random_weights_are_the_same_in_every_build(video):
     torch.manual_seed(2)
     assert torch.equal(run(replace(extractor), video), first)
     assert np.isfinite(first.numpy()).all()
+
+
+def test_what_is_said_of_the_default_model_is_what_its_library_says():
+    default = make_extractor("backbone")
+    assert default.files == (default._library.file,)
+    assert default.offers[0].shape == (default._library.width,)

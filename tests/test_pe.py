@@ -9,7 +9,7 @@ from vqbank.extractors.frame_sampling import FRAME_SAMPLINGS
 from vqbank.extractors.networks.pe_core import PeCore, official_keys, our_keys
 from vqbank.extractors.pe import LEVELS, Pe
 from vqbank.extractors.sampling import MotionSampling, Uniform
-from vqbank.extractors.views import Squash, normalise
+from vqbank.extractors.views import normalise
 from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError
 
 CPU = torch.device("cpu")
@@ -49,16 +49,52 @@ def keys(**parameters):
 # Pixels and frames.
 
 
-@pytest.mark.parametrize("size", [(90, 160), (161, 97), (40, 30), (56, 56), (1, 7)])
+SIZES = [(90, 160), (161, 97), (40, 30), (56, 56), (1, 7)]
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_frames_are_resized_as_pillow_does_it(frames, size):
     """Of some portrait pictures new versions of Pillow round the columns first, old ones never."""
     height, width = size
     rounded_otherwise = 1 if height > width > 56 else 0
     picture = frames("squash", 1, height, width)[0]
     expected = np.asarray(Image.fromarray(picture).resize((56, 56), Image.Resampling.BILINEAR))
-    found = Squash(56, 56)(torch.from_numpy(picture).permute(2, 0, 1)[None])
+    found = Pe(weights="random-tiny").view(torch.from_numpy(picture).permute(2, 0, 1)[None])
     error = found[0].permute(1, 2, 0).int() - torch.from_numpy(expected.copy()).int()
     assert error.abs().max() <= rounded_otherwise
+
+
+@pytest.mark.parametrize("size", [*SIZES, (57, 113), (112, 28), (9, 1), (200, 56)])
+def test_pixels_are_those_of_the_view_that_the_key_names(frames, size):
+    """Pe had a resize of its own, `PilSquash`: Pillow 11's in exact arithmetic, rows first."""
+    extractor = Pe(weights="random-tiny")
+    height, width = size
+    pictures = torch.from_numpy(frames("squash", 2, height, width)).permute(0, 3, 1, 2)
+    across, down = (torch.from_numpy(bilinear_weights(length, 56)) for length in (width, height))
+    expected = torch.stack(
+        [to_8_bits(down @ to_8_bits(one.double() @ across.T)) for one in pictures]
+    )
+    assert extractor.described_view() == {"kind": "PilSquash", "side": 56}
+    assert torch.equal(extractor.view(pictures), expected.byte())
+
+
+def to_8_bits(sums):
+    return ((sums + 2**21) / 2**22).floor().clamp(0, 255)
+
+
+def bilinear_weights(length, target):
+    """[target, length]: how much of each old pixel is in each new one, 2^22 being all."""
+    scale = length / target
+    reach = max(scale, 1.0)
+    weights = np.zeros((target, length))
+    for place in range(target):
+        centre = (place + 0.5) * scale
+        first = max(0, int(centre - reach + 0.5))
+        last = min(length, int(centre + reach + 0.5))
+        distance = (np.arange(first, last) - centre + 0.5) * (1 / reach)
+        share = np.maximum(0.0, 1 - np.abs(distance))
+        weights[place, first:last] = np.floor(share / sum(share.tolist()) * 2**22 + 0.5)
+    return weights
 
 
 def test_the_frames_are_chosen_by_the_rules_of_q_clip():

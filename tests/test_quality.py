@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from vqbank.extractors import make_extractor
-from vqbank.extractors.quality import Unique
+from vqbank.extractors.networks.unique import Unique
 from vqbank.extractors.sampling import Timeline
 from vqbank.extractors.views import AlignedPatches
 from vqbank.store.errors import UnknownNameError, WeightsError

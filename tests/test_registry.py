@@ -37,6 +37,23 @@ print([module for module in {HEAVY!r} if module in sys.modules])
     assert run.stdout.strip() == "[]"
 
 
+def test_parameters_outputs_and_weight_files_are_told_without_torch():
+    code = f"""
+import sys
+from vqbank.extractors import EXTRACTORS, make_extractor
+from vqbank.extractors.weights import locate
+for name in EXTRACTORS:
+    extractor = make_extractor(name)
+    assert all(output.shape for output in extractor.offers)
+    for file in getattr(extractor, "files", ()):
+        locate(file)
+print([module for module in {HEAVY[1:]!r} if module in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert run.stdout.strip() == "[]"
+
+
 def package(folder, monkeypatch, place):
     """An installed package with one entry point of a group of its own."""
     (folder / "somebodys.py").write_text(

@@ -6,13 +6,14 @@ import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from vqbank.extractors import EXTRACTORS
+from vqbank.extractors import EXTRACTORS, weights
 from vqbank.extractors.base import WeightedExtractor
 from vqbank.extractors.loading import check_keys, load_state_dict, random_weights, stream_state_dict
 from vqbank.extractors.weights import (
@@ -565,3 +566,20 @@ def test_networks_that_are_built_at_the_same_time_get_their_own_random_weights()
 
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"XDG_CACHE_HOME": "caches"},
+        {"TORCH_HOME": "~/t"},
+        {"XDG_CACHE_HOME": "c", "TORCH_HOME": "t"},
+    ],
+)
+def test_torch_hubs_folder_is_known_without_torch(monkeypatch, variables):
+    for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert weights._torch_hub() == Path(torch.hub.get_dir())

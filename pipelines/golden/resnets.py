@@ -32,7 +32,7 @@ def play_resnet50_hierarchy(fixture: Fixture) -> Iterator[Check]:
 
 def play_unique_resnet34(fixture: Fixture) -> Iterator[Check]:
     """The same of UNIQUE's ResNet-34, and the score of its own head."""
-    from vqbank.extractors.quality import Unique
+    from vqbank.extractors.networks.unique import Unique
 
     yield fixture.keys(_without_counters(Unique().state_dict()))
     rows = _rows("quality", fixture, ("stages", "score"))
