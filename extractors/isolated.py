@@ -3,11 +3,11 @@
 FFmpeg and what is built on it can crash or loop for ever on a damaged file.  Here that costs the
 video and not the run: the parent gets an error that names it, and starts another child.  Pictures
 come back through shared memory, a few slots of a fixed size, so that the child is never more than
-these ahead.  The child loads `video.py` alone, without the libraries that networks need.
+these ahead.  The child imports `vqbank.extractors.video` alone, without the libraries that
+networks need.
 """
 
 import faulthandler
-import importlib.util
 import mmap
 import os
 import signal
@@ -30,13 +30,13 @@ from vqbank.store import errors
 from vqbank.store.errors import DecodeError, DecoderDiedError, VqbankError
 
 if TYPE_CHECKING:
-    from vqbank.extractors.video import Probe
+    from vqbank.extractors.video import Decoded, Probe
 
 SLOTS = 2
 SLOT_BYTES = 32 * 2**20
-"""Of one slot, unless one frame is larger."""
+"""Size of a slot of the memory that is shared with the child, unless one frame is larger."""
 PATIENCE_SECONDS = 120.0
-"""For the next sign of life from the child."""
+"""How long the parent waits for the next sign of life from the child, where nothing is said."""
 ABSENT_SECONDS = 2.0
 """Who waits looks every second: after more than this without a look, this process was stopped."""
 
@@ -50,13 +50,29 @@ class Chunk(NamedTuple):
     pictures: NDArray[np.uint8]
     """RGB [k, h, w, 3], in shared memory."""
     shortfall: int
-    """As of `video.Decoded`, so far."""
+    """Frames so far in whose place the one before them stands, as `video.Decoded` counts them."""
 
 
 class End(NamedTuple):
     """Everything that was wanted has come."""
 
     shortfall: int
+    """Frames in whose place the one before them stands."""
+
+
+class Order(NamedTuple):
+    """What the child is to decode of the video that it has probed, and how it hands it over."""
+
+    frame_index: NDArray[np.int64]
+    """Presented indices, increasing."""
+    decoder: str
+    """A name of `video.DECODERS`."""
+    threads: int
+    """FFmpeg's decoding threads."""
+    chunk: int
+    """Frames that fit a slot."""
+    slot_bytes: int
+    """Size of each of the SLOTS slots of the shared file."""
 
 
 class Decoder:
@@ -109,7 +125,8 @@ class Decoder:
             # The old map goes once the last picture that lies in it has gone.
             self._memory = mmap.mmap(self._file, self._slot_bytes * SLOTS)
         chunk = self._slot_bytes // frame_bytes
-        self._send("decode", wanted, self._name, self._threads, chunk, self._slot_bytes)
+        order = Order(wanted, self._name, self._threads, chunk, self._slot_bytes)
+        self._send("decode", order)
 
     def receive(self) -> "Probe | Chunk | End":
         """The next answer; waits for it.
@@ -216,7 +233,7 @@ class Decoder:
                 self._file = os.dup(file.fileno())
         self._memory = mmap.mmap(-1, 1)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the child
-        ours_first = [str(Path(errors.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        ours_first = [str(Path(errors.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         found = [path for path in ours_first if path]
         with theirs:
             self._process = subprocess.Popen(
@@ -243,7 +260,8 @@ class Decoder:
 
 def _serve(connection: Connection, file: int) -> None:
     """The child's side, until the parent closes its end."""
-    video = _load_video()
+    from vqbank.extractors import video
+
     path, probe = Path(), None
     while True:
         try:
@@ -259,47 +277,34 @@ def _serve(connection: Connection, file: int) -> None:
                 told = {field.name: getattr(probe, field.name) for field in fields(probe)}
                 connection.send(("probe", told))
             else:
-                connection.send(("end", _decode(connection, file, video, path, probe, *order)))
+                (order,) = order
+                assert probe is not None
+                decoded = video.decode(
+                    path,
+                    probe,
+                    order.frame_index,
+                    decoder=order.decoder,
+                    threads=order.threads,
+                    chunk=order.chunk,
+                )
+                _send_chunks(connection, file, order.slot_bytes, decoded)
+                connection.send(("end", decoded.shortfall))
         except VqbankError as error:
             connection.send(("error", str(error)))
 
 
-def _decode(
-    connection: Connection,
-    file: int,
-    video: Any,
-    path: Path,
-    probe: Any,
-    wanted: NDArray[np.int64],
-    name: str,
-    threads: int,
-    chunk: int,
-    slot_bytes: int,
-) -> int:
+def _send_chunks(connection: Connection, file: int, slot_bytes: int, decoded: "Decoded") -> None:
+    """Through the slots of the shared file, each used again once the parent has released it."""
     free = list(range(SLOTS))
     with mmap.mmap(file, slot_bytes * SLOTS) as memory:
-        decoded = video.decode(path, probe, wanted, decoder=name, threads=threads, chunk=chunk)
         for frame_index, pictures in decoded:
             while not free:
                 _, slot = connection.recv()
                 free.append(slot)
             slot = free.pop()
             memory.seek(slot * slot_bytes)
-            memory.write(pictures)
+            memory.write(pictures.data)
             connection.send(("chunk", slot, frame_index, decoded.shortfall))
-    return int(decoded.shortfall)
-
-
-def _load_video() -> Any:
-    """`video.py` by its path: the package around it imports every extractor."""
-    path = Path(__file__).with_name("video.py")
-    specification = importlib.util.spec_from_file_location("vqbank_video", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["vqbank_video"] = module
-    specification.loader.exec_module(module)
-    return module
 
 
 def _die_with(parent: int) -> None:

@@ -133,11 +133,14 @@ class Pe(WeightedExtractor):
         return self.prompts
 
     def described_view(self) -> Any:
-        """Under the name that this resize had, for this extractor alone, when it was first banked.
+        """As for every extractor, under the name that this resize had when it was first banked.
 
-        Pillow's resize to the last bit, then as now.
+        It was a view of this extractor alone, with Pillow's pixels to the last bit, as now.
         """
-        return {"kind": "PilSquash", "side": self.sizes.side}
+        described = super().described_view()
+        if self.view != Squash(self.sizes.side, self.sizes.side):
+            return described
+        return {"kind": "PilSquash", "side": described["height"]}
 
     def load(self) -> PeCore:
         """Both towers on the CPU, filled with the weights.

@@ -16,7 +16,8 @@ import pytest
 
 from vqbank.extractors import make_extractor
 from vqbank.extractors.base import RGB
-from vqbank.extractors.video import SCALER_FLAGS, _Rgb, decode, probe
+from vqbank.extractors.video import SCALER_FLAGS, decode, probe
+from vqbank.extractors.video.rgb import Rgb, Turn
 from vqbank.pipelines.extraction.status import _findings as findings
 
 FOLDER = Path(__file__).parent / "data" / "cases"
@@ -208,7 +209,7 @@ def test_hdr_is_recorded_told_by_status_and_not_mapped(
 def test_reserved_tags_that_swscale_refuses_do_not_matter(tmp_path: Path) -> None:
     frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8)).reformat(format="gbrp")
     frame.color_trc = frame.color_primaries = 0
-    assert np.all(_Rgb(tmp_path, 0)(0, frame) == 99)
+    assert np.all(Rgb(tmp_path, Turn(0, mirrored=False))(0, frame) == 99)
 
 
 def test_the_key_says_how_pictures_become_rgb() -> None:

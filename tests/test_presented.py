@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from vqbank.extractors import video
-from vqbank.extractors.video import Probe, decode, encode, probe
+from vqbank.extractors.video import Probe, decode, encode, packets, probe
+from vqbank.extractors.video.shown import shown_in
 from vqbank.store.errors import DecodeError
 
 CASES = Path(__file__).parent / "data" / "cases"
@@ -117,7 +117,7 @@ def test_av1_frames_that_are_never_shown_do_not_count(tmp_path: Path) -> None:
     ],
 )
 def test_headers_tell_how_many_pictures_a_packet_shows(codec: str, data: str, shown: int) -> None:
-    assert video._shown_in(codec, av.Packet(bytes.fromhex(data))) == shown
+    assert shown_in(codec, av.Packet(bytes.fromhex(data))) == shown
 
 
 def test_mpeg4_pictures_that_were_left_out_are_found_by_decoding(tmp_path: Path) -> None:
@@ -154,8 +154,8 @@ def test_fields_of_broadcast_video_are_left_to_the_decoder(tmp_path: Path) -> No
 
 def test_most_files_are_not_decoded_to_count(tmp_path: Path, monkeypatch) -> None:
     frames = []
-    once = video._decoded_frames
-    monkeypatch.setattr(video, "_decoded_frames", lambda *a: frames.extend(g := once(*a)) or g)
+    once = packets.decoded_frames
+    monkeypatch.setattr(packets, "decoded_frames", lambda *a: frames.extend(g := once(*a)) or g)
     for name in ("vp9_hidden_frames.nut", "odd_size_vp9.webm", "mpeg4_asp.avi", "phone.3gp"):
         assert not probe(CASES / name).counted_by_decoding
     assert len(frames) < 10

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
@@ -17,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vqbank.extractors import video
-from vqbank.extractors.video import DECODERS, Probe, decode, encode, probe
+from vqbank.extractors.video import DECODERS, Probe, decode, encode, packets, probe
+from vqbank.extractors.video.decoders import Pictures
 from vqbank.store.errors import DecodeError, UnknownNameError
 
 COUNT = 60
@@ -188,8 +189,8 @@ def test_every_frame_is_decoded_once(
         decoded.extend(frame.pts for frame in frames)
         return frames
 
-    decoded_frames = video._decoded_frames
-    monkeypatch.setattr(video, "_decoded_frames", counted)
+    decoded_frames = packets.decoded_frames
+    monkeypatch.setattr(packets, "decoded_frames", counted)
     told = probe(busy)
     assert len(decoded) == 1
     assert sum(len(index) for index, _ in decode(busy, told, range(40), threads=threads)) == 40
@@ -397,6 +398,58 @@ def test_the_rotation_tag_is_applied(tmp_path: Path, decoder: str, rotation: int
     assert np.array_equal(pixels(path, range(4), decoder=decoder), expected)
 
 
+def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """A copy of an mp4 whose track header shows pixel (x, y) at (a x + c y, b x + d y)."""
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 44  # ISO/IEC 14496-12, section 8.3.2
+    one, unit = 1 << 16, 1 << 30
+    matrix = (a * one, b * one, 0, c * one, d * one, 0, 0, 0, unit)
+    content[start : start + 36] = struct.pack(">9i", *matrix)
+    changed = path.with_name("matrix.mp4")
+    changed.write_bytes(content)
+    return changed
+
+
+MATRICES = {
+    (1, 0, 0, -1): (0, lambda frames: frames[:, ::-1]),
+    (-1, 0, 0, 1): (180, lambda frames: frames[:, :, ::-1]),
+    (0, 1, 1, 0): (270, lambda frames: frames.swapaxes(1, 2)),
+    (0, -1, -1, 0): (90, lambda frames: frames[:, ::-1, ::-1].swapaxes(1, 2)),
+}
+"""Mirroring display matrices; the rotation that FFmpeg reads in each, and what its command shows,
+without the shift by which players bring the picture back onto the screen."""
+
+
+@pytest.mark.parametrize("matrix", MATRICES, ids=str)
+def test_a_display_matrix_that_mirrors_is_followed(tmp_path: Path, matrix: tuple[int, ...]) -> None:
+    """As selfie cameras write it."""
+    upright = tmp_path / "upright.mp4"
+    encode(upright, noise(4, 96, 128), rate=25, crf=20)
+    path = with_matrix(upright, *matrix)
+    rotation, shown = MATRICES[matrix]
+
+    told = probe(path)
+
+    assert (told.rotation, told.mirrored) == (rotation, True)
+    assert np.array_equal(pixels(path, range(4)), shown(plainly(upright)))
+    for decoder in DECODERS.keys() - {"pyav"}:
+        with pytest.raises(DecodeError, match="does not mirror pictures"):
+            pixels(path, range(4), decoder=decoder)
+
+
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
+def test_a_display_matrix_that_only_turns_does_not_mirror(
+    tmp_path: Path, matrix: tuple[int, ...]
+) -> None:
+    upright = tmp_path / "upright.mp4"
+    encode(upright, noise(2, 96, 128), rate=25, crf=20)
+    told = probe(with_matrix(upright, *matrix))
+    assert not told.mirrored
+    turns = told.rotation // 90
+    expected = np.rot90(plainly(upright), turns, axes=(1, 2))
+    assert np.array_equal(pixels(tmp_path / "matrix.mp4", range(2)), expected)
+
+
 # Times and containers
 
 
@@ -411,6 +464,7 @@ def test_a_probe_tells_what_the_container_says(clip: Path) -> None:
         "width": 64,
         "height": 48,
         "rotation": 0,
+        "mirrored": False,
         "codec": "h264",
         "pixel_format": "yuv420p",
         "colour_space": "unspecified",
@@ -588,7 +642,7 @@ def test_decord_names_the_frame_at_which_it_stops(busy: Path, tmp_path: Path) ->
 def test_a_decoder_that_ends_early_leaves_no_row_unfilled(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def five(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -> video.Pictures:
+    def five(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -> Pictures:
         yield from islice(DECODERS["pyav"](path, probe, wanted, threads), 5)
 
     monkeypatch.setitem(DECODERS, "five", five)
