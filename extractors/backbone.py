@@ -99,12 +99,12 @@ class Backbone(WeightedExtractor):
 
     @property
     def batch_clips(self) -> int:  # type: ignore[override]  # a constant of all other extractors
-        """Of images eight; clips gain nothing from company, and are large."""
+        """Eight images; one clip, as clips gain nothing from company, and are large."""
         return 1 if self._library.is_video else 8
 
     @property
     def view(self) -> ResizeCrop:
-        """As the library states for the model."""
+        """Resize and crop, as the library states for the model."""
         return self._library.view
 
     @property
@@ -145,7 +145,7 @@ class Backbone(WeightedExtractor):
         }
 
     def origin(self) -> Mapping[str, Any]:
-        """Of the published file; a local one is not taken for it."""
+        """Publisher, licence and training data of the published file; a local one has none."""
         return weights_origin(self._choice, *self.files, extractor=self.name)
 
     @property

@@ -54,7 +54,7 @@ class Output:
 
     name: str
     shape: tuple[int, ...]
-    """Of one row."""
+    """Axes of one row."""
     stored_dtype: StoredDtype = "float16"
     """How rows are stored unless the extractor's own `stored_dtype` says otherwise."""
     side: tuple[SideSpec, ...] = ()
@@ -78,7 +78,7 @@ class Extractor(ABC):
     """How rows are stored; None means as the outputs say."""
 
     name: ClassVar[str]
-    """As in EXTRACTORS."""
+    """What recipes call it, as in EXTRACTORS."""
     version: ClassVar[int]
     """Raised whenever the code changes its numbers."""
     batch_clips: ClassVar[int] = 8
@@ -95,7 +95,7 @@ class Extractor(ABC):
     @property
     @abstractmethod
     def sampling(self) -> Sampling | MotionSampling:
-        """Which frames."""
+        """The rule by which frames are chosen."""
 
     @property
     @abstractmethod
@@ -163,7 +163,7 @@ class Extractor(ABC):
         raise NotImplementedError(f"extractor {self.name} has no cut")
 
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        """In what the function of `build` has to be called."""
+        """The context in which the function of `build` has to be called."""
         return nullcontext()
 
     def parameters(self) -> dict[str, Any]:
@@ -287,7 +287,10 @@ class WeightedExtractor(Extractor):
         return {**super().parameters(), "weights": identity}
 
     def origin(self) -> Mapping[str, Any]:
-        """Of the published file; a local file is not taken for one unless its sha256 says so."""
+        """Publisher, licence and training data of the published file.
+
+        A local file is not taken for one unless its sha256 says so.
+        """
         return weights_origin(self.weights, *self._candidates, extractor=self.name)
 
     def network(

@@ -34,11 +34,11 @@ class Progress(NamedTuple):
     """How far a file has come."""
 
     path: Path
-    """Where it will lie."""
+    """Where the file will lie when it is whole."""
     done: int
-    """In bytes."""
+    """Bytes that have come."""
     total: int | None
-    """In bytes; None where the server does not say it."""
+    """Bytes of the whole file; None where the server does not say it."""
 
 
 class _NotThereError(WeightsError):

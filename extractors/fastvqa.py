@@ -43,16 +43,16 @@ class _Model:
     """One of the official configurations."""
 
     segments: int
-    """Of the video."""
+    """How many equal parts the video has."""
     joined: int
-    """Segments in a clip."""
+    """How many segments make a clip."""
     length: int
     """Frames from each segment."""
     draws: int
     """How often a clip gets new offsets: every 32, 8 and 8 frames."""
     grid: int
     architecture: Mapping[str, Any]
-    """Where it is not FAST-VQA-B's."""
+    """Sizes in which it differs from FAST-VQA-B, by the names in `VideoSwinSizes`."""
 
 
 _MODELS: dict[Name, _Model] = {
@@ -86,9 +86,10 @@ class FastVqa(WeightedExtractor):
     """Which model a local file, which has to say it, or random weights are for; None means
     FAST-VQA-B.  The published files say it themselves."""
     small_videos: Literal["official", "corrected"] = "official"
-    """As in `views.Fragments`; matters where the short side is below 224 (-M: 128) pixels."""
+    """What happens where the short side is below 224 (-M: 128) pixels; see `views.Fragments`."""
     stream: str = "fragments"
-    """With `seed`, what offsets and starts are drawn from; see `views.Fragments`."""
+    """Name of the random stream that, with `seed`, offsets and starts are drawn from; extractors
+    that name the same one share their offsets."""
     seed: int = 0
 
     name = "fastvqa"

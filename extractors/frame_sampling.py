@@ -28,7 +28,7 @@ class RandomFrames:
 
     count: int
     stream: str = "frames"
-    """With `seed`, what the frames are drawn from."""
+    """Name of the random stream that, with `seed`, the frames are drawn from."""
     seed: int = 0
 
     def clips(self, timeline: Timeline) -> Clips:
@@ -49,7 +49,7 @@ class UniformRandomStart:
 
     count: int
     stream: str = "start"
-    """With `seed`, what the start is drawn from."""
+    """Name of the random stream that, with `seed`, the start is drawn from."""
     seed: int = 0
 
     def clips(self, timeline: Timeline) -> Clips:
@@ -136,7 +136,7 @@ class Mixed:
     """
 
     count: int
-    """Of each."""
+    """Frames by each of the four rules."""
 
     def clips_by_motion(self, timeline: Timeline, motion: NDArray[np.float32]) -> Clips:
         """[4 count, 1]."""

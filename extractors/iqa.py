@@ -40,16 +40,16 @@ class _Metric:
     """How pyiqa builds one metric without a download."""
 
     module: str
-    """In `pyiqa.archs`."""
+    """Name of the module in `pyiqa.archs`."""
     kind: str
-    """The class there."""
+    """Name of the class in that module."""
     file: str = ""
-    """Of the published weights; empty where there are none."""
+    """Name of the published file of weights; empty where there is none."""
     trained_on: tuple[str, ...] = ()
     entry: str | None = None
-    """Which holds the state dict."""
+    """The entry of the file that holds the state dict; None where the file is one."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Beside pyiqa's own ones."""
+    """Further arguments of the constructor, beside those that pyiqa has for the metric."""
     is_network: bool = True
     """Whether the file is a state dict; else pyiqa's constructor reads it."""
     shortest_side: int = 16
@@ -118,7 +118,7 @@ class Iqa(WeightedExtractor):
     """
 
     metric: str = "musiq"
-    """pyiqa's name."""
+    """Name of the metric in pyiqa."""
     weights: str = _PUBLISHED
     """"published", "random" (networks only), or the path of a file like the published one."""
 
@@ -188,7 +188,7 @@ class Iqa(WeightedExtractor):
         }
 
     def origin(self) -> Mapping[str, Any]:
-        """Of the published file, if there is one."""
+        """Publisher, licence and training data of the published file, if there is one."""
         if not self._built.file:
             return {}
         return weights_origin(self._choice, self.file, extractor=self.name)

@@ -46,7 +46,7 @@ class Chunk(NamedTuple):
 
     slot: int
     frame_index: NDArray[np.int64]
-    """[k], increasing."""
+    """[k]: presented indices, increasing."""
     pictures: NDArray[np.uint8]
     """RGB [k, h, w, 3], in shared memory."""
     shortfall: int
@@ -209,7 +209,7 @@ class Decoder:
 
     @property
     def seconds_left(self) -> float:
-        """Until patience ends."""
+        """Seconds until patience with the child ends."""
         if self._awaited_since is None:
             return self._patience_seconds
         return max(0.0, self._awaited_since + self._patience_seconds - time.monotonic())

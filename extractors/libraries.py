@@ -53,12 +53,12 @@ class Library(ABC):
     identity: str
     """What stands for the model in a key."""
     file: WeightFile
-    """Where its weights are published; without an address if they are not."""
+    """The published file of its weights; without an address if they are not published."""
     published: str = PUBLISHED
     """What `find_weights` is to look for: that file, or a folder."""
     is_video: bool = False
     frames: int | None = None
-    """Of a clip, where the model takes no other number."""
+    """Frames of a clip, where the model takes no other number; else None."""
 
     @abstractmethod
     def __init__(self, name: str) -> None:
@@ -76,11 +76,11 @@ class Library(ABC):
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """With PyTorch's random start."""
+        """The network as its library makes it, with a random start."""
 
     @abstractmethod
     def filled(self, path: Path) -> nn.Module:
-        """With the weights of a file."""
+        """The network filled with the weights of a file."""
 
     @abstractmethod
     def pooled(self, network: nn.Module, pixels: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Library(ABC):
 
     @cached_property
     def width(self) -> int:
-        """Of the pooled output, found without weights and without computing anything."""
+        """Numbers in the pooled output, found without weights and without computing anything."""
         import torch
 
         clip = (self.frames or 16,) if self.is_video else ()

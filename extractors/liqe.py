@@ -267,5 +267,5 @@ def _text(extractor: Liqe, weights: str, device: torch.device) -> TextBank:
 
 
 def _our_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As OpenAI names them, and the authors; pyiqa has a prefix."""
+    """A state dict under OpenAI's keys, which are the authors'; pyiqa's have a prefix."""
     return {key.removeprefix("clip_model."): value.float() for key, value in state.items()}

@@ -59,13 +59,13 @@ class Pe(WeightedExtractor):
     """The block after which `tokens` is taken, counted from 0.  Q-CLIP's code has its first adapter
     behind block 18; the paper has it beside block 18, which needs the state after 17."""
     frames: str = field(default="uniform", metadata=IMPLIED)
-    """Which eight frames: a name in FRAME_SAMPLINGS."""
+    """Name of the rule for the eight frames, as in FRAME_SAMPLINGS."""
     rope: Literal["official", "qclip"] = "official"
     """Which row of the table rotates which token.  Q-CLIP's release has a copy of the network from
     before Meta's correction: there the class token is rotated as the first patch, every patch as
     the next one, and the last not at all."""
     prompts: tuple[str, ...] = field(default=LEVELS, compare=False)
-    """Of the text bank, and those whose tokens the tail keeps.  No frame's row depends on them."""
+    """What the text bank holds, and whose tokens the tail keeps.  No row depends on them."""
 
     name = "pe"
     version = 1
@@ -93,7 +93,7 @@ class Pe(WeightedExtractor):
 
     @property
     def sizes(self) -> PeSizes:
-        """Of both towers."""
+        """Sizes of both towers."""
         return _TINY if self.tiny else _LARGE
 
     @property

@@ -113,7 +113,8 @@ class QAlign(WeightedExtractor):
     quantised: Literal["int8", "int4"] | None = None
     """Linear layers by bitsandbytes: LLM.int8 with outliers above 6 apart, or 4-bit NormalFloat."""
     rms_norm_eps: float = 1e-5
-    """Of the language model; a config.json beside the weights must say the same."""
+    """What the language model's norms add under the root, against a division by 0; a config.json
+    beside the weights must say the same."""
 
     name = "qalign"
     version = 1
@@ -157,7 +158,7 @@ class QAlign(WeightedExtractor):
 
     @property
     def configuration(self) -> MplugOwl2Sizes:
-        """Of the network."""
+        """Sizes of the network."""
         sizes = _TINY if self.tiny else MplugOwl2Sizes()
         return replace(sizes, rms_norm_eps=self.rms_norm_eps)
 

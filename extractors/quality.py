@@ -56,7 +56,7 @@ class Quality(WeightedExtractor):
     frames: Literal["every", "blocks"] = field(default="every", metadata=IMPLIED)
     """Every frame of these, or those that `slowfast` has a row for in blocks of the same mode."""
     seed: int = field(default=0, metadata=IMPLIED)
-    """Of the patches' places."""
+    """Seed of the random stream that the patches' places are drawn from."""
 
     name = "quality"
     version = 1
@@ -85,14 +85,14 @@ class Quality(WeightedExtractor):
 
     @property
     def sampling(self) -> Sampling:
-        """As `mode` and `frames` say."""
+        """The frames that `mode` and `frames` name."""
         if self.mode == "full":
             return EveryNth(1) if self.frames == "every" else RowsOfBlocks()
         return EvenlySpaced(128) if self.frames == "every" else RowsOfBlocks(spaced=128)
 
     @property
     def view(self) -> Native | AlignedPatches:
-        """As `mode` says."""
+        """Whole frames or patches, as `mode` names them."""
         return Native() if self.mode == "full" else self._patches
 
     @property

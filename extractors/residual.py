@@ -115,13 +115,14 @@ class Residual(WeightedExtractor):
     """"reds", "random", "random-tiny", or the path of a checkpoint of mmediting, mmagic or the
     authors, of which `generator_ema.*` is used."""
     patch_embedding: str = field(default="openai", metadata=IMPLIED)
-    """Of `fragment-tokens` and `residual-tokens`, and in the key of these alone: "openai",
+    """Weights of `fragment-tokens` and `residual-tokens`, in the key of these alone: "openai",
     "random", or the path of a CLIP ViT-B/32 under open_clip's keys."""
     train_clips: Annotated[int, Field(ge=0)] = field(default=0, metadata=IMPLIED)
     """Rows from random starts; RAM-VQA trains on clips from random starts, for which four are a
     fair number."""
     stream: str = field(default="fragments", metadata=IMPLIED)
-    """With `seed`, what offsets and starts are drawn from; see `views.Fragments`."""
+    """Name of the random stream that, with `seed`, offsets and starts are drawn from; extractors
+    that name the same one share their offsets."""
     seed: int = field(default=0, metadata=IMPLIED)
 
     name = "residual"

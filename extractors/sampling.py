@@ -24,7 +24,7 @@ class Timeline:
     video_id: str
     """What random choices are drawn from."""
     height: int
-    """Of a presented frame, in pixels."""
+    """Height of a presented frame, in pixels."""
     width: int
 
     def __len__(self) -> int:
@@ -150,7 +150,7 @@ class ClipPerSecond:
 
 
 NEIGHBOURS_BYTES = 96 * 2**20
-"""Of the frames in a clip of `Neighbours`, unless three are more."""
+"""How large the frames of a clip of `Neighbours` may be together, unless three are larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +188,14 @@ class RandomSegments:
     """
 
     segments: int
-    """Of the video."""
+    """How many equal parts the video has."""
     joined: int
     """Segments that make one clip, one after the other."""
     length: int
     """Frames taken from a segment."""
     step: int = 2
     stream: str = "starts"
-    """With `seed`, what the starts are drawn from."""
+    """Name of the random stream that, with `seed`, the starts are drawn from."""
     seed: int = 0
 
     def bound(self, count: int) -> int:
@@ -310,7 +310,7 @@ class RowsOfBlocks:
     """The frames that stand for the rows of `Blocks`, one by one."""
 
     spaced: int | None = None
-    """As for `Blocks`."""
+    """How many evenly spaced frames the blocks are made of; None means of all frames."""
 
     def clips(self, timeline: Timeline) -> Clips:
         """[t, 1] with t the rows of `Blocks`: 32 for a video of at most 64 frames, else n / 2."""
@@ -347,7 +347,7 @@ class ContinuousClips:
     test: int = 3
     train: int = 0
     stream: str = "starts"
-    """With `seed`, what the starts of training clips are drawn from."""
+    """Name of the random stream that, with `seed`, training clips' starts are drawn from."""
     seed: int = 0
 
     def clips(self, timeline: Timeline) -> Clips:

@@ -53,14 +53,14 @@ class Semantic(WeightedExtractor):
 
     @property
     def sampling(self) -> Sampling:
-        """As `mode` and `frames` say."""
+        """The frames that `mode` and `frames` name."""
         if self.mode == "full":
             return EveryNth(1) if self.frames == "every" else RowsOfBlocks()
         return EvenlySpaced(128) if self.frames == "every" else RowsOfBlocks(spaced=128)
 
     @property
     def view(self) -> View:
-        """As `mode` says; pictures a fifth as large where the network is tiny."""
+        """The size that `mode` names, a fifth of it where the network is tiny."""
         return Native() if self.mode == "full" else ShortSide(108 if self.tiny else 540)
 
     @property

@@ -111,12 +111,12 @@ class SlowFast(WeightedExtractor):
 
     @property
     def sampling(self) -> Sampling:
-        """As `chunks` says."""
+        """The frames that `chunks` names."""
         return _CHUNKS[self.chunks][0]
 
     @property
     def view(self) -> View:
-        """As `chunks` says; pictures a fifth as large where the network is tiny."""
+        """The size that `chunks` names, a fifth of it where the network is tiny."""
         usual = _CHUNKS[self.chunks][1]
         if not self.tiny or isinstance(usual, Native):
             return usual

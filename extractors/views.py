@@ -201,9 +201,9 @@ class Fragments:
     """
 
     grid: int = 7
-    """Cells along either axis."""
+    """How many cells there are along either axis."""
     side: int = 32
-    """Of a fragment, in pixels."""
+    """Height and width of a fragment, in pixels."""
     stream: str = "fragments"
     seed: int = 0
     small_videos: Literal["official", "corrected"] = "official"
@@ -410,9 +410,9 @@ class OpenCvShortSideCrop:
     side: int
     crop: int
     rounding: Literal["rq-vqa", "mmcv"]
-    """Of the long side and of the square's offset: the former truncated and the latter to nearest,
-    half to even (RQ-VQA's `extract_frame`, torchvision's `CenterCrop`), or the former half up and
-    the latter truncated (mmcv's `rescale_size`, mmaction's `CenterCrop`)."""
+    """How the long side and the square's offset are rounded: the former truncated and the latter to
+    nearest, half to even (RQ-VQA's `extract_frame`, torchvision's `CenterCrop`), or the former half
+    up and the latter truncated (mmcv's `rescale_size`, mmaction's `CenterCrop`)."""
 
     def __call__(self, frames: Tensor) -> Tensor:
         """[k, 3, crop, crop]."""

@@ -53,8 +53,8 @@ class ViFiClip(WeightedExtractor):
     prompts: tuple[str, ...] = field(
         default=("a photo of a high quality.", "a photo of a low quality."), compare=False
     )
-    """Of the text bank; none, and the token table is not needed.  No frame's row depends on them.
-    """
+    """What the text bank holds; without any, the token table is not needed.  No frame's row depends
+    on them."""
 
     name = "vificlip"
     version = 1

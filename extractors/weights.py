@@ -27,7 +27,7 @@ HUB = "https://huggingface.co/"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """What says, in a folder of shards, which files belong together."""
 SUMS = "SHA256SUMS"
-"""Beside what was fetched: its sha256s."""
+"""Name of the file beside fetched ones that holds their sha256s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +43,17 @@ class WeightFile:
     publisher: str
     licence: str
     trained_on: tuple[str, ...]
-    """Data sets."""
+    """The data sets that the network has seen, by their names."""
     entry: str | None = None
     """The entry of the file that holds the state dict; None where the file is one."""
     sha256: str | None = None
-    """Of the published file, all 64 digits; None where it is not known.  Of shards: as `sha256_of`
-    says."""
+    """All 64 digits of the published file's sha256; None where it is not known.  Of a folder of
+    shards, what `sha256_of` makes of theirs."""
     sha256_begins: str | None = None
-    """Its first digits, which some publishers write into a file's name.  They find out a damaged
-    file or another version; they do not say that a file is the published one."""
+    """The first digits of its sha256, which some publishers write into a file's name.  They find
+    out a damaged file or another version; they do not say that a file is the published one."""
     size: int | None = None
-    """In bytes, where it is known."""
+    """How large the file is, in bytes; None where it is not known."""
     on_page: bool = False
     """Whether `url` is a web page with a link to the file, which a person has to follow."""
 

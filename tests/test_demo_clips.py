@@ -15,7 +15,6 @@ from vqbank.pipelines.demo.clips import (
     DEGRADATIONS,
     HEIGHT,
     MAX_PICTURE_WIDTH,
-    MAX_UPSCALE,
     SHOTS,
     UNSEEN_DEGRADATIONS,
     UNSEEN_SHOT,
@@ -100,7 +99,8 @@ def test_the_camera_stays_inside_the_picture_and_hardly_enlarges_it(shot: demo_c
         assert seen.min() >= 0
         assert seen[:, 0].max() <= picture.width
         assert seen[:, 1].max() <= picture.height
-        assert (np.linalg.det(path[:, :, :2]) ** -0.5).max() <= MAX_UPSCALE
+        # Output pixels per picture pixel along a line: above it, pristine clips would look soft.
+        assert (np.linalg.det(path[:, :, :2]) ** -0.5).max() <= 1.3
 
 
 @pytest.mark.parametrize("shot", ALL_SHOTS, ids=lambda shot: shot.scene)

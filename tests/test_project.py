@@ -182,7 +182,11 @@ def test_a_decoder_may_only_be_imported_in_one_place(tmp_path):
         [*ruff, "extractors/clip.py", "-"], cwd=ROOT, input=code, capture_output=True, text=True
     )
     inside = subprocess.run(
-        [*ruff, "extractors/video/packets.py", "-"], cwd=ROOT, input=code, capture_output=True, text=True
+        [*ruff, "extractors/video/packets.py", "-"],
+        cwd=ROOT,
+        input=code,
+        capture_output=True,
+        text=True,
     )
 
     assert "TID251" in outside.stdout

@@ -32,7 +32,7 @@ class Past(NamedTuple):
     hidden: Tensor
     """[1, t, d]: after the final norm."""
     keys_values: tuple[tuple[Tensor, Tensor], ...]
-    """Of every layer, [1, heads, t, d / heads] each, the keys already rotated."""
+    """Keys, already rotated, and values of every layer: [1, heads, t, d / heads] each."""
 
 
 class MplugOwl2(nn.Module):

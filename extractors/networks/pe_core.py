@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vqbank.extractors.networks.sizes import PeSizes
 
 CONTEXT = 32
-"""Tokens of a prompt."""
+"""How many tokens a prompt has, padding included."""
 VOCABULARY = 49408
 
 

@@ -49,7 +49,7 @@ class Architecture:
     """Channels everywhere but in SPyNet."""
     cleaning_blocks: int = 20
     propagation_blocks: int = 20
-    """In either direction of time."""
+    """Residual blocks in either direction of time."""
     flow_widths: tuple[int, ...] = (32, 64, 32, 16)
     """Channels between the convolutions of one level of SPyNet."""
 

@@ -8,11 +8,11 @@ _BASE_SIZE = (32, 224, 224)  # of the clip for which windows have the size of th
 _PE_PATCH = 14  # pixels along a side
 
 Axes = tuple[int, int, int]
-"""Along time, height and width."""
+"""A number for time, one for height, one for width."""
 
 
 def axes(values: Iterable[int]) -> Axes:
-    """Exactly three."""
+    """The three values, for a type checker too."""
     t, h, w = values
     return t, h, w
 

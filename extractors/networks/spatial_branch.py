@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from vqbank.extractors.networks.bottleneck_transformer import BottleneckStack
 
 DEPTHS = (2, 2, 18, 2)
-"""Blocks of the four stages of Swin-B."""
+"""How many blocks each of Swin-B's stages has."""
 BLOCKS = 3
-"""Attention blocks."""
+"""How many attention blocks stand on Swin-B."""
 _SIDE = 384
 _CHANNELS = 128  # of the first stage; every merging doubles them
 _WIDTH = 1024

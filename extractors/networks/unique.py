@@ -6,7 +6,7 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, ResNet
 
 BLOCKS = (3, 4, 6, 3)
-"""Of ResNet-34's stages."""
+"""How many blocks each of ResNet-34's stages has."""
 
 
 class Unique(nn.Module):

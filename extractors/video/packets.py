@@ -58,7 +58,7 @@ def opened(path: Path, *, threads: int = 1) -> Iterator[tuple[Any, Any]]:
 
 
 def video_streams(container: Any) -> list[Any]:
-    """Those of a container, cover pictures not counted."""
+    """The video streams of a container, cover pictures not counted."""
     cover = av.stream.Disposition.attached_pic
     return [one for one in container.streams.video if not one.disposition & cover]
 
@@ -75,7 +75,7 @@ def packets_of(container: Any, stream: Any) -> Iterator[tuple[Any, bool]]:
 
 
 def seconds_of(ticks: int, time_base: Fraction) -> float:
-    """Rounded once."""
+    """Ticks of a clock in seconds, rounded once."""
     return ticks * time_base.numerator / time_base.denominator
 
 

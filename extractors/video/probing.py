@@ -51,9 +51,9 @@ class Probe:
     rate: float
     """Average frames per second according to the container; 0 where it says nothing."""
     width: int
-    """Pixels, as displayed: after the display matrix."""
+    """Columns of pixels, as displayed: after the display matrix."""
     height: int
-    """Pixels, as displayed."""
+    """Rows of pixels, as displayed."""
     rotation: int
     """Quarter turns of the display matrix, counter-clockwise: 0, 90, 180 or 270 degrees."""
     mirrored: bool

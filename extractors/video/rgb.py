@@ -15,7 +15,7 @@ _COLOUR_SPACES |= {7: "smpte240m", 8: "ycgco", 9: "bt2020nc", 10: "bt2020c"}
 _UNSPECIFIED = 2
 
 SCALER_FLAGS = "bicubic"
-"""Of swscale, as the `ffmpeg` command and libavfilter set them where nothing is said.  8-bit video
+"""Flags of swscale, as `ffmpeg` and libavfilter set them where nothing is said.  8-bit video
 of an even height is not scaled at all: the nearest chroma is taken."""
 
 # Filters by quarter turns and mirroring, as `ffmpeg -autorotate` sets them: configure_input_video
@@ -52,7 +52,7 @@ def turn_of(frame: Any) -> Turn:
 
 
 def colour_space(frame: Any) -> str:
-    """Of a frame of PyAV, by FFmpeg's name where it has one."""
+    """The colour space of a frame of PyAV, by FFmpeg's name where it has one."""
     return _COLOUR_SPACES.get(frame.colorspace, str(frame.colorspace))
 
 

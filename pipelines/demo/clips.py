@@ -44,8 +44,6 @@ GRAIN = 2.5
 """Standard deviation, in grey levels, of the camera's own noise: about 40 dB, a good small camera.
 Without it the sky of a panned still is flatter than any filmed one, and a frozen frame of a plain
 scene cannot be told from a moving one."""
-MAX_UPSCALE = 1.3
-"""Output pixels per picture pixel along a line: above it, pristine clips would look soft."""
 MAX_PICTURE_WIDTH = 760
 """Wider pictures are first reduced to this: they are sharp only when seen from further away."""
 
