@@ -19,7 +19,7 @@ CONTEXT = 77
 """Tokens of a prompt of OpenAI's models."""
 EMBEDDING = 512
 """Width of what both towers of ViT-B end with."""
-TINY: Mapping[str, Any] = {
+TINY_TOWERS: Mapping[str, Any] = {
     "embed_dim": EMBEDDING,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},

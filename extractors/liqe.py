@@ -14,7 +14,7 @@ from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import (
     CONTEXT,
     EMBEDDING,
-    TINY,
+    TINY_TOWERS,
     architecture,
     published,
     text_bank,
@@ -183,12 +183,14 @@ class Liqe(WeightedExtractor):
     @property
     def view(self) -> Patches:
         """Fifteen squares of the size that the network takes."""
-        return Patches(TINY["vision_cfg"]["image_size"], stride=8) if self.tiny else Patches()
+        return (
+            Patches(TINY_TOWERS["vision_cfg"]["image_size"], stride=8) if self.tiny else Patches()
+        )
 
     @property
     def configuration(self) -> Mapping[str, Any]:
         """Sizes of both towers, in open_clip's words: CLIP ViT-B/32 as OpenAI trained it."""
-        return TINY if self.tiny else published("ViT-B-32-quickgelu")
+        return TINY_TOWERS if self.tiny else published("ViT-B-32-quickgelu")
 
     def load(self) -> torch.nn.Module:
         """The network on the CPU, CLIP ViT-B/32 in form, filled with the weights.

@@ -11,7 +11,7 @@ from vqbank.extractors.clip_towers import (
     CONTEXT,
     EMBEDDING,
     OPENAI_B16,
-    TINY,
+    TINY_TOWERS,
     architecture,
     published,
     text_bank,
@@ -84,7 +84,7 @@ class ViFiClip(WeightedExtractor):
     @property
     def configuration(self) -> Mapping[str, Any]:
         """Sizes of both towers, in open_clip's words: CLIP ViT-B/16 as OpenAI trained it."""
-        return TINY if self.tiny else published("ViT-B-16-quickgelu")
+        return TINY_TOWERS if self.tiny else published("ViT-B-16-quickgelu")
 
     def load(self, *, with_table: bool) -> torch.nn.Module:
         """The network on the CPU, filled with the weights.
