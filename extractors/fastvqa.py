@@ -11,15 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.fragments import Fragments, RedrawnFragments
 from vqbank.extractors.networks.sizes import VideoSwinSizes
 from vqbank.extractors.sampling import Clips, RandomSegments, Timeline
-from vqbank.extractors.views import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Fragments,
-    RedrawnFragments,
-    normalise,
-)
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from vqbank.extractors.weights import RANDOM, TINY, WeightFile
 from vqbank.store.errors import RecipeError
 from vqbank.store.schema import SideSpec
@@ -86,7 +81,7 @@ class FastVqa(WeightedExtractor):
     """Which model a local file, which has to say it, or random weights are for; None means
     FAST-VQA-B.  The published files say it themselves."""
     small_videos: Literal["official", "corrected"] = "official"
-    """What happens where the short side is below 224 (-M: 128) pixels; see `views.Fragments`."""
+    """What happens where a short side is below 224 (-M: 128) pixels; see `fragments.Fragments`."""
     stream: str = "fragments"
     """Name of the random stream that, with `seed`, offsets and starts are drawn from; extractors
     that name the same one share their offsets."""

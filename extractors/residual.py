@@ -13,8 +13,9 @@ from pydantic import Field
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import OPENAI_B32
+from vqbank.extractors.fragments import Fragments
 from vqbank.extractors.sampling import Clips, ContinuousClips, Timeline
-from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, Fragments, View, normalise
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, View, normalise
 from vqbank.extractors.weights import RANDOM, TINY, WeightFile, find_weights, weights_identity
 from vqbank.store.errors import InvalidFeatureError
 from vqbank.store.schema import SideSpec

@@ -8,11 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from vqbank.extractors import make_extractor
+from vqbank.extractors.fragments import Fragments, RedrawnFragments
 from vqbank.extractors.loading import random_weights
 from vqbank.extractors.networks.sizes import VideoSwinSizes
 from vqbank.extractors.networks.video_swin import FastVqaNetwork
 from vqbank.extractors.sampling import RandomSegments, Timeline
-from vqbank.extractors.views import Fragments, RedrawnFragments, View
+from vqbank.extractors.views import View
 from vqbank.store.errors import RecipeError, WeightsError
 
 CPU = torch.device("cpu")

@@ -7,11 +7,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vqbank.extractors import make_extractor
 from vqbank.extractors import video as decoding
+from vqbank.extractors.fragments import Fragments
 from vqbank.extractors.loading import random_weights
 from vqbank.extractors.networks.real_basic_vsr import Architecture, RealBasicVsr, warped
 from vqbank.extractors.residual import reduced, residuals
 from vqbank.extractors.sampling import Timeline
-from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, Fragments, normalise
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
 from vqbank.pipelines.extraction.extract import Extraction
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import InvalidFeatureError, RecipeError, WeightsError

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqbank.extractors.fastvqa import FastVqa
-from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, Fragments, normalise
+from vqbank.extractors.fragments import Fragments
+from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from vqbank.pipelines.golden.fixture import Check, Fixture, array, checkpoint, frames
 from vqbank.store.errors import GoldenError
 
