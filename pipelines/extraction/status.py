@@ -33,6 +33,7 @@ HEALTH = {
     "shortfall": "fewer frames decoded than announced, the last one stands for them",
     "discarded_packets": "packets that are never shown",
     "rotation": "rotated",
+    "mirrored": "mirrored",
     "variable_frame_rate": "variable frame rate",
     "colour_range": "full colour range",
     "colour_transfer": "HDR (PQ or HLG), turned into RGB without tone mapping",
