@@ -38,7 +38,8 @@ SLOT_BYTES = 32 * 2**20
 PATIENCE_SECONDS = 120.0
 """How long the parent waits for the next sign of life from the child, where nothing is said."""
 ABSENT_SECONDS = 2.0
-"""Who waits looks every second: after more than this without a look, this process was stopped."""
+"""The parent looks after its child every second: where it has not for longer than this, it was
+itself stopped or suspended for a while."""
 
 
 class Chunk(NamedTuple):
