@@ -18,10 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vqbank.pipelines.experiments.evaluate import Trial, all_cores
+from vqbank.pipelines.experiments.experiment import Experiment, evaluate
+from vqbank.pipelines.experiments.fits import all_cores
 from vqbank.pipelines.recipe import Protocol, Recipe
 from vqbank.pipelines.results.compare import compare
-from vqbank.pipelines.results.records import Record, record_of
+from vqbank.pipelines.results.record import Record
 from vqbank.pipelines.sources import labelled_videos
 from vqbank.pipelines.splits.file import write_splits
 from vqbank.pipelines.splits.schemes import named_splits
@@ -60,9 +61,8 @@ def run(
             protocol=Protocol(splits=splits),
         )
         started = time.perf_counter()
-        trial = Trial.of(recipe, title=features.stem)
-        results = list(trial.run(jobs=jobs))
-        return record_of(trial, results), time.perf_counter() - started
+        record = evaluate(Experiment.of(recipe, title=features.stem), jobs=jobs)
+        return record, time.perf_counter() - started
 
 
 def published_rows(data: Path, splits: int, jobs: int, console: Console) -> bool:

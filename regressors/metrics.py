@@ -87,6 +87,8 @@ class QualityMetrics:
     why, or that the curve falls."""
     plcc_extremes: float = math.nan
     """`plcc` of the extreme set, see `extreme_rows`."""
+    parameters: tuple[float, ...] = ()
+    """Of the mapping, as `MosMapping` has them."""
 
 
 def quality_metrics(mos: NDArray[np.float64], predicted: NDArray[np.float64]) -> QualityMetrics:
@@ -114,6 +116,7 @@ def quality_metrics(mos: NDArray[np.float64], predicted: NDArray[np.float64]) ->
         mapping=mapping.kind,
         fit=mapping.how or (FALLING if mapping.falls else ""),
         plcc_extremes=sign * _defined_pearson(mos[extremes], mapped[extremes]),
+        parameters=mapping.parameters,
     )
 
 

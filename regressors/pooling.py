@@ -36,6 +36,12 @@ class PooledTable(FeatureTable):
         """The table of some of the videos, in the given order."""
         return PooledTable(super().subset(rows), self.vectors[np.asarray(rows, np.int64)])
 
+    def select(self, roles: Sequence[str]) -> "PooledTable":
+        """The table of some of the roles, in the given order, with their part of the vectors."""
+        ends = np.cumsum([pooled_width([spec]) for spec in self.specs.values()])
+        own = dict(zip(self.roles, np.split(self.vectors, ends[:-1], axis=1), strict=True))
+        return PooledTable(super().select(roles), np.concatenate([own[r] for r in roles], axis=1))
+
 
 def pooled_width(specs: Iterable[FeatureSpec]) -> int:
     """Width of what `pooled` makes of features with these specs."""

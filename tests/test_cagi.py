@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from vqbank.extractors import make_extractor
-from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.experiments.train import train
 from vqbank.pipelines.recipe import read_recipe
 from vqbank.regressors import load_head, make_head
@@ -456,17 +456,14 @@ def test_variants_of_a_recipe_are_tried_side_by_side_and_one_is_shipped(tmp_path
         """
     )
     recipe = read_recipe(tmp_path / "run.yaml")
-    results = list(Trial.of(recipe, title="test").run())
-    assert [(one.head, one.split) for one in results] == [
-        ("all", 0),
-        ("side by side", 0),
-        ("all", 1),
-        ("side by side", 1),
-    ]
-    assert all("by SRCC on 4 of 19 training videos" in one.selection for one in results)
+    record = evaluate(Experiment.of(recipe, title="test"))
+    assert [head.name for head in record.heads] == ["all", "side by side"]
+    for head in record.heads:
+        assert all("by SRCC on 4 of 19 training videos" in rule for rule in head.selection)
+        assert head.held_out == [4, 4]
     only = recipe.model_copy(update={"heads": {"all": recipe.heads["all"]}})
-    trial = Trial.of(only, title="test")
-    fitted = train(trial, tmp_path / "head", recipe=only)
+    made = Experiment.of(only, title="test")
+    fitted = train(made, tmp_path / "head", recipe=only)
     loaded = load_head(tmp_path / "head")
     assert list(loaded.specs_) == ["quality", "semantic"]
-    assert loaded.predict(trial.table).tobytes() == fitted.predict(trial.table).tobytes()
+    assert loaded.predict(made.rated.table).tobytes() == fitted.predict(made.rated.table).tobytes()

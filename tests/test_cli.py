@@ -113,7 +113,7 @@ def test_evaluate_prints_medians_and_writes_a_report(project, tmp_path):
     assert (tmp_path / "report" / "result.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "report" / "report.html").read_text()
     assert "nss.brisque@" in page
-    assert "Random weights" not in page
+    assert "RANDOM WEIGHTS" not in page
     with (tmp_path / "report" / "predictions.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * 3 * 8
 
@@ -270,7 +270,7 @@ def test_a_table_from_random_weights_says_so(project, tmp_path):
 
     assert evaluate.returncode == train.returncode == predict.returncode == 0, evaluate.stderr
     assert "RANDOM WEIGHTS" in evaluate.stdout
-    assert "Random weights" in (tmp_path / "report" / "report.html").read_text()
+    assert "RANDOM WEIGHTS" in (tmp_path / "report" / "report.html").read_text()
     assert "RANDOM weights" in predict.stderr
 
 

@@ -10,8 +10,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vqbank.pipelines.commands.cli import app
-from vqbank.pipelines.experiments.evaluate import Trial
-from vqbank.pipelines.experiments.fitting import evaluated, watched
+from vqbank.pipelines.experiments.experiment import Experiment
+from vqbank.pipelines.experiments.fitting import Fitted, evaluated, watched
 from vqbank.pipelines.experiments.train import train
 from vqbank.pipelines.recipe import read_recipe
 from vqbank.regressors import load_head
@@ -63,7 +63,10 @@ def curve(folder, name):
 
 def test_tensorboard_gets_the_curves_of_every_run(recipe, tmp_path):
     train(
-        Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe, tensorboard=tmp_path / "logs"
+        Experiment.of(recipe, title="t"),
+        tmp_path / "head",
+        recipe=recipe,
+        tensorboard=tmp_path / "logs",
     )
 
     record = load_head(tmp_path / "head").record_["metrics"]
@@ -78,21 +81,21 @@ def test_tensorboard_gets_the_curves_of_every_run(recipe, tmp_path):
 def test_nothing_is_logged_unless_asked_for(recipe, tmp_path):
     before = {path.name for path in tmp_path.iterdir()}
 
-    train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
+    train(Experiment.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
 
     assert {path.name for path in tmp_path.iterdir()} == before | {"head"}
 
 
 def test_an_interrupted_command_goes_on_from_its_checkpoint(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("vqbank.regressors.checkpoint.CHECKPOINT_SHARE", 0)
-    expected = Trial.of(recipe, title="t")
+    expected = Experiment.of(recipe, title="t")
     train(expected, tmp_path / "expected", recipe=recipe)
     seen = []
     with interrupted_after_an_epoch(monkeypatch), pytest.raises(KeyboardInterrupt):
-        train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
+        train(Experiment.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
     assert (tmp_path / "head.checkpoint").exists()
     monkeypatch.setattr("vqbank.regressors.member.Member.judge", _counting(seen))
-    train(Trial.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
+    train(Experiment.of(recipe, title="t"), tmp_path / "head", recipe=recipe)
 
     assert len(seen) == 2 * 3  # of two runs the epochs after the first
     assert not (tmp_path / "head.checkpoint").exists()
@@ -123,7 +126,7 @@ def test_a_head_goes_into_folders_that_are_not_there_and_into_the_one_one_is_in(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
 
-    train(Trial.of(recipe, title="t"), Path(folder), recipe=recipe)
+    train(Experiment.of(recipe, title="t"), Path(folder), recipe=recipe)
 
     assert load_head(Path(folder)).name == "gru"
     assert not list(tmp_path.rglob("*.checkpoint*"))
@@ -133,7 +136,9 @@ def test_event_files_of_a_head_without_epochs_are_refused(recipe, tmp_path):
     ridge = recipe.model_copy(update={"heads": {"ridge": {}}})
 
     with pytest.raises(RecipeError, match="--tensorboard shows epochs, and ridge has none"):
-        train(Trial.of(ridge, title="t"), tmp_path / "head", recipe=ridge, tensorboard=tmp_path)
+        train(
+            Experiment.of(ridge, title="t"), tmp_path / "head", recipe=ridge, tensorboard=tmp_path
+        )
     assert not (tmp_path / "head").exists()
 
 
@@ -168,11 +173,12 @@ def test_a_log_file_gets_a_line_now_and_then(capsys, monkeypatch):
 
     def run(watch):
         watch(epoch)
-        yield "first"
+        watch(Fitted("gru", 0))
+        return "record"
 
     with watched("gru") as watch:
         watch(epoch)
-    assert evaluated(run, total=2) == ["first"]
+    assert evaluated(run, total=2) == "record"
 
     text = "network 1, epoch 3 of 9, held-out SRCC 0.250, best 0.500"
     lines = [f"gru: {text}", f"evaluate: 0 of 2 fits; {text}", "evaluate: 1 of 2 fits"]
@@ -191,9 +197,9 @@ def test_what_fits_will_cost_is_told_before_they_begin(capsys):
     def run(watch):
         watch(Cost("svr", 31_049, 3300.0, 10, 33_000 / 2))
         watch(Step("svr", 3, 31, "point 4 of 10"))
-        yield "first"
+        return "record"
 
-    assert evaluated(run, total=10) == ["first"]
+    assert evaluated(run, total=10) == "record"
     assert capsys.readouterr().err.splitlines() == [
         "svr: a fit on 31049 videos takes about 55 min, all 10 about 4.6 h"
     ]
@@ -203,12 +209,12 @@ def test_a_head_that_takes_long_is_trained_in_a_process_and_comes_to_the_same(
     recipe, tmp_path, monkeypatch, capsys
 ):
     svr = recipe.model_copy(update={"heads": {"svr": {}}})
-    here = train(Trial.of(svr, title="t"), tmp_path / "here", recipe=svr)
-    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.LONG_OPERATIONS", 0.0)
-    trial = Trial.of(svr, title="t")
+    here = train(Experiment.of(svr, title="t"), tmp_path / "here", recipe=svr)
+    monkeypatch.setattr("vqbank.pipelines.experiments.fits.LONG_OPERATIONS", 0.0)
+    made = Experiment.of(svr, title="t")
     with watched("svr") as watch:
-        there = train(trial, tmp_path / "there", recipe=svr, watch=watch)
+        there = train(made, tmp_path / "there", recipe=svr, watch=watch)
 
     assert "svr: a fit on 30 videos takes about 1 s" in capsys.readouterr().err
     assert there.selection_ == here.selection_
-    assert there.predict(trial.table).tobytes() == here.predict(trial.table).tobytes()
+    assert there.predict(made.rated.table).tobytes() == here.predict(made.rated.table).tobytes()

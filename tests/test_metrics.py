@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import wilcoxon
 from torch.nn.functional import l1_loss
 
 from vqbank.regressors.losses import (
@@ -25,7 +26,12 @@ from vqbank.regressors.metrics import (
     quality_metrics,
     srcc,
 )
-from vqbank.regressors.significance import better_by_variance, confidence_of_median, paired_test
+from vqbank.regressors.significance import (
+    better_by_variance,
+    confidence_of_median,
+    paired_test,
+    wilcoxon_p,
+)
 from vqbank.store.errors import HeadError
 
 
@@ -361,3 +367,24 @@ def test_no_p_is_0_however_steady_a_gain_is(spread):
     assert 0 < got.wilcoxon_p < 1e-9
     assert np.isnan(got.corrected_p) if spread < 1e-12 else 0 < got.corrected_p < 1e-9
     assert (got.splits, got.undefined, got.wins) == (1000, 0, 1000)
+
+
+@pytest.mark.parametrize("count", [2, 5, 6, 13, 30, 50, 51, 300])
+@pytest.mark.parametrize("digits", [0, 9])
+def test_wilcoxons_p_is_that_of_scipy_also_where_differences_are_equal_or_0(count, digits):
+    rng = np.random.default_rng(count)
+    for _ in range(3):
+        gains = np.round(rng.normal(0.4, 1, size=count), digits)
+        gains[0] = 1.0
+        tied = len(np.unique(np.abs(gains))) < count or not gains.all()
+        # Of more than 13 equal ones SciPy takes the normal distribution, which errs a little.
+        slack = 0.05 if tied and 13 < count <= 2 * 50 else 1e-9
+
+        assert wilcoxon_p(gains) == pytest.approx(wilcoxon(gains).pvalue, abs=slack)
+
+
+def test_wilcoxons_p_by_hand():
+    # Of 2 ** 3 choices of signs two are as far from the middle: all up, all down.
+    assert wilcoxon_p(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 / 8)
+    # Ranks 1.5, 1.5 and 3, one of 1.5 down: three of eight choices come to 1.5 or less.
+    assert wilcoxon_p(np.array([1.0, -1.0, 2.0])) == pytest.approx(2 * 3 / 8)

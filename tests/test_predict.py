@@ -14,7 +14,7 @@ from vqbank.extractors import make_extractor, make_extractors, specs_of
 from vqbank.extractors import video as decoding
 from vqbank.extractors.isolated import Decoder
 from vqbank.pipelines.commands.cli import app
-from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.experiments.experiment import Experiment
 from vqbank.pipelines.experiments.train import train
 from vqbank.pipelines.extraction.extract import Extraction
 from vqbank.pipelines.predict import Scorer
@@ -78,7 +78,7 @@ def recipe(tmp_path_factory):
 def head(recipe, tmp_path_factory):
     """A shipped head."""
     folder = tmp_path_factory.mktemp("shipped") / "head"
-    train(Trial.of(recipe, title="test"), folder, recipe=recipe)
+    train(Experiment.of(recipe, title="test"), folder, recipe=recipe)
     return folder
 
 
@@ -228,17 +228,17 @@ def test_one_head_is_shipped(recipe, tmp_path):
     two = recipe.model_copy(update={"heads": {"ridge": {}, "svr": {}}})
 
     with pytest.raises(RecipeError, match="one head is shipped, not ridge, svr"):
-        train(Trial.of(two, title="test"), tmp_path / "head", recipe=two)
+        train(Experiment.of(two, title="test"), tmp_path / "head", recipe=two)
     assert not (tmp_path / "head").exists()
 
 
 def test_a_folder_of_something_else_is_refused_before_anything_is_fitted(recipe, tmp_path):
     (tmp_path / "notes.txt").touch()
-    trial = Trial.of(recipe, title="test")
+    made = Experiment.of(recipe, title="test")
 
     with pytest.raises(HeadError, match="holds no head, but notes"):
-        train(trial, tmp_path, recipe=recipe)
-    assert not hasattr(trial.heads["ridge"], "specs_")
+        train(made, tmp_path, recipe=recipe)
+    assert not hasattr(made.cells[0].head, "specs_")
 
 
 def test_a_card_says_what_was_trained_on_what(head):
@@ -266,12 +266,12 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 from vqbank.pipelines.entries import with_keys
-from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.experiments.experiment import Experiment
 from vqbank.pipelines.recipe import Recipe
 from vqbank.pipelines.experiments.train import train
 
 recipe = Recipe.model_validate_json(sys.argv[1])
-train(Trial.of(recipe, title="test"), Path(sys.argv[2]), recipe=recipe)
+train(Experiment.of(recipe, title="test"), Path(sys.argv[2]), recipe=recipe)
 """
     done = subprocess.run(
         [sys.executable, "-c", script, recipe.model_dump_json(), str(tmp_path / "head")],
@@ -294,8 +294,8 @@ def test_a_head_on_several_entries_of_an_extractor_makes_them_all_again(recipe, 
     videos = list(videos_to_score([recipe.videos]))
     run = Extraction(videos, make_extractors(entries), store, decoder="pyav", device=CPU)
     assert not any(outcome.failures for outcome in run.run())
-    trial = Trial.of(recipe, title="test")
-    train(trial, tmp_path / "head", recipe=recipe)
+    made = Experiment.of(recipe, title="test")
+    train(made, tmp_path / "head", recipe=recipe)
 
     scorer = Scorer(tmp_path / "head", weights={})
 

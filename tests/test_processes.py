@@ -16,8 +16,10 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.experiments.experiment import Experiment, evaluate
+from vqbank.pipelines.experiments.fits import Cell
 from vqbank.pipelines.experiments.fitting import evaluated
+from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.recipe import Protocol
 from vqbank.regressors import make_head
 from vqbank.store.schema import Video
@@ -32,17 +34,16 @@ name, jobs, n = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rng = np.random.default_rng(0)
 rows = rng.normal(size=(n, 1, 20)).astype(np.float32)
 videos = [Video(f"set/{row}.mp4", Path("x")) for row in range(n)]
-trial = Trial(
-    title="t", score_name="MOS", table=FeatureTable.from_arrays(videos, {"x": list(rows)}),
-    mos=rows[:, 0, 0] + rng.normal(size=n), heads={name: heads[name]()},
-    protocol=Protocol(splits="random9"),
-)
+table = FeatureTable.from_arrays(videos, {"x": list(rows)})
+rated = RatedVideos(table, rows[:, 0, 0] + rng.normal(size=n))
+cells = [Cell(name, heads[name](), table.roles)]
+made = Experiment("t", rated, cells, Protocol(splits="random9"))
 
 def run(watch):
     def told(what):
         print("busy", flush=True)
         watch(what)
-    return trial.run(jobs=jobs, watch=told)
+    return evaluate(made, jobs=jobs, watch=told)
 
 try:
     evaluated(run, total=9)

@@ -85,7 +85,7 @@ def loaded():
         "vqbank.store.bank",
         "vqbank.regressors",
         *(f"vqbank.regressors.{name}" for name in SCIKIT_LEARN_HEADS),
-        "vqbank.pipelines.experiments.evaluate",
+        "vqbank.pipelines.experiments.experiment",
         "vqbank.pipelines.experiments.train",
         "vqbank.pipelines.results.report",
     )

@@ -12,13 +12,12 @@ import scipy.io
 from typer.testing import CliRunner
 
 from vqbank.pipelines.commands.cli import app
-from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.labels import read_labels
 from vqbank.pipelines.labels.videos import videos_of
 from vqbank.pipelines.manifest import write_manifest
 from vqbank.pipelines.recipe import Protocol, Recipe
-from vqbank.pipelines.results.records import record_of, to_csv, to_latex, to_markdown
-from vqbank.pipelines.results.report import result_table
+from vqbank.pipelines.results.tables import result_table, to_csv, to_latex, to_markdown
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import BankError, InvalidFeatureError, VqbankError
 from vqbank.store.exchange.feats_mat import import_feats_mat
@@ -135,13 +134,13 @@ def test_rows_that_an_import_left_out_are_counted_in_every_table(tmp_path):
         videos=manifest, bank=tmp_path / "bank", features={"x": "imported.x"},
         heads={"ridge": {}}, protocol=Protocol(splits="random2"), missing="drop",
     )  # fmt: skip
-    made = Trial.of(recipe, title="t")
-    record = record_of(made, list(made.run()))
+    made = Experiment.of(recipe, title="t")
+    record = evaluate(made)
 
     assert record.videos == 11
     for table in (to_markdown, to_latex, to_csv):
-        assert "1 row of imported.x without any finite value left out" in table([record])
-    assert "1 of 12 videos lack a feature" in made.protocol_text
+        assert "imported.x: 1 row of its file had no finite value" in table([record])
+    assert "1 of 12 videos lack a feature" in made.splits.text
     assert "imported.x: 1 row of its file had no finite value" in str(result_table(record).caption)
 
 

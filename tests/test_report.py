@@ -10,11 +10,13 @@ import pytest
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from vqbank.pipelines.experiments.evaluate import Trial
+from vqbank.pipelines.experiments.experiment import Experiment, evaluate
+from vqbank.pipelines.experiments.fits import Cell
+from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.recipe import Protocol
 from vqbank.pipelines.results.provenance import seen_by_weights
-from vqbank.pipelines.results.records import record_of
-from vqbank.pipelines.results.report import result_table, write_report
+from vqbank.pipelines.results.report import write_report
+from vqbank.pipelines.results.tables import result_table
 from vqbank.regressors import make_head
 from vqbank.regressors.metrics import fit_mapping
 from vqbank.regressors.significance import confidence_of_median
@@ -23,8 +25,8 @@ from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 
 
 @pytest.fixture
-def trial(tmp_path):
-    """Makes a trial on one banked feature per role, whose weights were trained on these sets."""
+def experiment(tmp_path):
+    """Makes one on a banked feature per role, whose weights were trained on these sets."""
 
     def make(videos, **trained_on):
         store = FeatureStore.create(tmp_path / "bank")
@@ -41,14 +43,10 @@ def trial(tmp_path):
                 writer.add(video.id, feature, fingerprint=Fingerprint(0, ""), probe={})
             writer.commit()
         store.refresh()
-        return Trial(
-            title="trial",
-            score_name="MOS",
-            table=store.table(videos, {role: f"{role}.feature" for role in trained_on}),
-            mos=generator.normal(size=len(videos)),
-            heads={name: make_head(name) for name in ("ridge", "svr")},
-            protocol=Protocol(count=2),
-        )
+        table = store.table(videos, {role: f"{role}.feature" for role in trained_on})
+        rated = RatedVideos(table, generator.normal(size=len(videos)))
+        cells = [Cell(name, make_head(name), table.roles) for name in ("ridge", "svr")]
+        return Experiment("trial", rated, cells, Protocol(count=2))
 
     return make
 
@@ -61,25 +59,29 @@ def videos_of(*names):
     ]
 
 
-def printed(trial, results):
+def ids_of(one):
+    return [video.id for video in one.rated.table.videos]
+
+
+def printed(record):
     page = StringIO()
-    Console(file=page, width=160).print(result_table(record_of(trial, results)))
+    Console(file=page, width=160).print(result_table(record))
     return page.getvalue()
 
 
-def written(trial, results, folder):
-    return write_report(trial, results, record_of(trial, results), folder).read_text()
+def written(record, folder):
+    return write_report(record, folder).read_text()
 
 
-def test_results_on_data_that_the_weights_have_seen_are_marked(trial, tmp_path):
-    one = trial(videos_of("konvid_1k"), seen=("LSVQ", "KoNViD-1k"), clean=("Kinetics-400",))
-    results = list(one.run())
+def test_results_on_data_that_the_weights_have_seen_are_marked(experiment, tmp_path):
+    one = experiment(videos_of("konvid_1k"), seen=("LSVQ", "KoNViD-1k"), clean=("Kinetics-400",))
+    record = evaluate(one)
 
-    table = printed(one, results)
+    table = printed(record)
     assert all(f"{head} *" in table for head in ("ridge", "svr"))
     assert "* The weights of a feature were trained on konvid_1k (seen.feature)." in table
 
-    page = written(one, results, tmp_path)
+    page = written(record, tmp_path)
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["seen_by_weights"] for row in rows} == {"konvid_1k (seen.feature)"}
@@ -88,11 +90,11 @@ def test_results_on_data_that_the_weights_have_seen_are_marked(trial, tmp_path):
     assert "LSVQ, KoNViD-1k" in page
 
 
-def test_results_on_other_data_are_not(trial, tmp_path):
-    one = trial(videos_of("KVQ"), seen=("LSVQ", "KoNViD-1k"))
-    results = list(one.run())
-    assert "*" not in printed(one, results)
-    assert "ridge *" not in written(one, results, tmp_path)
+def test_results_on_other_data_are_not(experiment, tmp_path):
+    one = experiment(videos_of("KVQ"), seen=("LSVQ", "KoNViD-1k"))
+    record = evaluate(one)
+    assert "*" not in printed(record)
+    assert "ridge *" not in written(record, tmp_path)
     with (tmp_path / "results.csv").open() as file:
         assert {row["seen_by_weights"] for row in csv.DictReader(file)} == {""}
 
@@ -107,69 +109,72 @@ def test_results_on_other_data_are_not(trial, tmp_path):
         ("KVQ", "LSVQ", False),
     ],
 )
-def test_names_of_data_sets_are_compared_without_case_and_hyphens(trial, ours, theirs, same):
-    one = trial(videos_of(ours), role=(theirs,))
-    assert bool(seen_by_weights(one, np.arange(3))) == same
+def test_names_of_data_sets_are_compared_without_case_and_hyphens(experiment, ours, theirs, same):
+    one = experiment(videos_of(ours), role=(theirs,))
+    assert bool(seen_by_weights(one.rated.table.specs, ids_of(one)[:3])) == same
 
 
-def test_tables_show_the_interval_of_the_median_of_several_splits(trial, tmp_path):
-    one = replace(trial(videos_of("set"), a=("LSVQ",)), protocol=Protocol(count=6))
-    results = list(one.run())
-    medians = [result.metrics.srcc for result in results if result.head == "svr"]
+def test_tables_show_the_interval_of_the_median_of_several_splits(experiment, tmp_path):
+    one = replace(experiment(videos_of("set"), a=("LSVQ",)), protocol=Protocol(count=6))
+    record = evaluate(one)
+    medians = record.head("svr").per_split["srcc"]
     low, high = confidence_of_median(np.array(medians))
 
     assert low < high
-    table, page = printed(one, results), written(one, results, tmp_path)
+    table, page = printed(record), written(record, tmp_path)
     assert f"{low:.4f} to {high:.4f}" in table
     assert f'<td class="number">{low:.4f} to {high:.4f}</td>' in page
 
 
-def test_only_the_data_sets_of_the_rows_count(trial):
-    one = trial(videos_of("LSVQ", "KVQ"), a=("LSVQ",), b=("LSVQ", "KVQ"))
-    assert seen_by_weights(one, np.arange(20)) == ["LSVQ (a.feature, b.feature)"]
-    assert seen_by_weights(one, np.arange(20, 40)) == ["KVQ (b.feature)"]
-    assert len(seen_by_weights(one, np.arange(40))) == 2
+def test_only_the_data_sets_of_the_rows_count(experiment):
+    one = experiment(videos_of("LSVQ", "KVQ"), a=("LSVQ",), b=("LSVQ", "KVQ"))
+    specs = one.rated.table.specs
+    assert seen_by_weights(specs, ids_of(one)[:20]) == ["LSVQ (a.feature, b.feature)"]
+    assert seen_by_weights(specs, ids_of(one)[20:]) == ["KVQ (b.feature)"]
+    assert len(seen_by_weights(specs, ids_of(one))) == 2
 
 
-def test_weights_of_unknown_training_are_named(trial, tmp_path):
-    one = trial(videos_of("KVQ"), local=(), known=("LSVQ",), without=(), random=())
-    results = list(one.run())
+def test_weights_of_unknown_training_are_named(experiment, tmp_path):
+    one = experiment(videos_of("KVQ"), local=(), known=("LSVQ",), without=(), random=())
+    record = evaluate(one)
     sentence = "What the weights of local.feature were trained on is not known."
-    assert sentence in " ".join(printed(one, results).split())
-    assert sentence in written(one, results, tmp_path)
+    assert sentence in " ".join(printed(record).split())
+    assert sentence in written(record, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("count", "said", "curve"),
     [
-        (14, "PLCC and RMSE after no logistic, see above.", "linear"),
+        (14, "PLCC and RMSE after no logistic.", "linear"),
         (40, "PLCC and RMSE after the 4-parameter logistic", "logistic"),
     ],
 )
 def test_page_and_picture_tell_of_the_fits_that_the_numbers_used(
-    trial, tmp_path, monkeypatch, count, said, curve
+    experiment, tmp_path, monkeypatch, count, said, curve
 ):
-    one = trial([replace(v, scene=v.id) for v in videos_of("a", "b")][:count], x=())
-    results = list(one.run())
+    one = experiment([replace(v, scene=v.id) for v in videos_of("a", "b")][:count], x=())
+    record = evaluate(one)
     drawn = []
     plot = Axes.plot
     monkeypatch.setattr(
         Axes, "plot", lambda panel, *xy, **how: drawn.append(xy) or plot(panel, *xy, **how)
     )
 
-    page = written(one, results, tmp_path)
+    page = written(record, tmp_path)
 
     fitted = [
-        result
-        for head in one.heads
-        for result in results
-        if result.head == head and result.metrics.mapping != "none"
+        (split, head.predicted[split])
+        for head in record.heads
+        for split in range(len(record.tests))
+        if head.mappings[split].kind != "none"
     ]
-    assert {result.metrics.mapping for result in fitted} == {curve}
+    kinds = {mapped.kind for head in record.heads for mapped in head.mappings} - {"none"}
+    assert kinds == {curve}
     assert said in page
     assert ("4-parameter logistic" in page) == (curve == "logistic")
     assert len(drawn) == len(fitted)
-    for (_, curve_of), result in zip(drawn, fitted, strict=True):
-        mapping = fit_mapping(result.mos, result.predicted)
-        ends = np.array([result.predicted.min(), result.predicted.max()])
+    for (_, curve_of), (split, predicted) in zip(drawn, fitted, strict=True):
+        mos = np.array([record.mos[row] for row in record.tests[split]])
+        mapping = fit_mapping(mos, np.array(predicted))
+        ends = np.array([min(predicted), max(predicted)])
         assert curve_of[[0, -1]] == pytest.approx(mapping(ends))

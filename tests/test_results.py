@@ -1,11 +1,13 @@
 """Records of runs, the tables made from them, and the comparison of two runs."""
 
 import csv
+import html
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
-from html import escape
 from io import StringIO
 from pathlib import Path
 
@@ -16,26 +18,25 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from vqbank.pipelines.commands.cli import app
-from vqbank.pipelines.experiments.evaluate import SplitResult, Trial, banked_videos
+from vqbank.pipelines.experiments.experiment import Experiment, evaluate
+from vqbank.pipelines.experiments.fits import Cell, Fits, SplitResult, cost
+from vqbank.pipelines.experiments.rated import RatedVideos, banked_videos
 from vqbank.pipelines.labels import read_labels
 from vqbank.pipelines.manifest import read_videos
 from vqbank.pipelines.recipe import Protocol, Recipe
 from vqbank.pipelines.results.compare import compare
-from vqbank.pipelines.results.records import (
-    METRICS,
-    SHOWN,
-    Record,
-    cautions,
-    read_records,
-    record_of,
-    shown,
+from vqbank.pipelines.results.record import Record
+from vqbank.pipelines.results.records import joined, read_records, write_record
+from vqbank.pipelines.results.report import write_report
+from vqbank.pipelines.results.statistics import METRICS, SHOWN, shown
+from vqbank.pipelines.results.tables import (
+    COLUMNS,
+    result_table,
     to_csv,
     to_latex,
     to_markdown,
     to_ntire,
-    write_record,
 )
-from vqbank.pipelines.results.report import result_table, write_report
 from vqbank.pipelines.splits.file import write_splits
 from vqbank.pipelines.splits.schemes import named_splits
 from vqbank.pipelines.splits.split import Split
@@ -48,24 +49,41 @@ from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 from vqbank.store.table import FeatureTable
 
 
-def trial(*heads, splits="random4", n=40, seed=0):
+def cells(*heads):
+    return [Cell(name, make_head(name), ("x",)) for name in heads]
+
+
+def experiment(*heads, splits="random4", n=40, seed=0):
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(n, 3)).astype(np.float32)
     videos = [Video(f"set/{row}.mp4", Path(f"{row}.mp4")) for row in range(n)]
-    return Trial(
-        title="trial",
-        score_name="MOS",
-        table=FeatureTable.from_arrays(videos, {"x": list(rows[:, None])}),
-        mos=rows[:, 0] + 0.3 * rng.normal(size=n),
-        heads={name: make_head(name) for name in heads},
-        protocol=Protocol(splits=splits),
-    )
+    table = FeatureTable.from_arrays(videos, {"x": list(rows[:, None])})
+    rated = RatedVideos(table, rows[:, 0] + 0.3 * rng.normal(size=n))
+    return Experiment("trial", rated, cells(*heads), Protocol(splits=splits))
+
+
+def fits(made, **options):
+    """What comes out of every fit."""
+    return list(made.fits(made.cells).run(**options))
+
+
+def untimed(record):
+    """The record as JSON, in which NaN is itself, without what another run has otherwise."""
+    heads = [
+        head.model_copy(update={"seconds": [0.0] * len(head.seconds)}) for head in record.heads
+    ]
+    return record.model_copy(update={"heads": heads}).model_dump_json()
+
+
+def with_splits(made, rows):
+    """The experiment on other splits of the same name."""
+    made.__dict__["splits"] = replace(made.splits, rows=rows)
+    return made
 
 
 @pytest.fixture(scope="module")
 def record():
-    made = trial("ridge", "svr", splits="random6")
-    return record_of(made, list(made.run()))
+    return evaluate(experiment("ridge", "svr", splits="random6"))
 
 
 def changed(record, **statistics):
@@ -122,6 +140,23 @@ def test_a_line_that_is_no_record_is_named(record, tmp_path, line):
         (lambda run: run["heads"][0]["per_split"].update(srcc=[1]), "srcc of ridge has 1 values"),
         (lambda run: run["heads"][0].update(selection=[]), "selection of ridge has 0 values"),
         (lambda run: run.update(heads=[]), "heads: List should have at least 1 item"),
+        (lambda run: run["heads"][0]["statistics"]["plcc"].update(std=0.5), "plcc of ridge says"),
+        (
+            lambda run: run["heads"][1]["statistics"]["rmse"].update(confidence=[0, 1]),
+            "its rmse of svr says",
+        ),
+        (lambda run: run["heads"][0].update(undefined=2), "undefined of ridge is 2 where 0 splits"),
+        (lambda run: run["heads"][0]["predicted"][2].pop(), "predicts 7 of 8 videos of split 2"),
+        (lambda run: run["heads"][0].update(seconds=[]), "seconds of ridge has 0 values"),
+        (lambda run: run["tests"][1].reverse(), "split 1 does not name its videos in ascending"),
+        (lambda run: run["tests"][1].__setitem__(-1, 40), "split 1 names video 40 of 40"),
+        (lambda run: run["tests"][1].pop(), "split 1 tests 7 videos, not 8"),
+        (lambda run: run.update(ids=["a"]), "ids has 1 values for 40 videos"),
+        (lambda run: run.update(tests=[]), "tests has 0 values for 6 splits"),
+        (
+            lambda run: run.update(same_test_as=[0, 0, 2, 3, 4, 5]),
+            "same_test_as of split 1 is not the first",
+        ),
     ],
 )
 def test_a_record_that_contradicts_itself_is_refused_in_one_line(record, tmp_path, change, message):
@@ -138,7 +173,7 @@ def test_a_record_is_one_line_whatever_its_titles_hold(record, tmp_path, monkeyp
     write_record(odd, tmp_path / "run.json")
     assert read_records(tmp_path / "run.json") == [odd]
 
-    monkeypatch.setattr("vqbank.pipelines.results.records.MOST_JSON_BYTES", 1000)
+    monkeypatch.setattr("vqbank.pipelines.results.records.MOST_RECORD_BYTES", 1000)
     with pytest.raises(RecipeError, match=r"run\.json:1: longer than any record"):
         read_records(tmp_path / "run.json")
 
@@ -157,8 +192,16 @@ def test_medians_are_of_the_splits_and_predictions_of_tested_videos(record):
     assert head.statistics["srcc"].std == pytest.approx(np.std(head.per_split["srcc"]))
     low, high = head.statistics["srcc"].confidence
     assert low <= head.statistics["srcc"].median <= high
-    assert set(head.predictions) <= {f"set/{row}.mp4" for row in range(40)}
-    assert len(head.predictions) > 8
+    predictions = record.predictions_of(head)
+    assert set(predictions) <= {f"set/{row}.mp4" for row in range(40)}
+    assert len(predictions) > 8
+    tested = [
+        predicted
+        for test, values in zip(record.tests, head.predicted, strict=True)
+        for row, predicted in zip(test, values, strict=True)
+        if record.ids[row] == next(iter(predictions))
+    ]
+    assert next(iter(predictions.values())) == pytest.approx(np.mean(tested))
 
 
 def three_rows(record):
@@ -252,53 +295,83 @@ def test_a_submission_is_of_one_head_by_file_name(record):
 
     assert lines[0] == "filename,score"
     name, score = lines[1].split(",")
-    assert float(score) == pytest.approx(record.head("svr").predictions[f"set/{name}"], abs=1e-6)
+    predictions = record.predictions_of(record.head("svr"))
+    assert float(score) == pytest.approx(predictions[f"set/{name}"], abs=1e-6)
+
+
+def without_a_correlation(record, name):
+    """The record as if a head had no SRCC in any split."""
+    splits, nan = len(record.test_videos), float("nan")
+    heads = [
+        head.model_copy(
+            update={
+                "undefined": splits,
+                "per_split": {**head.per_split, "srcc": [nan] * splits},
+                "statistics": {
+                    **head.statistics,
+                    "srcc": head.statistics["srcc"].model_copy(
+                        update={"median": nan, "mean": nan, "std": nan, "confidence": (nan, nan)}
+                    ),
+                },
+            }
+        )
+        if head.name == name
+        else head
+        for head in record.heads
+    ]
+    return record.model_copy(update={"heads": heads})
 
 
 def test_imported_features_and_undefined_metrics_are_marked_and_kept(record, tmp_path):
-    marked = changed(record, srcc={"svr": float("nan")}).model_copy(
+    marked = without_a_correlation(record, "svr").model_copy(
         update={"provenance_unknown": ["imported.x"]}
     )
     write_record(marked, tmp_path / "run.json")
 
     (read,) = read_records(tmp_path / "run.json")
     assert np.isnan(read.heads[1].statistics["srcc"].median)
-    assert "provenance unknown" in to_markdown([read])
+    assert "Provenance unknown, because imported: imported.x." in to_markdown([read])
     assert "\n% " in to_latex([read])
 
 
 # One source of numbers.
 
 
-def results_of(made, name, predictions):
-    """What a run would give whose head predicts this, split by split."""
-    return [
-        SplitResult(
-            head=name,
-            split=number,
-            metrics=quality_metrics(made.mos[split.test], predicted),
-            selection="by nothing",
-            rows=split.test,
-            mos=made.mos[split.test],
-            predicted=predicted,
-        )
-        for number, (split, predicted) in enumerate(zip(made.splits, predictions, strict=True))
-    ]
+def record_of(made, predictions):
+    """What a run would find whose heads predict this, split by split."""
+    records = []
+    for cell in made.cells:
+        results = [
+            SplitResult(
+                cell=cell.label,
+                split=number,
+                metrics=quality_metrics(made.rated.mos[split.test], predicted),
+                selection="by nothing",
+                held_out=None,
+                predicted=predicted,
+                seconds=1.0,
+            )
+            for number, (split, predicted) in enumerate(
+                zip(made.splits.rows, predictions[cell.label], strict=True)
+            )
+        ]
+        records.append(made.record(cell, results))
+    return joined(records)
 
 
-def runs_with_constant_predictions(seed=0):
+def record_with_constant_predictions(seed=0):
     """Four heads: a sound one, its double, one that is constant in some splits, and in all."""
     rng = np.random.default_rng(seed)
+    names = ("sound", "double", "partly", "never")
     made = replace(
-        trial("ridge", splits="random7"),
-        heads={name: make_head("ridge") for name in ("sound", "double", "partly", "never")},
+        experiment(splits="random7"),
+        cells=[Cell(name, make_head("ridge"), ("x",)) for name in names],
     )
-    noisy = [made.mos[split.test] + rng.normal(size=len(split.test)) for split in made.splits]
-    flat = [np.full(len(split.test), 7.0) for split in made.splits]
+    splits, mos = made.splits.rows, made.rated.mos
+    noisy = [mos[split.test] + rng.normal(size=len(split.test)) for split in splits]
+    flat = [np.full(len(split.test), 7.0) for split in splits]
     partly = [*flat[:3], *noisy[3:]]
-    named = {"sound": noisy, "double": noisy, "partly": partly, "never": flat}
-    results = [one for name, values in named.items() for one in results_of(made, name, values)]
-    return made, results
+    return record_of(made, {"sound": noisy, "double": noisy, "partly": partly, "never": flat})
 
 
 SHOWN_NUMBER = re.compile(r"(?<![\d.])-?\d+\.\d{4}|(?<=[ ({>])-(?=[ )}<])")
@@ -310,10 +383,12 @@ def numbers(text):
 
 
 def test_a_split_with_constant_predictions_counts_in_rmse_alone():
-    made, results = runs_with_constant_predictions()
-    record = record_of(made, results)
+    record = record_with_constant_predictions()
     partly, never = record.head("partly"), record.head("never")
-    sound = [one.metrics for one in results if one.head == "partly"][3:]
+    sound = [
+        quality_metrics(np.array(record.mos)[test], np.array(predicted))
+        for test, predicted in zip(record.tests, partly.predicted, strict=True)
+    ][3:]
 
     assert (partly.undefined, never.undefined) == (3, 7)
     assert partly.statistics["srcc"].median == np.median([metrics.srcc for metrics in sound])
@@ -325,8 +400,7 @@ def test_a_split_with_constant_predictions_counts_in_rmse_alone():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_output_shows_the_numbers_of_the_record(seed, tmp_path):
-    made, results = runs_with_constant_predictions(seed)
-    record = record_of(made, results)
+    record = record_with_constant_predictions(seed)
     expected = {
         head.name: {
             metric: (shown(own.median), shown(own.std), *own.confidence)
@@ -337,7 +411,7 @@ def test_every_output_shows_the_numbers_of_the_record(seed, tmp_path):
 
     page = StringIO()
     Console(file=page, width=200).print(result_table(record))
-    report = write_report(made, results, record, tmp_path).read_text()
+    report = write_report(record, tmp_path).read_text()
     for name, own in expected.items():
         both = [text for metric in SHOWN for text in own[metric][:2]]
         low, high = own["srcc"][2:]
@@ -374,7 +448,8 @@ def test_every_output_shows_the_numbers_of_the_record(seed, tmp_path):
             own = head.statistics[metric]
             values = own.median, own.mean, own.std, *own.confidence
             names = ("median", "mean", "std", "low", "high")
-            assert [row[f"{metric}_{name}"] for name in names] == [f"{v:.6f}" for v in values]
+            column = COLUMNS.get(metric, metric)
+            assert [row[f"{column}_{name}"] for name in names] == [f"{v:.6f}" for v in values]
     with (tmp_path / "results.csv").open() as file:
         for row in csv.DictReader(file):
             values = record.head(row["head"]).per_split
@@ -391,19 +466,13 @@ def test_every_direction_between_data_sets_has_a_row(tmp_path):
     rng = np.random.default_rng(0)
     videos = [Video(f"{name}/{row}.mp4", Path("x")) for name in "ab" for row in range(20)]
     x = rng.normal(size=(40, 1)).astype(np.float32)
-    made = Trial(
-        title="t",
-        score_name="MOS",
-        table=FeatureTable.from_arrays(videos, {"x": list(x[:, None])}),
-        mos=x[:, 0] + np.repeat([0.1, 2.0], 20) * rng.normal(size=40),
-        heads={name: make_head("ridge") for name in ("one", "two", "three")},
-        protocol=Protocol(splits="across"),
-    )
-    results = list(made.run())
-    record = record_of(made, results)
+    table = FeatureTable.from_arrays(videos, {"x": list(x[:, None])})
+    rated = RatedVideos(table, x[:, 0] + np.repeat([0.1, 2.0], 20) * rng.normal(size=40))
+    heads = [Cell(name, make_head("ridge"), ("x",)) for name in ("one", "two", "three")]
+    record = evaluate(Experiment("t", rated, heads, Protocol(splits="across")))
     page = StringIO()
     Console(file=page, width=200).print(result_table(record))
-    report = write_report(made, results, record, tmp_path).read_text()
+    report = write_report(record, tmp_path).read_text()
 
     assert record.directions == ["b → a", "a → b"]
     rows = list(csv.DictReader(io.StringIO(to_csv([record]))))
@@ -419,6 +488,71 @@ def test_every_direction_between_data_sets_has_a_row(tmp_path):
     both = [shown(record.head("one").per_split["srcc"][number]) for number in range(2)]
     assert both[0] != both[1]
     assert to_markdown([record]).count(f"**{both[1]}**") == 3  # directions compete with their like
+
+
+def test_a_record_shows_itself_as_text_and_in_notebooks_and_escapes_what_others_wrote(record):
+    head = record.heads[0].model_copy(update={"name": "<b>x</b>\x1b"})
+    odd = record.model_copy(update={"title": "<script>", "heads": [head], "random_weights": True})
+
+    assert repr(record) == (
+        "<Record 'trial': memory.x, 40 videos, 6 splits random6; median SRCC: "
+        f"ridge {shown(record.heads[0].statistics['srcc'].median)}, "
+        f"svr {shown(record.heads[1].statistics['srcc'].median)}>"
+    )
+    text = odd._repr_html_()
+    assert "<script>" not in text
+    assert "<b>" not in text
+    assert "\x1b" not in text + repr(odd)
+    assert "&lt;b&gt;x&lt;/b&gt;\\x1b" in text
+    assert "RANDOM WEIGHTS" in text
+    for row in record.rows:
+        (line,) = [
+            one for one in record._repr_html_().split("<tr>") if f"<td>{row.label}</td>" in one
+        ]
+        both = [(row.statistics[m].median, row.statistics[m].std) for m in SHOWN]
+        expected = [shown(number) for pair in both for number in pair]
+        assert numbers(line)[: len(expected)] == expected
+
+
+def test_results_and_compare_import_no_learning_library(record, tmp_path):
+    """What keeps them under 0.7 s."""
+    write_record(record, tmp_path / "run.json")
+    heavy = ("torch", "sklearn", "scipy.stats", "scipy.optimize", "matplotlib", "zarr", "h5py")
+    code = f"""
+import sys
+from vqbank.pipelines.commands.cli import app
+for command in ("results", "compare"):
+    app([command, {str(tmp_path / "run.json")!r}], standalone_mode=False)
+print([name for name in {heavy!r} if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_record_of_format_3_is_shown_and_has_no_report(record, tmp_path):
+    run = json.loads(record.model_dump_json()) | {"vqbank_results": 3}
+    newer = ("sources", "seen_per_split", "ids", "mos", "tests", "validations", "software")
+    for name in newer:
+        del run[name]
+    for head, whole in zip(run["heads"], record.heads, strict=True):
+        for name in ("held_out", "mappings", "predicted", "seconds", "cell"):
+            del head[name]
+        head["predictions"] = record.predictions_of(whole)
+    (tmp_path / "run.json").write_text(json.dumps(run))
+
+    (read,) = read_records(tmp_path / "run.json")
+
+    assert to_csv([read]) == to_csv([record])
+    assert to_markdown([read]) == to_markdown([record])
+    svr = [one.model_copy(update={"heads": [one.head("svr")]}) for one in (read, record)]
+    assert to_ntire(svr[:1]) == to_ntire(svr[1:])
+    with pytest.raises(RecipeError, match="format 3 keeps no predictions per split"):
+        write_report(read, tmp_path / "report")
+    run["heads"][0]["statistics"]["srcc"]["median"] += 0.001
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(RecipeError, match="its srcc of ridge says"):
+        read_records(tmp_path / "run.json")
 
 
 # Two runs.
@@ -459,8 +593,7 @@ def test_no_p_is_0(record):
 
 
 def test_runs_on_other_splits_are_not_compared(record):
-    made = trial("ridge", splits="random3")
-    other = record_of(made, list(made.run()))
+    other = evaluate(experiment("ridge", splits="random3"))
 
     with pytest.raises(RecipeError, match="tried on other splits"):
         compare([record, other])
@@ -473,23 +606,23 @@ def test_runs_on_other_splits_are_not_compared(record):
 def shuffled(made, order, **more):
     """The trial with its rows in another order, and the splits that belong to it."""
     order = np.array(order)
-    other = replace(made, table=made.table.subset(order), mos=made.mos[order], **more)
+    rated = replace(
+        made.rated, table=made.rated.table.subset(order), mos=made.rated.mos[order], **more
+    )
     place = np.argsort(order)
-    other.__dict__["splits"] = [
+    rows = [
         Split(np.sort(place[s.train]), np.sort(place[s.test]), np.sort(place[s.validation]))
-        for s in made.splits
+        for s in made.splits.rows
     ]
-    return other
+    return with_splits(replace(made, rated=rated), rows)
 
 
 def test_the_order_of_rows_makes_no_other_splits_and_the_validation_part_does():
-    made = trial("ridge", splits="minimalistic2")
-    one = record_of(made, list(made.run()))
-    turned = shuffled(made, range(39, -1, -1))
-    two = record_of(turned, list(turned.run()))
-    whole = replace(made)
-    whole.__dict__["splits"] = [Split(split.train, split.test) for split in made.splits]
-    three = record_of(whole, list(whole.run()))
+    made = experiment("ridge", splits="minimalistic2")
+    one = evaluate(made)
+    two = evaluate(shuffled(made, range(39, -1, -1)))
+    whole = [Split(split.train, split.test) for split in made.splits.rows]
+    three = evaluate(with_splits(replace(made), whole))
 
     assert (one.splits_sha256, one.mos_sha256) == (two.splits_sha256, two.mos_sha256)
     assert one.splits_sha256 != three.splits_sha256
@@ -499,9 +632,9 @@ def test_the_order_of_rows_makes_no_other_splits_and_the_validation_part_does():
 
 
 def test_runs_on_other_scores_are_not_compared_and_do_not_compete(record):
-    made = trial("ridge", "svr", splits="random6")
-    other = replace(made, mos=made.mos + np.linspace(0, 0.1, 40))
-    realigned = record_of(other, list(other.run()))
+    made = experiment("ridge", "svr", splits="random6")
+    rated = replace(made.rated, mos=made.rated.mos + np.linspace(0, 0.1, 40))
+    realigned = evaluate(replace(made, rated=rated))
     labelled = [
         record.model_copy(update={"mos_kind": "original MOS"}),
         realigned.model_copy(update={"mos_kind": "realigned MOS"}),
@@ -519,19 +652,13 @@ def test_a_data_set_that_is_left_out_is_tested_by_scores_in_deviations():
     x = rng.normal(size=(60, 1)).astype(np.float32)
     mos = x[:, 0].astype(np.float64)
     mos[20:40] = 1000 - 100 + 40 * x[20:40, 0]  # another scale, far away
-    made = Trial(
-        title="t",
-        score_name="MOS",
-        table=FeatureTable.from_arrays(videos, {"x": list(x[:, None])}),
-        mos=mos,
-        heads={"ridge": make_head("ridge")},
-        protocol=Protocol(splits="across"),
-    )
+    rated = RatedVideos(FeatureTable.from_arrays(videos, {"x": list(x[:, None])}), mos)
+    made = Experiment("t", rated, cells("ridge"), Protocol(splits="across"))
 
-    for result in made.run():
+    for result in fits(made):
         assert result.metrics.srcc > 0.99
         assert np.abs(result.predicted).max() < 4
-    assert "in standard deviations from the mean of their own data set" in made.protocol_text
+    assert "in standard deviations from the mean of their own data set" in made.splits.text
 
 
 def test_more_rmse_is_a_loss(record):
@@ -544,38 +671,41 @@ def test_more_rmse_is_a_loss(record):
 
 
 def test_the_middle_part_of_a_split_is_not_trained_on():
-    made = trial("ridge", "mlp", splits="minimalistic1")
-    ridge, mlp = made.run()
+    made = experiment("ridge", "mlp", splits="minimalistic1")
+    ridge, mlp = fits(made)
 
     assert "the 8 validation videos of the split were not fitted" in ridge.selection
     assert "on 8 of 32 training videos, the validation part of the split" in mlp.selection
 
 
 def test_processes_change_nothing(monkeypatch):
-    made = trial("ridge")
-    alone = record_of(made, list(made.run())).model_dump_json()
-    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+    made = experiment("ridge")
+    alone = untimed(evaluate(made))
+    monkeypatch.setattr("vqbank.pipelines.experiments.fits.WORTH_WORKERS_SECONDS", 0.0)
 
-    assert record_of(made, list(made.run(jobs=2))).model_dump_json() == alone
+    assert untimed(evaluate(made, jobs=2)) == alone
 
 
 def test_a_cost_that_a_few_rows_cannot_tell_ends_no_run(monkeypatch):
     """The few rows that are measured may lie in one scene, though all rows have several."""
-    made = trial("svr", n=60)
+    made = experiment("svr", n=60)
     videos = [
-        replace(v, scene="one" if row else "other") for row, v in enumerate(made.table.videos)
+        replace(v, scene="one" if row else "other") for row, v in enumerate(made.rated.table.videos)
     ]
-    table = FeatureTable.from_arrays(videos, {"x": [made.table.series("x", r) for r in range(60)]})
-    made = replace(made, table=table)
-    assert made.cost("svr", np.arange(60), fits=1).seconds > 0
-    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.MEASURED_VIDEOS", 20)
+    series = [made.rated.table.series("x", row) for row in range(60)]
+    table, mos = FeatureTable.from_arrays(videos, {"x": series}), made.rated.mos
+    (cell,) = made.cells
+    assert cost(cell, table, mos, np.arange(60), fits=1).seconds > 0
+    monkeypatch.setattr("vqbank.pipelines.experiments.fits.MEASURED_VIDEOS", 20)
 
-    assert made.cost("svr", np.arange(1, 60), fits=1) is None
+    assert cost(cell, table, mos, np.arange(1, 60), fits=1) is None
 
 
 def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeypatch):
-    made = trial("mlp", splits="minimalistic5")
-    expected = [made.run_splits("mlp", [split])[0] for split in enumerate(made.splits)]
+    made = experiment("mlp", splits="minimalistic5")
+    expected = [
+        made.fits(made.cells).on_splits("mlp", [split])[0] for split in enumerate(made.splits.rows)
+    ]
     counts = []
     train = parallel.train
 
@@ -585,7 +715,7 @@ def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeyp
 
     monkeypatch.setattr(parallel, "train", counting)
     told = []
-    results = list(made.run(watch=told.append))
+    results = fits(made, watch=told.append)
 
     assert counts == [4, 1]
     assert {epoch.member for epoch in told} == {0, 1, 2, 3}
@@ -595,35 +725,35 @@ def test_networks_of_all_splits_are_trained_at_once_and_come_to_the_same(monkeyp
 
 
 def test_networks_are_shared_out_among_processes(monkeypatch):
-    made = trial("mlp", "ridge", splits="random9")
-    alone = list(made.run())
-    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+    made = experiment("mlp", "ridge", splits="random9")
+    alone = fits(made)
+    monkeypatch.setattr("vqbank.pipelines.experiments.fits.WORTH_WORKERS_SECONDS", 0.0)
     parts = []
 
     def kept(self, tasks, jobs, watch):
         parts.extend(tasks)
         for task in tasks:
-            yield from self.run_splits(*task)
+            yield from self.on_splits(*task)
 
-    monkeypatch.setattr(Trial, "_in_processes", kept)
-    shared = list(made.run(jobs=2))
+    monkeypatch.setattr(Fits, "_in_processes", kept)
+    shared = fits(made, jobs=2)
 
     assert [(name, [number for number, _ in part]) for name, part in parts[-2:]] == [
         ("mlp", [4, 5, 6, 7]),
         ("mlp", [8]),
     ]
     for one, other in zip(alone, shared, strict=True):
-        assert (one.head, one.split) == (other.head, other.split)
+        assert (one.cell, one.split) == (other.cell, other.split)
         assert np.array_equal(other.predicted, one.predicted)
 
 
 @pytest.mark.soak
 def test_processes_change_nothing_of_networks(monkeypatch):
-    made = trial("mlp", splits="random9")
-    alone = record_of(made, list(made.run())).model_dump_json()
-    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+    made = experiment("mlp", splits="random9")
+    alone = untimed(evaluate(made))
+    monkeypatch.setattr("vqbank.pipelines.experiments.fits.WORTH_WORKERS_SECONDS", 0.0)
 
-    assert record_of(made, list(made.run(jobs=2))).model_dump_json() == alone
+    assert untimed(evaluate(made, jobs=2)) == alone
 
 
 @pytest.mark.parametrize(
@@ -642,17 +772,18 @@ def test_processes_change_nothing_of_networks(monkeypatch):
     ],
 )
 def test_a_part_that_cannot_be_used_ends_before_anything_is_fitted(change, message, monkeypatch):
-    made = trial("ridge", *(["mlp"] if "validation" in change else []), splits="random2")
+    made = experiment("ridge", *(["mlp"] if "validation" in change else []), splits="random2")
+    first, second = made.splits.rows
     if change == {"test": 0}:
-        made.mos[made.splits[1].test] = 3.5
+        made.rated.mos[second.test] = 3.5
     elif "validation" in change:
-        split = made.splits[1]
-        made.splits[1] = replace(split, validation=split.train[:1])
+        second = replace(second, validation=second.train[:1])
     else:
         ((side, count),) = change.items()
-        made.splits[1] = replace(made.splits[1], **{side: getattr(made.splits[1], side)[:count]})
+        second = replace(second, **{side: getattr(second, side)[:count]})
+    with_splits(made, [first, second])
     fitted = []
-    monkeypatch.setattr(Trial, "run_splits", lambda *_: fitted.append(1))
+    monkeypatch.setattr(Fits, "on_splits", lambda *_: fitted.append(1))
 
     with pytest.raises(RecipeError, match=message) as refused:
         next(made.run())
@@ -663,11 +794,11 @@ def test_a_part_that_cannot_be_used_ends_before_anything_is_fitted(change, messa
 
 @pytest.mark.parametrize("name", ["scene10", "threeway10", "random10"])
 def test_a_run_has_no_more_splits_than_there_are_different_test_parts(name):
-    made = trial("ridge", n=40)
-    scenes = [replace(v, scene=str(row % 4)) for row, v in enumerate(made.table.videos)]
-    made.table.videos = tuple(scenes)
+    made = experiment("ridge", n=40)
+    scenes = [replace(v, scene=str(row % 4)) for row, v in enumerate(made.rated.table.videos)]
+    made.rated.table.videos = tuple(scenes)
     made = replace(made, protocol=Protocol(splits=name))
-    record = record_of(made, list(made.run()))
+    record = evaluate(made)
     possible = 10 if name == "random10" else 4
 
     assert len(made.splits) == len(record.head("ridge").per_split["srcc"]) == possible
@@ -679,20 +810,19 @@ def test_a_run_has_no_more_splits_than_there_are_different_test_parts(name):
 
 
 def test_a_file_of_splits_is_read_once_and_may_have_any_name(tmp_path, monkeypatch):
-    made = trial("ridge", splits="random2")
-    write_splits(tmp_path / "s.json", "random99999", made.table.videos, made.splits)
+    made = experiment("ridge", splits="random2")
+    write_splits(tmp_path / "s.json", "random99999", made.rated.table.videos, made.splits.rows)
     made = replace(made, protocol=Protocol(splits=str(tmp_path / "s.json")))
-    found = list(made.run())
-    assert made.splits_name == "random99999"
+    assert made.splits.name == "random99999"
     (tmp_path / "s.json").unlink()
 
-    assert record_of(made, found).splits.startswith("The 2 splits random99999 of s.json.")
+    assert evaluate(made).splits.startswith("The 2 splits random99999 of s.json.")
 
 
 def test_published_splits_that_repeat_are_kept_and_counted_once():
-    made = trial("ridge", splits="fastvqa60", n=10)
-    numbers = [tuple(split.test) for split in made.splits]
-    record = record_of(made, list(made.run()))
+    made = experiment("ridge", splits="fastvqa60", n=10)
+    numbers = [tuple(split.test) for split in made.splits.rows]
+    record = evaluate(made)
     values = np.array(record.head("ridge").per_split["srcc"])
     different = [number for number, test in enumerate(numbers) if test not in numbers[:number]]
 
@@ -704,28 +834,28 @@ def test_published_splits_that_repeat_are_kept_and_counted_once():
     assert statistics.confidence == confidence_of_median(values[different])
 
 
-def test_a_data_set_on_both_sides_is_not_left_out(monkeypatch):
-    made = trial("ridge", splits="random2")
-    monkeypatch.setattr(Trial, "leaves_out_sets", True)
+def test_a_data_set_on_both_sides_is_not_left_out():
+    made = experiment("ridge", splits="random2")
+    made.__dict__["splits"] = replace(made.splits, name="across")
     with pytest.raises(RecipeError, match="leave whole data sets out, and set stands on both"):
         next(made.run())
 
 
 def test_splits_and_heads_share_one_pooling(monkeypatch):
-    made = trial("ridge", "blend", splits="random2")
+    made = experiment("ridge", "blend", splits="random2")
     expected = [
         result.predicted
-        for split in enumerate(made.splits)
-        for name in made.heads
-        for result in made.run_splits(name, [split])
+        for name in ("ridge", "blend")
+        for split in enumerate(made.splits.rows)
+        for result in made.fits(made.cells).on_splits(name, [split])
     ]
     counted = []
-    mean_and_deviation = pooling._mean_and_deviation
+    mean_and_deviation = pooling.mean_and_deviation
     monkeypatch.setattr(
-        pooling, "_mean_and_deviation", lambda v: counted.append(1) or mean_and_deviation(v)
+        pooling, "mean_and_deviation", lambda v: counted.append(1) or mean_and_deviation(v)
     )
 
-    for result, same in zip(made.run(), expected, strict=True):
+    for result, same in zip(fits(made), expected, strict=True):
         assert np.array_equal(result.predicted, same)
     assert len(counted) == 40
 
@@ -782,13 +912,13 @@ def test_a_manifest_of_the_same_videos_under_another_name_finds_them(store, tmp_
     labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
     by_labels = Recipe(**{**recipe.__dict__, "videos": None, "labels": labels})
 
-    made, other = Trial.of(recipe, title="t"), Trial.of(by_labels, title="t")
-    assert [video.id for video in made.table.videos] == [video.id for video in other.table.videos]
+    made, other = Experiment.of(recipe, title="t"), Experiment.of(by_labels, title="t")
+    assert [v.id for v in made.rated.table.videos] == [v.id for v in other.rated.table.videos]
     splits = tmp_path / "splits.json"
     mine = read_videos(manifest)
     write_splits(splits, "random3", mine, named_splits("random3", mine))
     read = replace(other, protocol=Protocol(splits=str(splits)))
-    assert [s.test.tolist() for s in read.splits] == [
+    assert [s.test.tolist() for s in read.splits.rows] == [
         s.test.tolist() for s in named_splits("random3", mine)
     ]
 
@@ -801,11 +931,13 @@ def test_names_that_do_not_state_their_data_set_are_of_one_and_the_table_says_wh
         labels=labels, bank=store.path, features={"x": "x.feature"}, heads={"ridge": {}},
         protocol=Protocol(splits="random2"),
     )  # fmt: skip
-    made = Trial.of(recipe, title="t")
-    caption = str(result_table(record_of(made, list(made.run()))).caption)
+    made = Experiment.of(recipe, title="t")
+    caption = str(result_table(evaluate(made)).caption)
     assert "names do not state set; they were taken for its videos in the bank" in caption
     stating = label_file(tmp_path, [f"set/clips/v{row}.mp4" for row in range(12)])
-    assert not Trial.of(recipe.model_copy(update={"labels": stating}), title="t").taken_for
+    assert not Experiment.of(
+        recipe.model_copy(update={"labels": stating}), title="t"
+    ).rated.taken_for
 
     writer = store.writer(store.specs()[0], provenance={}, durable=False)
     feature = Feature(np.ones((1, 2), np.float32), np.zeros(1), np.zeros(1, np.int64))
@@ -813,7 +945,7 @@ def test_names_that_do_not_state_their_data_set_are_of_one_and_the_table_says_wh
     writer.commit()
     mixed = label_file(tmp_path, ["v1.mp4", "v2.mp4", "w.mp4"])
     with pytest.raises(ManifestError, match=r"labels/v1.mp4 fits set/clips.*fits other/w.mp4"):
-        Trial.of(recipe.model_copy(update={"labels": mixed}), title="t")
+        Experiment.of(recipe.model_copy(update={"labels": mixed}), title="t")
 
 
 def test_names_that_share_a_banked_video_are_refused(store, tmp_path):
@@ -836,7 +968,7 @@ def test_some_known_ids_are_no_reason_to_guess_the_others(store, tmp_path):
     )
 
     with pytest.raises(MissingFeatureError, match=r"man/v2\.mp4"):
-        Trial.of(recipe, title="t")
+        Experiment.of(recipe, title="t")
 
 
 def test_videos_that_an_import_filled_are_counted_in_every_table(tmp_path):
@@ -852,51 +984,85 @@ def test_videos_that_an_import_filled_are_counted_in_every_table(tmp_path):
         labels=labels, bank=tmp_path / "filled", features={"x": "imported.x"}, heads={"ridge": {}},
         protocol=Protocol(splits="random2"),
     )  # fmt: skip
-    made = Trial.of(recipe, title="t")
-    results = list(made.run())
-    said = "1 video of imported.x filled with means over all videos, tested ones included"
+    made = Experiment.of(recipe, title="t")
+    said = (
+        "imported.x: 1 video had values that were not finite; their import filled these with means"
+    )
 
-    record = record_of(made, results)
+    record = evaluate(made)
     for table in (to_markdown, to_latex, to_csv):
         assert said in table([record])
-    assert "imported.x: 1 video had values" in str(result_table(record).caption)
-    assert "imported.x: 1 video had values" in write_report(
-        made, results, record, tmp_path / "report"
-    ).read_text(encoding="utf-8")
+    assert said in str(result_table(record).caption)
+    assert said in write_report(record, tmp_path / "report").read_text(encoding="utf-8")
 
 
-def test_terminal_and_page_say_the_same_of_what_a_record_holds(record, tmp_path):
-    made = trial("ridge", "svr", splits="random6")
-    made_of = results_of(made, "ridge", [made.mos[split.test] for split in made.splits])
+def test_every_output_makes_the_same_notes(record, tmp_path):
+    fits = {"fits": ["line", *[""] * 5], "held_out": [2, 9, 10, 40, 40, 40]}
     odd = record.model_copy(
         update={
+            "random_weights": True,
             "seen_by_weights": ["KVQ (a.b)"],
             "weights_unknown": ["c.d"],
             "provenance_unknown": ["imported.x"],
             "taken_for": "KVQ",
             "filled": {"imported.x": 2},
             "left_out": {"imported.x": 3},
-            "heads": [record.heads[0].model_copy(update={"fits": ["line", *[""] * 5]})],
+            "heads": [without_a_correlation(record, "ridge").heads[0].model_copy(update=fits)],
         }
     )
-    page = write_report(made, made_of, odd, tmp_path).read_text(encoding="utf-8")
-    caption = str(result_table(odd).caption)
+    page = html.unescape(write_report(odd, tmp_path).read_text(encoding="utf-8"))
+    (line,) = csv.DictReader(io.StringIO(to_csv([odd])))
+    markdown = re.sub(r"\\(.)", r"\1", to_markdown([odd]))
 
-    assert len(cautions(odd)) == 7
-    for line in cautions(odd):
-        assert line in caption
-        assert escape(line, quote=True).replace("&#x27;", "&#39;") in page
-    for table in (to_markdown, to_latex, to_csv):
-        assert "3 rows of imported.x without any finite value left out" in table([odd])
-        assert "taken for videos of KVQ" in table([odd])
+    assert len(odd.cautions) == 10
+    for note in (*odd.cautions, *odd.method):
+        assert note in str(result_table(odd).caption)
+        assert note in page
+        assert note in markdown
+        assert f"% {note}\n" in to_latex([odd])
+        assert note in line["notes"]
+    assert (
+        "ridge: in 2 of 6 splits the epoch was chosen by SRCC on 2 to 9 held-out videos; on fewer "
+        "than 10 that is little better than chance."
+    ) in odd.cautions
+    assert [note for note in (*record.cautions, *record.method) if note.startswith("*")] == []
+
+
+def test_notes_of_one_run_of_several_say_whose_they_are(record):
+    other = record.model_copy(
+        update={"features": {"y": "other.y@0"}, "weights_unknown": ["other.y"]}
+    )
+    text = to_markdown([record, other])
+
+    assert "- other.y: What the weights of other.y were trained on is not known.\n" in text
+    assert f"- {record.splits}\n" in text
+
+
+def test_only_the_direction_that_weights_have_seen_is_marked(record):
+    seen = record.model_copy(
+        update={
+            "directions": [f"{n} → {n + 1}" for n in range(6)],
+            "seen_by_weights": ["KVQ (a.b)"],
+            "seen_per_split": [["KVQ (a.b)"], *[[]] * 5],
+        }
+    )
+    before = seen.model_copy(update={"seen_per_split": []})  # format 3 did not tell
+
+    marked = [row.direction for row in seen.rows if row.seen]
+    assert marked == 2 * ["0 → 1", "all"]
+    assert to_markdown([seen]).count(r" \* |") == 4
+    assert [row["seen_by_weights"] for row in csv.DictReader(io.StringIO(to_csv([seen])))] == [
+        str(row.seen) for row in seen.rows
+    ]
+    assert all(row.seen for row in before.rows)
 
 
 def test_a_heads_label_is_no_formula_in_pictures(tmp_path):
-    made = replace(trial("ridge", splits="random2"), heads={r"$\frac{$": make_head("ridge")})
-    made = replace(made, score_name=r"$\x$")
-    found = list(made.run())
+    made = experiment(splits="random2")
+    rated = replace(made.rated, score_name=r"$\x$")
+    made = replace(made, rated=rated, cells=[Cell(r"$\frac{$", make_head("ridge"), ("x",))])
 
-    write_report(made, found, record_of(made, found), tmp_path)
+    write_report(evaluate(made), tmp_path)
 
     assert (tmp_path / "result.png").stat().st_size > 1000
 
@@ -909,7 +1075,7 @@ def test_videos_and_labels_together_are_refused(store, tmp_path):
     )  # fmt: skip
 
     with pytest.raises(RecipeError, match="give one of them"):
-        Trial.of(recipe, title="t")
+        Experiment.of(recipe, title="t")
 
 
 def vqbank(*arguments):
@@ -940,7 +1106,7 @@ def test_videos_that_lack_a_feature_stop_or_are_dropped_from_splits_of_all(store
     with pytest.raises(
         MissingFeatureError, match=r"2 of 20 videos have no some.*v3\.mp4.*--missing drop"
     ):
-        Trial.of(
+        Experiment.of(
             Recipe(
                 videos=manifest, bank=store.path, features={"x": "some.feature"},
                 heads={"ridge": {}},
@@ -971,10 +1137,10 @@ def test_videos_that_lack_a_feature_stop_or_are_dropped_from_splits_of_all(store
             videos=other, bank=store.path, features={"x": "some.feature"}, missing="drop",
             heads={"ridge": {}}, protocol=Protocol(splits=scheme),
         )  # fmt: skip
-        made = Trial.of(renamed, title="t")
-        assert made.dropped == ["other/v3.mp4", "other/v7.mp4"]
-        names = [video.path.name for video in made.table.videos]
-        for split, whole in zip(made.splits, named_splits(scheme, stated), strict=True):
+        made = Experiment.of(renamed, title="t")
+        assert made.rated.dropped == ["other/v3.mp4", "other/v7.mp4"]
+        names = [video.path.name for video in made.rated.table.videos]
+        for split, whole in zip(made.splits.rows, named_splits(scheme, stated), strict=True):
             expected = [stated[row].path.name for row in whole.test if row not in (3, 7)]
             assert [names[row] for row in split.test] == expected
     labels = label_file(tmp_path, [f"v{row}.mp4" for row in range(12)])
@@ -983,7 +1149,7 @@ def test_videos_that_lack_a_feature_stop_or_are_dropped_from_splits_of_all(store
         missing="drop",
     )  # fmt: skip
     with pytest.raises(RecipeError, match="make a manifest by `vqbank labels import`"):
-        Trial.of(recipe, title="t")
+        Experiment.of(recipe, title="t")
 
 
 def test_processes_fit_what_lies_in_a_bank(store, tmp_path, monkeypatch):
@@ -992,11 +1158,11 @@ def test_processes_fit_what_lies_in_a_bank(store, tmp_path, monkeypatch):
         labels=labels, bank=store.path, features={"x": "x.feature"}, heads={"ridge": {}},
         protocol=Protocol(splits="random4"),
     )  # fmt: skip
-    made = Trial.of(recipe, title="t")
-    alone = record_of(made, list(made.run())).model_dump_json()
-    monkeypatch.setattr("vqbank.pipelines.experiments.evaluate.WORTH_WORKERS_SECONDS", 0.0)
+    made = Experiment.of(recipe, title="t")
+    alone = untimed(evaluate(made))
+    monkeypatch.setattr("vqbank.pipelines.experiments.fits.WORTH_WORKERS_SECONDS", 0.0)
 
-    assert record_of(made, list(made.run(jobs=2))).model_dump_json() == alone
+    assert untimed(evaluate(made, jobs=2)) == alone
 
 
 def test_a_recipe_says_what_the_options_say(store, tmp_path):
@@ -1013,7 +1179,8 @@ def test_a_recipe_says_what_the_options_say(store, tmp_path):
 
     (one,), (two,) = read_records(tmp_path / "one.json"), read_records(tmp_path / "two.json")
     assert isinstance(one, Record)
-    assert one.model_copy(update={"title": ""}) == two.model_copy(update={"title": ""})
+    one, two = (untimed(run.model_copy(update={"title": ""})) for run in (one, two))
+    assert one == two
     table = vqbank("results", tmp_path / "one.json", "--format", "latex").output
     assert table.startswith("\\begin{tabular}")
     compared = vqbank("compare", tmp_path / "one.json", tmp_path / "two.json").output
@@ -1057,10 +1224,10 @@ def test_the_column_of_the_scores_can_be_named(store, tmp_path):
         heads={"ridge": {}},
     )  # fmt: skip
 
-    assert Trial.of(recipe, title="t").mos.tolist()[:3] == [0, 5, 10]
+    assert Experiment.of(recipe, title="t").rated.mos.tolist()[:3] == [0, 5, 10]
     labels.write_text("id,path,mos\nset/clips/v1.mp4,v1.mp4,1\n")
     with pytest.raises(RecipeError, match="'mos_overall' is a column of a label file"):
-        Trial.of(recipe, title="t")
+        Experiment.of(recipe, title="t")
 
 
 def test_a_wrong_name_of_splits_lists_all_and_a_score_that_is_missing_is_named(store, tmp_path):
@@ -1076,14 +1243,14 @@ def test_a_wrong_name_of_splits_lists_all_and_a_score_that_is_missing_is_named(s
 
 
 def test_a_trial_by_scene_needs_scenes_also_where_that_is_the_default():
-    made = replace(trial("ridge"), protocol=Protocol())
+    made = replace(experiment("ridge"), protocol=Protocol())
 
     with pytest.raises(RecipeError, match=r"splits scene are by scene, and none of these 40"):
         made.splits  # noqa: B018
 
 
 def test_names_in_tables_are_text_in_latex_and_markdown():
-    from vqbank.pipelines.results.records import _latex, _markdown
+    from vqbank.pipelines.results.tables import _latex, _markdown
 
     name = "a|b<i>*c*\\input{x}\n%[d](e)`\x1b"
     assert _markdown(name) == r"a\|b&lt;i>\*c\*\\input{x}\\n%\[d\](e)\`\\x1b"

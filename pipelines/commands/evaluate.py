@@ -20,8 +20,8 @@ from vqbank.pipelines.commands.options import (
 from vqbank.pipelines.terminal import say, say_lines
 
 if TYPE_CHECKING:
-    from vqbank.pipelines.experiments.evaluate import SplitResult, Trial
-    from vqbank.pipelines.results.records import Record
+    from vqbank.pipelines.experiments.experiment import Experiment
+    from vqbank.pipelines.results.record import Record
 
 
 def evaluate(
@@ -73,20 +73,20 @@ def evaluate(
     )
     chosen = of_bank(asked, pairs(weights, "--weights"))
     from vqbank.pipelines.console import console  # and what takes seconds
-    from vqbank.pipelines.experiments.evaluate import all_cores
-    from vqbank.pipelines.results.records import record_of, write_record
-    from vqbank.pipelines.results.report import result_table, write_report
-    from vqbank.pipelines.runs.evaluate import trial_of
+    from vqbank.pipelines.experiments.fits import all_cores
+    from vqbank.pipelines.results.records import write_record
+    from vqbank.pipelines.results.report import write_report
+    from vqbank.pipelines.results.tables import result_table
+    from vqbank.pipelines.runs.evaluate import experiment_of
 
-    trial = trial_of(chosen, title=title_of(recipe))
-    results = show_trial(trial, jobs=all_cores() if jobs is None else jobs)
-    record = record_of(trial, results)
+    experiment = experiment_of(chosen, title=title_of(recipe))
+    record = show_experiment(experiment, jobs=all_cores() if jobs is None else jobs)
     console().print(result_table(record))
     if json_file is not None:
         write_record(record, json_file)
         say(f"record: {json_file}")
     if report is not None:
-        say(f"report: {write_report(trial, results, record, report)}")
+        say(f"report: {write_report(record, report)}")
 
 
 def results(
@@ -102,7 +102,7 @@ def results(
     ] = None,
 ) -> None:
     """Make one table of runs: best bold, second underlined, with how each number was selected."""
-    from vqbank.pipelines.results.records import FORMATS
+    from vqbank.pipelines.results.tables import FORMATS
     from vqbank.store.errors import UnknownNameError, naming, unknown_name
 
     if format not in FORMATS:
@@ -167,16 +167,17 @@ def _records(files: list[Path], heads: list[str] | None) -> "list[tuple[str, Rec
     return runs
 
 
-def show_trial(trial: "Trial", *, jobs: int = 1) -> "list[SplitResult]":
-    """Run with a progress bar; results by split, then in the order of heads.
+def show_experiment(experiment: "Experiment", *, jobs: int = 1) -> "Record":
+    """Run with a progress bar.
 
     Args:
-        trial: what is tried.
+        experiment: of one feature set.
         jobs: processes that may be started.
     """
+    from vqbank.pipelines.experiments import experiment as experiments
     from vqbank.pipelines.experiments.fitting import evaluated
-    from vqbank.pipelines.runs.evaluate import by_split
 
-    total = len(trial.splits) * len(trial.heads)
-    results = evaluated(lambda watch: trial.run(jobs=jobs, watch=watch), total=total)
-    return by_split(trial, results)
+    total = len(experiment.splits) * len(experiment.cells)
+    return evaluated(
+        lambda watch: experiments.evaluate(experiment, jobs=jobs, watch=watch), total=total
+    )

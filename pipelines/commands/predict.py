@@ -85,7 +85,7 @@ def say_agreement(predicted: "Predicted") -> None:
     Args:
         predicted: what was scored.
     """
-    from vqbank.pipelines.results.records import SHOWN, shown
+    from vqbank.pipelines.results.statistics import SHOWN, shown
 
     if found := predicted.agreement:
         numbers = (f"{metric.upper()} {shown(getattr(found, metric))}" for metric in SHOWN)
@@ -94,7 +94,7 @@ def say_agreement(predicted: "Predicted") -> None:
 
 def _text(predicted: "Predicted", format: str) -> str:
     from vqbank.pipelines.predict import score_table
-    from vqbank.pipelines.results.records import submission
+    from vqbank.pipelines.results.tables import submission
 
     if format == "csv":
         return score_table(predicted.videos, predicted.scores)

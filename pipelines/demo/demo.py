@@ -9,14 +9,15 @@ from rich.progress import Progress
 from vqbank.extractors import make_extractors
 from vqbank.pipelines.console import PlainConsole
 from vqbank.pipelines.demo.clips import make_demo_set
-from vqbank.pipelines.experiments.evaluate import SplitResult, Trial
+from vqbank.pipelines.experiments.experiment import Experiment
 from vqbank.pipelines.experiments.train import train
 from vqbank.pipelines.extraction.extract import Extraction
 from vqbank.pipelines.manifest import read_videos
 from vqbank.pipelines.predict import Scorer
 from vqbank.pipelines.recipe import read_recipe, required, shipped_recipe
-from vqbank.pipelines.results.records import record_of
-from vqbank.pipelines.results.report import result_table, write_report
+from vqbank.pipelines.results.record import Record
+from vqbank.pipelines.results.report import write_report
+from vqbank.pipelines.results.tables import result_table
 from vqbank.pipelines.sources import videos_to_score
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import BankError, naming
@@ -27,7 +28,7 @@ def run_demo(
     console: PlainConsole,
     *,
     extract: Callable[[Extraction], set[str]],
-    evaluate: Callable[[Trial], list[SplitResult]],
+    evaluate: Callable[[Experiment], Record],
 ) -> None:
     """Make clips, bank features, try heads, write a report, ship a head, score an unseen video.
 
@@ -35,7 +36,7 @@ def run_demo(
         folder: Where everything goes; what is there already is not made again.
         console: Where to say what happens.
         extract: Runs an extraction to its end and gives the ids of failed videos.
-        evaluate: Runs a trial to its end.
+        evaluate: Runs an experiment to its end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     console.print(f"1. A small data set of moving pictures, in {folder / 'set'}")
@@ -55,16 +56,14 @@ def run_demo(
         raise BankError(f"{len(failed)} demo clips cannot be read; remove {folder} and try again")
 
     console.print("3. Heads, each fitted on some scenes and tested on others")
-    trial = Trial.of(recipe, title="vqbank demo")
-    results = evaluate(trial)
-    record = record_of(trial, results)
+    record = evaluate(Experiment.of(recipe, title="vqbank demo"))
     console.print(result_table(record))
-    console.print(f"   report: {write_report(trial, results, record, folder / 'report')}")
+    console.print(f"   report: {write_report(record, folder / 'report')}")
 
     name = next(iter(recipe.heads))  # the recipe's first: choosing by test scores would be peeking
     console.print(f"4. The {name} head, fitted on all clips, scores a video of an unseen scene")
     one_head = recipe.model_copy(update={"heads": {name: recipe.heads[name]}})
-    train(Trial.of(one_head, title="vqbank demo"), folder / "head", recipe=one_head)
+    train(Experiment.of(one_head, title="vqbank demo"), folder / "head", recipe=one_head)
     scorer = Scorer(folder / "head", weights={})
     unseen = list(videos_to_score(sorted((folder / "set" / "unseen").glob("*.mp4"))))
     extract(scorer.extraction(unseen, store, device=device))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 
@@ -15,7 +15,16 @@ from vqbank.regressors.progress import Cost, Epoch, Step
 from vqbank.store.errors import RecipeError
 
 Result = TypeVar("Result")
-Telling = Callable[[Epoch | Step | Cost], None]
+
+
+class Fitted(NamedTuple):
+    """A cell of an experiment that is done with a split."""
+
+    cell: str
+    split: int
+
+
+Telling = Callable[[Epoch | Step | Cost | Fitted], None]
 """Takes what a run tells of itself while it goes on."""
 LOG_SECONDS = 60.0
 """Between lines where the error stream is no terminal, at least."""
@@ -54,7 +63,9 @@ def watched(title: str) -> Iterator[Telling]:
         shown: list[Progress] = []
         say_rarely = _now_and_then(shown_on)
 
-        def watch(epoch: Epoch | Step | Cost) -> None:
+        def watch(epoch: Epoch | Step | Cost | Fitted) -> None:
+            if isinstance(epoch, Fitted):
+                return
             if isinstance(epoch, Cost):
                 say(_text(epoch), err=True)
                 return
@@ -84,12 +95,12 @@ def watched(title: str) -> Iterator[Telling]:
         yield watch
 
 
-def evaluated(run: Callable[[Telling], Iterator[Result]], *, total: int) -> list[Result]:
-    """All that a run gives, with a line that says how far it is.
+def evaluated(run: Callable[[Telling], Result], *, total: int) -> Result:
+    """What a run gives, with a line that says how far it is.
 
     Args:
-        run: called with what shall be told of costs, steps and epochs.
-        total: results that will come.
+        run: called with what shall be told of costs, steps, epochs and fits that are done.
+        total: fits that will be done.
     """
     shown_on = console(err=True)
     progress = Progress(
@@ -101,23 +112,24 @@ def evaluated(run: Callable[[Telling], Iterator[Result]], *, total: int) -> list
         transient=True,
         disable=not shown_on.is_terminal,
     )
-    results: list[Result] = []
+    done = 0
     say_rarely = _now_and_then(shown_on)
     with stopped_by_signals(), progress:
         task = progress.add_task("evaluate", total=total, network="")
 
-        def watch(told: Epoch | Step | Cost) -> None:
+        def watch(told: Epoch | Step | Cost | Fitted) -> None:
+            nonlocal done
             if isinstance(told, Cost):
                 shown_on.print(_text(told), soft_wrap=True)
-                return
-            progress.update(task, network=_text(told))
-            say_rarely(f"evaluate: {len(results)} of {total} fits; {_text(told)}")
+            elif isinstance(told, Fitted):
+                done += 1
+                progress.update(task, advance=1, network="")
+                say_rarely(f"evaluate: {done} of {total} fits", last=done == total)
+            else:
+                progress.update(task, network=_text(told))
+                say_rarely(f"evaluate: {done} of {total} fits; {_text(told)}")
 
-        for result in run(watch):
-            results.append(result)
-            progress.update(task, advance=1, network="")
-            say_rarely(f"evaluate: {len(results)} of {total} fits", last=len(results) == total)
-    return results
+        return run(watch)
 
 
 def _text(told: Epoch | Step | Cost) -> str:
@@ -179,7 +191,7 @@ def event_files(folder: Path, watch: Telling | None) -> Iterator[Telling]:
     with ExitStack() as stack:
         writers: dict[int, SummaryWriter] = {}
 
-        def log(told: Epoch | Step | Cost) -> None:
+        def log(told: Epoch | Step | Cost | Fitted) -> None:
             if watch is not None:
                 watch(told)
             if not isinstance(told, Epoch):

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbank.pipelines.entries import with_keys
-from vqbank.pipelines.experiments.evaluate import Trial, takes_long
+from vqbank.pipelines.experiments.experiment import Experiment
+from vqbank.pipelines.experiments.fits import Cell, cost, takes_long
 from vqbank.pipelines.experiments.fitting import Telling, event_files
 from vqbank.pipelines.experiments.processes import in_workers
+from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.recipe import Recipe, required
 from vqbank.regressors import make_head
 from vqbank.regressors.base import Head
@@ -29,63 +31,63 @@ from vqbank.store.table import FeatureTable
 
 
 def train(
-    trial: Trial,
+    experiment: Experiment,
     folder: Path,
     *,
     recipe: Recipe,
     tensorboard: Path | None = None,
     watch: Telling | None = None,
 ) -> Head:
-    """Fit the trial's head on every row of its table and write the head folder.
+    """Fit the head of an experiment on every row of its table and write the head folder.
 
     A network that is interrupted leaves a checkpoint beside the folder; the same command goes on
     from there.
 
     Args:
-        trial: with one head.
+        experiment: with one cell; its splits are not made.
         folder: a new folder, or that of a head, which is replaced.
-        recipe: that the trial was made from; kept in the head's card.
+        recipe: that the experiment was made from; kept in the head's card.
         tensorboard: a folder for TensorBoard's event files, if they are wanted.
         watch: told of costs, steps and epochs as they come.
 
     Raises:
-        RecipeError: if the trial has several heads, or `tensorboard` is given for a head without
-            epochs.
+        RecipeError: if the experiment has several cells, or `tensorboard` is given for a
+            head without epochs.
         HeadError: if `folder` holds something else than a head, or the head cannot be fitted.
     """
-    if len(trial.heads) != 1:
-        raise RecipeError(f"one head is shipped, not {', '.join(trial.heads)}; choose by --head")
+    cells, rated = experiment.cells, experiment.rated
+    if len(cells) != 1:
+        names = ", ".join(cell.label for cell in cells)
+        raise RecipeError(f"one head is shipped, not {names}; choose by --head")
     check_vacant(folder)  # before fitting, which may take long
-    head = next(iter(trial.heads.values()))
+    head = cells[0].head
     if tensorboard is not None and not head.has_epochs:
         raise RecipeError(
             f"--tensorboard shows epochs, and {head.name} has none; leave the option out"
         )
     with nullcontext(watch) if tensorboard is None else event_files(tensorboard, watch) as told:
-        if takes_long(head, trial.table, len(trial.table)):
-            fitted = _fitted_apart(head, trial, told)
+        if takes_long(head, rated.table, len(rated.table)):
+            fitted = _fitted_apart(cells[0], rated, told)
         else:
             head.watch = told
             if head.has_epochs:
                 head.checkpoint = checkpoint_of(folder)
-            fitted = head.fit(trial.table, trial.mos)
+            fitted = head.fit(rated.table, rated.mos)
     seen = {
-        "videos": len(trial.table),
-        "lowest": float(trial.mos.min()),
-        "highest": float(trial.mos.max()),
+        "videos": len(rated.table),
+        "lowest": float(rated.mos.min()),
+        "highest": float(rated.mos.max()),
     }
-    _save(fitted, folder, recipe, {"score_name": trial.score_name, "trained_on": seen})
+    _save(fitted, folder, recipe, {"score_name": rated.score_name, "trained_on": seen})
     return fitted
 
 
-def _fitted_apart(head: Head, trial: Trial, watch: Telling | None) -> Head:
+def _fitted_apart(cell: Cell, rated: RatedVideos, watch: Telling | None) -> Head:
     """In a process that can be ended, after saying what it costs."""
-    if watch is not None and (
-        cost := trial.cost(next(iter(trial.heads)), np.arange(len(trial.table)), fits=1)
-    ):
-        watch(cost)
-    table = PooledTable(trial.table, pooled(trial.table))
-    (fitted,) = in_workers(_fitted, [(head, table, trial.mos)], jobs=1, watch=watch)
+    table = PooledTable(rated.table, pooled(rated.table))
+    if watch is not None and (known := cost(cell, table, rated.mos, np.arange(len(table)), fits=1)):
+        watch(known)
+    (fitted,) = in_workers(_fitted, [(cell.head, table, rated.mos)], jobs=1, watch=watch)
     return fitted
 
 

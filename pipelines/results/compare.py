@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vqbank.pipelines.results.records import LESS_IS_BETTER, METRICS, HeadRecord, Record
+from vqbank.pipelines.results.record import HeadRecord, Record
+from vqbank.pipelines.results.statistics import LESS_IS_BETTER, METRICS
 from vqbank.regressors.significance import Paired, better_by_variance, paired_test
 from vqbank.store.errors import RecipeError, unknown_name
 
@@ -64,7 +65,7 @@ def compare(
     if metric not in METRICS:
         raise RecipeError(unknown_name("metric", metric, METRICS))
     heads = [
-        (record, head, f"{head.name} on {_features(record)}" + (f", {source}" if source else ""))
+        (record, head, f"{head.name} on {record.feature_names}" + (f", {source}" if source else ""))
         for record, source in zip(records, sources or [""] * len(records), strict=True)
         for head in record.heads
     ]
@@ -81,7 +82,7 @@ def compare(
         if record.mos_sha256 != first.mos_sha256:
             raise RecipeError(
                 f"{name} was tried on other scores of the same videos than {against} "
-                f"({_scores(record)}; {_scores(first)}); their numbers cannot be compared"
+                f"({_mos_of(record)}; {_mos_of(first)}); their numbers cannot be compared"
             )
     share = float(np.mean(np.array(first.test_videos) / np.array(first.train_videos)))
     different = first.different
@@ -115,9 +116,5 @@ def _values(head: HeadRecord, metric: str) -> "np.ndarray[tuple[int], np.dtype[n
     return np.array(head.per_split[metric], np.float64)
 
 
-def _scores(record: Record) -> str:
+def _mos_of(record: Record) -> str:
     return record.mos_kind or record.labels or f"{record.score_name} of {record.title}"
-
-
-def _features(record: Record) -> str:
-    return " + ".join(key.partition("@")[0] for key in record.features.values())

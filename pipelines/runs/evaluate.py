@@ -1,6 +1,6 @@
 """Heads on splits of a bank: what is tried, and the record of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +16,15 @@ from vqbank.pipelines.runs.asked import (
 )
 
 if TYPE_CHECKING:
-    from vqbank.pipelines.experiments.evaluate import SplitResult, Trial
+    from vqbank.pipelines.experiments.experiment import Experiment
     from vqbank.pipelines.experiments.fitting import Telling
-    from vqbank.pipelines.results.records import Record
+    from vqbank.pipelines.results.record import Record
 
 NAMED = 3
 """Dropped videos that are named."""
 
 
-def trial_of(recipe: Recipe, *, title: str) -> "Trial":
+def experiment_of(recipe: Recipe, *, title: str) -> "Experiment":
     """What a recipe names, as `of_bank` gives it; tells which videos are dropped.
 
     Args:
@@ -32,24 +32,18 @@ def trial_of(recipe: Recipe, *, title: str) -> "Trial":
         title: for tables.
 
     Raises:
-        VqbankError: as `Trial.of`.
+        VqbankError: as `Experiment.of`.
     """
-    from vqbank.pipelines.experiments.evaluate import Trial
+    from vqbank.pipelines.experiments.experiment import Experiment
 
-    trial = Trial.of(recipe, title=title)
-    if dropped := trial.dropped:
+    experiment = Experiment.of(recipe, title=title)
+    if dropped := experiment.rated.dropped:
         more = ", ..." if len(dropped) > NAMED else ""
         log.info(
             "dropped %d of %d videos, which lack a feature: %s%s",
-            len(dropped), len(trial.stated), ", ".join(dropped[:NAMED]), more,
+            len(dropped), len(experiment.rated.stated), ", ".join(dropped[:NAMED]), more,
         )  # fmt: skip
-    return trial
-
-
-def by_split(trial: "Trial", results: "Sequence[SplitResult]") -> "list[SplitResult]":
-    """Results in the order of splits, then in that of heads."""
-    order = list(trial.heads)
-    return sorted(results, key=lambda result: (result.split, order.index(result.head)))
+    return experiment
 
 
 def evaluate(
@@ -91,7 +85,7 @@ def evaluate(
 
     Returns:
         The record: settings, keys, SRCC, KRCC, PLCC and RMSE (in the unit of the scores) per split
-        and over all, predictions by video id.
+        and over all, predictions per split.
 
     Raises:
         RecipeError: if something is not given, or splits cannot be made or fitted.
@@ -120,9 +114,8 @@ def evaluate(
         missing=missing,
     )
     chosen = of_bank(asked, weights)
-    from vqbank.pipelines.experiments.evaluate import all_cores
-    from vqbank.pipelines.results.records import record_of
+    from vqbank.pipelines.experiments import experiment as experiments
+    from vqbank.pipelines.experiments.fits import all_cores
 
-    trial = trial_of(chosen, title=title_of(recipe))
-    results = list(trial.run(jobs=all_cores() if jobs is None else jobs, watch=watch))
-    return record_of(trial, by_split(trial, results))
+    made = experiment_of(chosen, title=title_of(recipe))
+    return experiments.evaluate(made, jobs=all_cores() if jobs is None else jobs, watch=watch)

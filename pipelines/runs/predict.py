@@ -98,7 +98,7 @@ class PredictPlan:
         videos = [] if labels is not None else list(videos_to_score(sources))
         import platformdirs  # and what takes seconds
 
-        from vqbank.pipelines.experiments.evaluate import banked_videos
+        from vqbank.pipelines.experiments.rated import banked_videos
         from vqbank.pipelines.predict import Scorer
         from vqbank.store.bank import FeatureStore
         from vqbank.store.files import allow_open_files

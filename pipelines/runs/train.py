@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from vqbank.pipelines.log import log
 from vqbank.pipelines.recipe import Recipe
 from vqbank.pipelines.runs.asked import AskedRecipe, Entries, Names, of_bank, recipe_of, title_of
-from vqbank.pipelines.runs.evaluate import trial_of
+from vqbank.pipelines.runs.evaluate import experiment_of
 from vqbank.store.errors import RecipeError
 
 if TYPE_CHECKING:
-    from vqbank.pipelines.experiments.evaluate import Trial
+    from vqbank.pipelines.experiments.experiment import Experiment
     from vqbank.pipelines.experiments.fitting import Telling
     from vqbank.regressors.base import Head
 
@@ -26,7 +26,7 @@ class TrainPlan:
     """With keys for its features."""
     folder: Path
     """Where the head goes."""
-    trial: "Trial | None"
+    experiment: "Experiment | None"
     """What is fitted; None of published weights."""
     published: Path | None
     tensorboard: Path | None
@@ -58,8 +58,8 @@ class TrainPlan:
         chosen = of_bank(recipe, weights, scored=published is None)
         import vqbank.pipelines.experiments.train  # noqa: F401 - seconds, of which `fit` has none
 
-        trial = trial_of(chosen, title=title) if published is None else None
-        return cls(chosen, folder, trial, published, tensorboard)
+        experiment = experiment_of(chosen, title=title) if published is None else None
+        return cls(chosen, folder, experiment, published, tensorboard)
 
     @property
     def head(self) -> str:
@@ -79,18 +79,18 @@ class TrainPlan:
         """
         from vqbank.pipelines.experiments import train as shipping
 
-        if self.trial is None or self.published is not None:
+        if self.experiment is None or self.published is not None:
             assert self.published is not None, "either is there"
             return shipping.take_published(self.published, self.folder, recipe=self.recipe)
         place = shipping.checkpoint_of(self.folder)
         files = f"{escape(place.name)}*"
         left = f"{place} (remove {place.name}* to start anew)"
-        has_epochs = any(head.has_epochs for head in self.trial.heads.values())
+        has_epochs = any(cell.head.has_epochs for cell in self.experiment.cells)
         if has_epochs and any(place.parent.glob(files)):
             log.info("going on from %s", left)
         try:
             return shipping.train(
-                self.trial,
+                self.experiment,
                 self.folder,
                 recipe=self.recipe,
                 tensorboard=self.tensorboard,

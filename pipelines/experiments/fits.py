@@ -1,0 +1,266 @@
+"""Fits of cells on splits: what is fitted when and where, and what comes out of each."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from joblib import cpu_count
+from numpy.typing import NDArray
+from sklearn.base import clone
+
+from vqbank.pipelines.experiments.fitting import Telling
+from vqbank.pipelines.experiments.processes import in_workers
+from vqbank.pipelines.experiments.shared_splits import SharedSplits
+from vqbank.pipelines.splits.split import Split
+from vqbank.regressors.base import Head
+from vqbank.regressors.metrics import QualityMetrics, quality_metrics
+from vqbank.regressors.pooled_head import PooledHead
+from vqbank.regressors.pooling import PooledTable, pooled, pooled_width
+from vqbank.regressors.progress import Cost
+from vqbank.store.errors import HeadError
+from vqbank.store.table import FeatureTable
+
+WORTH_WORKERS_SECONDS = 10.0
+"""What is left of a run goes to worker processes if it takes longer: to start them takes some."""
+TOGETHER = 4
+"""Splits whose networks are trained at the same time: a number that neither cores nor processes
+change, so that results are the same; more gain little, and leave other cores without work."""
+LONG_OPERATIONS = 1e10
+"""Of a fit, which then takes a few seconds or more: it is done in a process that can be killed."""
+MEASURED_VIDEOS = 600
+"""Of the small fit by which a long one is foretold."""
+TABLE_BYTES = 2**30
+"""A table up to this size is read into memory once, for all splits of heads of whole series."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing that is tried: a head on some of the features."""
+
+    label: str
+    """Of the head, in tables; cells of one experiment have different ones."""
+    head: Head
+    """Unfitted; it is cloned, never fitted in place."""
+    roles: tuple[str, ...]
+    """Of the table, in the order of concatenation."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitResult:
+    """One cell on one split."""
+
+    cell: str
+    """Its label."""
+    split: int
+    metrics: QualityMetrics
+    """Of the test rows."""
+    selection: str
+    """By which rule the head's hyper-parameters or epoch were chosen; never on test rows."""
+    held_out: int | None
+    """On how few held-out videos an epoch was chosen; None for heads without epochs."""
+    predicted: NDArray[np.float64]
+    """Of the test rows, in their order."""
+    seconds: float
+    """What fitting and predicting took; of networks that train together, an equal share."""
+
+
+Task = tuple[str, Sequence[tuple[int, Split]]]
+"""A cell's label, and the splits that it is tried on with their numbers."""
+
+
+@dataclass(frozen=True)
+class Fits:
+    """All fits of some cells on shared splits; goes to other processes as it is."""
+
+    table: FeatureTable
+    mos: NDArray[np.float64]
+    """[n], on the data set's own scale."""
+    cells: Mapping[str, Cell]
+    """By label."""
+    splits: SharedSplits
+
+    def run(self, *, jobs: int = 1, watch: Telling | None = None) -> Iterator[SplitResult]:
+        """Every cell on every split, all splits of a cell one after the other.
+
+        Args:
+            jobs: processes.  They start only if, by the time of the last fit, what is left takes
+                longer than starting them, but at once for networks too large for a stack, and
+                for fits that take long, because a process can be ended; results are the same.
+            watch: told what fits that take long will cost, before the first of them, and of their
+                steps and the epochs of networks as they come, if in processes by a thread.
+
+        Raises:
+            HeadError: if a head cannot be fitted on a split.
+        """
+        ready = self._ready
+        splits = list(enumerate(self.splits.rows))
+        stacks, large, long, alone = ready._kinds
+        if watch is not None:
+            rows = self.splits.rows[0].train
+            for label in long:
+                cell, table = self.cells[label], ready.table_of(label)
+                known = cost(cell, table, self.mos, rows, fits=len(splits), jobs=jobs)
+                if known is not None:
+                    watch(known)
+        yield from ready._in_turn([(c, [one]) for c in alone for one in splits], jobs, watch)
+        yield from ready._in_processes([(c, [one]) for c in long for one in splits], jobs, watch)
+        some = [splits[at : at + TOGETHER] for at in range(0, len(splits), TOGETHER)]
+        yield from ready._in_turn([(c, few) for c in stacks for few in some], jobs, watch)
+        # Networks that start processes by themselves, which share the features.
+        for label in large:
+            for at in range(0, len(splits), jobs):
+                yield from ready.on_splits(label, splits[at : at + jobs], watch, jobs=jobs)
+
+    @property
+    def _ready(self) -> "Fits":
+        """With features pooled or in memory, once for all fits."""
+        kinds = [isinstance(cell.head, PooledHead) for cell in self.cells.values()]
+        table = self.table if all(kinds) else self.table.in_memory(budget_bytes=TABLE_BYTES)
+        if any(kinds):
+            table = PooledTable(table, pooled(table))
+        return Fits(table, self.mos, self.cells, self.splits)
+
+    @property
+    def _kinds(self) -> tuple[list[str], list[str], list[str], list[str]]:
+        """Labels of networks that stack, of others, of fits that take long, and of all others."""
+        most = max(len(split.train) for split in self.splits.rows)
+        kinds: tuple[list[str], list[str], list[str], list[str]] = ([], [], [], [])
+        for label, cell in self.cells.items():
+            head, table = cell.head, self.table_of(label)
+            if head.trains_together(table):
+                kinds[0].append(label)
+            elif head.shares(table):
+                kinds[1].append(label)
+            elif takes_long(head, table, most):
+                kinds[2].append(label)
+            else:
+                kinds[3].append(label)
+        return kinds
+
+    def table_of(self, label: str) -> FeatureTable:
+        """The features of a cell."""
+        roles = self.cells[label].roles
+        return self.table if roles == self.table.roles else self.table.select(roles)
+
+    def _in_turn(
+        self, tasks: Sequence[Task], jobs: int, watch: Telling | None
+    ) -> Iterator[SplitResult]:
+        """One after the other, or in processes where that is worth it."""
+        took = 0.0
+        for number, task in enumerate(tasks):
+            if jobs > 1 and number and took * (len(tasks) - number) > WORTH_WORKERS_SECONDS:
+                yield from self._in_processes(tasks[number:], jobs, watch)
+                return
+            started = time.monotonic()
+            results = self.on_splits(*task, watch)
+            took = time.monotonic() - started
+            yield from results
+
+    def _in_processes(
+        self, tasks: Sequence[Task], jobs: int, watch: Telling | None
+    ) -> Iterator[SplitResult]:
+        for results in in_workers(self.on_splits, tasks, jobs=jobs, watch=watch):
+            yield from results
+
+    def on_splits(
+        self,
+        label: str,
+        splits: Sequence[tuple[int, Split]],
+        watch: Telling | None = None,
+        *,
+        jobs: int = 1,
+    ) -> list[SplitResult]:
+        """One cell on some splits with their numbers, at the same time where it can be.
+
+        Args:
+            label: of the cell.
+            splits: with their numbers.
+            watch: told of every epoch of a network, and every step of another fit.
+            jobs: processes that a network may start.
+        """
+        started = time.monotonic()
+        table = self.table_of(label)
+        mos = self.splits.training_mos(self.mos, [split for _, split in splits])
+        heads = [clone(self.cells[label].head) for _ in splits]
+        for head in heads:
+            head.watch, head.processes = watch, jobs
+        fitted = type(heads[0]).fit_many(
+            heads,
+            table,
+            mos,
+            [split.train for _, split in splits],
+            [split.validation for _, split in splits],
+        )
+        predictions = [
+            head.predict(table.subset(split.test))
+            for head, (_, split) in zip(fitted, splits, strict=True)
+        ]
+        share = (time.monotonic() - started) / len(splits)
+        return [
+            SplitResult(
+                cell=label,
+                split=number,
+                metrics=quality_metrics(self.mos[split.test], predicted),
+                selection=head.selection_,
+                held_out=_held_out(head),
+                predicted=predicted,
+                seconds=share,
+            )
+            for (number, split), head, predicted in zip(splits, fitted, predictions, strict=True)
+        ]
+
+
+def _held_out(head: Head) -> int | None:
+    """On how few videos a fitted head chose an epoch."""
+    counts: list[int] = head.record_.get("split", {}).get("held_out_videos", [])
+    return min(counts, default=None)
+
+
+def cost(
+    cell: Cell,
+    table: FeatureTable,
+    mos: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    *,
+    fits: int,
+    jobs: int = 1,
+) -> Cost | None:
+    """What fits of a cell on such rows will take, by one on a few of them.
+
+    Args:
+        cell: of a head on pooled features.
+        table: of its features.
+        mos: [n].
+        rows: of the table, of one fit.
+        fits: how many there will be.
+        jobs: how many at the same time.
+
+    Returns:
+        None where the few rows cannot be fitted: they share a score, or have too few scenes.
+    """
+    some = np.sort(np.random.default_rng(0).permutation(rows)[:MEASURED_VIDEOS])
+    if not isinstance(cell.head, PooledHead) or len(np.unique(mos[some])) < 2:
+        return None
+    few, width = table.subset(some), pooled_width(table.specs.values())
+    small = cell.head.small(len(rows))
+    started = time.monotonic()
+    try:
+        small.fit(few, mos[some])
+    except HeadError:  # all rows may have scenes enough; if not, their own fit says so
+        return None
+    took = time.monotonic() - started
+    seconds = took * cell.head.operations(len(rows), width) / small.operations(len(some), width)
+    return Cost(cell.label, len(rows), seconds, fits, seconds * math.ceil(fits / jobs))
+
+
+def takes_long(head: Head, table: FeatureTable, videos: int) -> bool:
+    """Whether one fit on so many videos takes so long that Ctrl-C could not wait for it."""
+    width = pooled_width(table.specs.values())
+    return isinstance(head, PooledHead) and head.operations(videos, width) > LONG_OPERATIONS
+
+
+def all_cores() -> int:
+    """How many processes this machine, or its batch system, has room for."""
+    return int(cpu_count())

@@ -1,0 +1,274 @@
+"""Tables made of records alone: for the terminal, Markdown, LaTeX and CSV; submissions."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vqbank.pipelines.results.record import Record, Row
+from vqbank.pipelines.results.statistics import LESS_IS_BETTER, METRICS, NO_INTERVAL, SHOWN, shown
+from vqbank.pipelines.terminal import plain
+from vqbank.store.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SPREAD = ("srcc", "plcc")
+"""Metrics whose deviation stands in Markdown and LaTeX beside the median."""
+COLUMNS = {"plcc_raw": "plcc_without_mapping", "plcc_extremes": "plcc_of_worst_and_best_fifth"}
+"""What CSV calls metrics whose names of a record do not say what they are."""
+
+
+def result_table(record: Record) -> "Table":
+    """The table for a terminal."""
+    from rich.table import Table
+
+    from vqbank.pipelines.console import styled
+
+    title = f"{record.title}: median (standard deviation) over test parts"
+    caption = [
+        *record.cautions,
+        *record.method,
+        f"95 %: of the median, by bootstrap over splits; - of {NO_INTERVAL}.",
+    ]
+    table = Table(title=styled(title), caption=styled(*caption))
+    table.add_column("head")
+    for metric in SHOWN:
+        table.add_column(metric.upper(), justify="right")
+    table.add_column("SRCC, 95 %", justify="right")
+    table.add_column("splits", justify="right")
+    for row in record.rows:
+        both = (row.statistics[metric] for metric in SHOWN)
+        cells = [f"{shown(own.median)} ({shown(own.std)})" for own in both]
+        table.add_row(row.label, *cells, row.interval("srcc"), row.splits_text)
+    return table
+
+
+def to_csv(records: Sequence[Record]) -> str:
+    """Every statistic of every row, one line each.
+
+    `low` and `high` are the ends of the median's 95 % bootstrap interval.
+    """
+    text = io.StringIO(newline="")
+    lines = csv.writer(text, lineterminator="\n")
+    statistics = ("median", "mean", "std")
+    lines.writerow(
+        ["title", "features", "head", "direction", "splits", "videos"]
+        + [f"{COLUMNS.get(m, m)}_{s}" for m in METRICS for s in (*statistics, "low", "high")]
+        + ["split_count", "undefined", "seen_by_weights", "notes", "selection"]
+    )
+    for record, row in _rows(records):
+        numbers = [
+            f"{number:.6f}"
+            for own in (row.statistics[metric] for metric in METRICS)
+            for number in (*(getattr(own, name) for name in statistics), *own.confidence)
+        ]
+        own = [record.title, "+".join(record.features.values()), row.head.name, row.direction]
+        counts = [record.splits_name, record.videos]
+        notes = " ".join([*record.cautions, *record.method])
+        end = [row.splits, row.undefined, row.seen, notes, row.head.rule]
+        lines.writerow([*own, *counts, *numbers, *end])
+    return text.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a language of texts has its tables."""
+
+    escape: Callable[[str], str]
+    row: Callable[[Sequence[str]], str]
+    rule: str
+    note: str
+    """What stands before each line below the table."""
+    best: str
+    second: str
+    up: str
+    down: str
+    plus_minus: str
+
+
+def to_markdown(records: Sequence[Record]) -> str:
+    """Medians and deviations; the best of equal splits is bold, the second underlined."""
+    form = Form(
+        escape=_markdown,
+        row=lambda cells: f"| {' | '.join(cells)} |",
+        rule=f"|{' --- |' * (2 + len(SHOWN))}",
+        note="- ",
+        best="**{}**",
+        second="<u>{}</u>",
+        up="↑",
+        down="↓",
+        plus_minus="±",
+    )
+    return "\n".join([*_table(records, form), "", *_notes(records, form)]) + "\n"
+
+
+def to_latex(records: Sequence[Record]) -> str:
+    """A `tabular` for booktabs; the best of equal splits is bold, the second underlined."""
+    form = Form(
+        escape=_latex,
+        row=lambda cells: f"{' & '.join(cells)} \\\\",
+        rule="\\midrule",
+        note="% ",
+        best="\\textbf{{{}}}",
+        second="\\underline{{{}}}",
+        up="$\\uparrow$",
+        down="$\\downarrow$",
+        plus_minus="$\\pm$",
+    )
+    start = [f"\\begin{{tabular}}{{ll{'c' * len(SHOWN)}}}", "\\toprule"]
+    end = ["\\bottomrule", "\\end{tabular}"]
+    return "\n".join([*start, *_table(records, form), *end, *_notes(records, form)]) + "\n"
+
+
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "^": "\\textasciicircum{}",
+    "~": "\\textasciitilde{}",
+    "→": "$\\rightarrow$",
+}
+_MARKDOWN = {character: f"\\{character}" for character in "\\`*[]|"} | {"<": "&lt;", "&": "&amp;"}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in plain(text))
+
+
+def _markdown(text: str) -> str:
+    return "".join(_MARKDOWN.get(character, character) for character in plain(text))
+
+
+def _rows(records: Sequence[Record]) -> list[tuple[Record, Row]]:
+    return [(record, row) for record in records for row in record.rows]
+
+
+def _table(records: Sequence[Record], form: Form) -> list[str]:
+    """Header, rule, and a line for every row."""
+    arrows = {metric: form.down if metric in LESS_IS_BETTER else form.up for metric in SHOWN}
+    header = ["features", "head", *(f"{metric.upper()} {arrows[metric]}" for metric in SHOWN)]
+    lines = [form.row(header), form.rule]
+    rows = _rows(records)
+    places = _places(rows)
+    for number, (record, row) in enumerate(rows):
+        cells = [form.escape(record.feature_names), form.escape(row.label)]
+        for metric in SHOWN:
+            text = shown(row.statistics[metric].median)
+            place = places[metric].get(number)
+            if place is not None:
+                text = (form.best, form.second)[place].format(text)
+            if metric in SPREAD:
+                text += f" {form.plus_minus} {shown(row.statistics[metric].std)}"
+            cells.append(text)
+        lines.append(form.row(cells))
+    return lines
+
+
+def _notes(records: Sequence[Record], form: Form) -> list[str]:
+    """What all outputs say of their numbers; each says whose it is where records differ in it."""
+    said: dict[str, list[Record]] = {}
+    for record in records:
+        for note in (*record.cautions, *_undefined(record), *record.method, *_intervals(record)):
+            said.setdefault(note, []).append(record)
+    lines = ["Medians and standard deviations over test parts."]
+    for note, of in said.items():
+        names = dict.fromkeys(record.feature_names for record in of)
+        whose = "" if len(of) == len(records) else f"{', '.join(names)}: "
+        lines.append(whose + note)
+    # A line of LaTeX is a comment, in which nothing is read but its end.
+    escape = plain if form.note == "% " else form.escape
+    return [f"{form.note}{escape(line)}" for line in lines]
+
+
+def _undefined(record: Record) -> list[str]:
+    splits = len(record.test_videos)
+    return [
+        f"{head.name}: {head.undefined} of {splits} splits undefined."
+        for head in record.heads
+        if head.undefined
+    ]
+
+
+def _intervals(record: Record) -> list[str]:
+    """The median's interval of every head, of the metrics that have a deviation, too."""
+    lines = []
+    for row in record.rows:
+        if row.direction not in ("", "all"):
+            continue
+        intervals = [f"{metric.upper()} {row.interval(metric)}" for metric in SPREAD]
+        known = not all(interval.endswith(" -") for interval in intervals)
+        lines.append(
+            f"{row.head.name}: 95 % bootstrap interval of the median: {', '.join(intervals)}."
+            if known
+            else f"{row.head.name}: no interval of the median: {NO_INTERVAL}."
+        )
+    return lines
+
+
+def _places(rows: Sequence[tuple[Record, Row]]) -> dict[str, dict[int, int]]:
+    """By metric, which rows are best (0) and second (1) among equal splits, scores and directions.
+
+    A second only of three rows or more: of two it would be the worst.
+    """
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for number, (record, row) in enumerate(rows):
+        same = record.splits_sha256, record.mos_sha256, row.direction
+        groups.setdefault(same, []).append(number)
+    places: dict[str, dict[int, int]] = {metric: {} for metric in SHOWN}
+    for metric in SHOWN:
+        sign = 1 if metric in LESS_IS_BETTER else -1
+        for numbers in groups.values():
+            # As they are printed: what looks equal is marked equal.
+            medians = {n: round(sign * rows[n][1].statistics[metric].median, 4) for n in numbers}
+            finite = [median for median in medians.values() if math.isfinite(median)]
+            order = sorted(set(finite))
+            marked = 0 if len(numbers) < 2 else 1 if len(finite) < 3 else 2
+            for n, median in medians.items():
+                if median in order[:marked]:
+                    places[metric][n] = order.index(median)
+    return places
+
+
+def to_ntire(records: Sequence[Record]) -> str:
+    """The form in which the NTIRE challenges take predictions, of videos that splits tested.
+
+    Each has the mean over the splits that test it.  Videos without a score are in no test part:
+    for these, `vqbank predict -o` writes the same form with a head that was trained on all others.
+
+    Raises:
+        RecipeError: if the records hold more than one head, of which one has to be chosen.
+    """
+    heads = [(record, head) for record in records for head in record.heads]
+    if len(heads) != 1:
+        names = ", ".join(head.name for _, head in heads)
+        raise RecipeError(f"a submission holds one head, not {names}; choose by --head")
+    ((record, head),) = heads
+    return submission(record.predictions_of(head))
+
+
+def submission(scores: Mapping[str, float]) -> str:
+    """`filename,score` of predictions by video id, the file's name without folders.
+
+    Raises:
+        RecipeError: if two videos have the same file name.
+    """
+    names = [video_id.rpartition("/")[2] for video_id in scores]
+    if len(set(names)) < len(names):
+        raise RecipeError("two videos have the same file name; a submission cannot tell them apart")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["filename", "score"])
+    writer.writerows(
+        [name, f"{score:.6f}"] for name, score in zip(names, scores.values(), strict=True)
+    )
+    return text.getvalue()
+
+
+FORMATS: Mapping[str, Callable[[Sequence[Record]], str]] = {
+    "csv": to_csv,
+    "markdown": to_markdown,
+    "latex": to_latex,
+    "ntire": to_ntire,
+}
+"""How records are written, by name."""
