@@ -37,11 +37,11 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     """
 
     name: ClassVar[str]
-    """As in HEADS."""
+    """The name of the head in HEADS."""
     min_videos: ClassVar[int]
     """Fewest videos that can be fitted."""
     suffix: ClassVar[str]
-    """Of the model file."""
+    """The ending of the model file's name."""
     paper: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Parameters with which the head is that of its paper, where these are not the defaults."""
 

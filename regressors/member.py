@@ -31,15 +31,17 @@ class Plan:
     batch_size: int
     """Videos per step at least, or all where they are fewer; at least 2."""
     learning_rate: float
-    """Of AdamW."""
+    """The learning rate of AdamW in the first epochs."""
     weight_decay: float
+    """The weight decay of AdamW."""
     decay_epochs: int
     """Epochs after which the learning rate is multiplied by `decay`, again and again."""
     decay: float
+    """What the learning rate is multiplied by after every `decay_epochs`."""
     standardise: bool
     """Values of a row by their mean and deviation over the rows that are fitted."""
     threads: int
-    """Of PyTorch.  Another number gives other last bits."""
+    """Threads of PyTorch.  Another number gives other last bits."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Method:
     network: Callable[[torch.Generator], nn.Module]
     """Makes a module that maps a PaddedBatch to scores [b], its start drawn from the generator."""
     loss: Callable[[Tensor, Tensor], Tensor]
-    """Of scores [b] and targets [b]."""
+    """Gives the loss of scores [b] and targets [b]."""
     plan: Plan
     identity: Mapping[str, Any]
     """All else that makes a training this one and no other, as JSON values."""
@@ -65,19 +67,19 @@ class Fold(NamedTuple):
     targets: Tensor
     """[n] float32, of every row of the table: what the loss compares with."""
     seed: int
-    """Of its start, its batches and its noise."""
+    """Draws the start of the network, its batches and its noise."""
 
 
 class Trained(NamedTuple):
     """What a fold came to."""
 
     state: dict[str, Tensor]
-    """Of the network after its best epoch."""
+    """The parameters of the network after its best epoch."""
     scaling: Scaling | None
     epoch: int
     """The best one, from 1."""
     srcc: float
-    """Of the best epoch, on the held-out rows."""
+    """SRCC of the best epoch, on the held-out rows."""
 
 
 class Member:

@@ -258,7 +258,7 @@ def test_a_table_from_random_weights_says_so(project, tmp_path):
     bank = tmp_path / "bank"
     extract = vqbank(
         "extract", "--videos", project / "set.csv", "--bank", bank,
-        "--extractor", "clip", "--weights", "clip=random",
+        "--extractor", "clip", "--weights", "clip=random-tiny",
     )  # fmt: skip
     assert extract.returncode == 0, extract.stderr
     options = ("--videos", project / "set.csv", "--bank", bank)
