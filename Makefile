@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test check fix golden soak mutants benchmark clean
+.PHONY: help install demo test check fix docs golden soak mutants benchmark clean
 help:  ## print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
@@ -28,6 +28,9 @@ check: install  ## what CI runs: formatter, linter, import contracts, types, tes
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(MAKE) test
+
+docs: install  ## build the pages of docs/ into build/docs
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 
 golden: install  ## compare every network and rule with what official code computes
 	$(BIN)/python -m pytest -m golden

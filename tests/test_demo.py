@@ -1,16 +1,28 @@
-"""The whole main job, on fewer degradations than `make demo` has."""
+"""The whole main job, on fewer degradations than `make demo` has, and the documentation on it."""
 
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
 import numpy as np
 import pytest
 import torch
+import typer
 from rich.console import Console
 
+from vqbank.pipelines.commands.cli import app, main
 from vqbank.pipelines.demo import clips as demo_clips
 from vqbank.pipelines.demo import demo
 from vqbank.pipelines.experiments import experiment
 from vqbank.pipelines.manifest import read_videos
 from vqbank.pipelines.predict import Scorer
 from vqbank.store.bank import FeatureStore
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +76,73 @@ def test_the_demos_head_scores_two_real_videos(ran, shared_data, tmp_path):
     assert not any(outcome.failures for outcome in outcomes)
     assert scores.shape == (2,)
     assert np.isfinite(scores).all()
+
+
+# The pages of documentation, on the demo's set.
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page):
+    """The shell commands of a page: (what follows `sh` in the fence, the lines)."""
+    for told, text in re.findall(r"^```sh *(.*)\n([\s\S]*?)^```$", page.read_text(), re.MULTILINE):
+        yield told, text.splitlines()
+
+
+def parsed(line):
+    """Whether the command line knows every command and option of a line."""
+    arguments = shlex.split(line, comments=True)[1:]
+    command = typer.main.get_command(app)
+    context = click.Context(command)
+    while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
+        _, command, arguments = command.resolve_command(context, arguments)
+        context = click.Context(command, parent=context)
+    command.make_parser(context).parse_args(list(arguments))
+
+
+def run(line, folder):
+    """The exit code and output of one line, of which `vqbank` runs in this process."""
+    if not line.startswith("vqbank "):
+        done = subprocess.run(
+            ["bash", "-ec", line], cwd=folder, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+    told = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", shlex.split(line, comments=True))
+        patch.setattr(sys, "stdout", told)
+        patch.setattr(sys, "stderr", told)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return ended.value.code or 0, told.getvalue()
+
+
+def commands(lines):
+    """Lines, those of a here-document with the line that begins it."""
+    lines = iter(lines)
+    for line in lines:
+        if "<<'END'" in line:
+            line = "\n".join([line, *iter(lambda: next(lines), "END"), "END"])
+        yield line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_does_what_the_page_says(page, ran, tmp_path, monkeypatch):
+    monkeypatch.setenv("VQBANK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("VQBANK_WEIGHTS", str(tmp_path))
+    (tmp_path / "demo").symlink_to(ran[0])
+    for told, lines in blocks(page):
+        for line in commands(lines):
+            if told == "elsewhere":
+                parsed(line)
+                continue
+            code, output = run(line, tmp_path)
+            expected = int(told.removeprefix("exit=") or 0) if line.startswith("vqbank ") else 0
+            assert code == expected, f"{line}\n{output}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_in_a_sentence_exists(page):
+    for line in re.findall(r"`(vqbank [a-z][^`]*)`", page.read_text()):
+        parsed(line)

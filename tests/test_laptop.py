@@ -1,7 +1,7 @@
 """From the GPU node to the laptop: copied key folders of a bank are all that heads need.
 
 The laptop is a process in which nothing of extraction can be imported and no socket opened; by
-`make soak` it is also a second environment with the base install alone.
+`make soak` it is also an environment that has the base wheel alone.
 """
 
 import csv
@@ -126,18 +126,83 @@ def test_a_head_is_trained_evaluated_and_reported_from_copied_folders_alone(lapt
     works_on_a_laptop(laptop, [sys.executable, "-c", LAPTOP, ",".join(sorted(absent)), *COMMANDS])
 
 
-@pytest.mark.soak
-def test_the_base_install_is_enough(laptop, tmp_path):
-    environment = tmp_path / "environment"
-    python = environment / "bin" / "python"
-    for command in (
-        [sys.executable, "-m", "venv", environment],
-        [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", ROOT],
-    ):
-        subprocess.run(command, check=True, cwd=tmp_path)
-    for module in ("open_clip", "timm", "torchvision", "av"):
-        found = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False)
-        assert found.returncode != 0
+UV = Path(sys.executable).with_name("uv")
+ROOMS = ("store", "extractors", "regressors", "pipelines")
 
-    vqbank = environment / "bin" / "vqbank"
-    works_on_a_laptop(laptop, *([vqbank, *line.split()] for line in COMMANDS))
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from a copy of the repository, as what lies in `build/` would go into it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("vqbank", *ROOMS):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / "tree" / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "tree")
+    subprocess.run([UV, "build", "--quiet", "--wheel", "-o", folder, folder / "tree"], check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def installed(wheel, folder, extras=""):
+    """The `bin` of a fresh environment that has the wheel alone."""
+    environment = folder / "environment"
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, environment], check=True)
+    subprocess.run(
+        [
+            UV, "pip", "install", "--quiet", "--python", environment / "bin" / "python",
+            "--constraint", ROOT / "constraints.txt", f"vqbank{extras} @ {wheel.as_uri()}",
+        ],
+        check=True,
+    )  # fmt: skip
+    return environment / "bin"
+
+
+@pytest.mark.soak
+def test_the_base_wheel_is_enough_for_heads(laptop, wheel, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    programs = installed(wheel, tmp_path)
+    for module in ("open_clip", "timm", "torchvision", "av", *ROOMS):
+        found = subprocess.run(
+            [programs / "python", "-P", "-c", f"import {module}"], capture_output=True, check=False
+        )
+        assert found.returncode != 0, module
+
+    works_on_a_laptop(laptop, *([programs / "vqbank", *line.split()] for line in COMMANDS))
+
+
+@pytest.mark.soak
+def test_the_wheel_with_extract_does_the_demo_beside_folders_of_the_same_names(
+    wheel, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    programs = installed(wheel, tmp_path, "[extract]")
+    beside = tmp_path / "paper"
+    for name in ROOMS:
+        (beside / name).mkdir(parents=True)
+        (beside / name / "__init__.py").write_text("raise ImportError('somebody else's')\n")
+    (beside / "script.py").write_text("import vqbank.pipelines.commands.cli as c; c.main()\n")
+
+    subprocess.run([programs / "vqbank", "demo", "demo"], cwd=beside, check=True)
+    listed = subprocess.run(
+        [programs / "python", "script.py", "ls", "demo/bank"],
+        cwd=beside, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "nss.brisque" in listed.stdout
+    assert (beside / "demo" / "report" / "report.html").exists()
+
+
+def test_folders_of_the_same_names_beside_a_script_do_not_disturb_it(tmp_path):
+    for name in ROOMS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('somebody else's')\n")
+    (tmp_path / "script.py").write_text(
+        "from vqbank.pipelines import recipe\nfrom vqbank.extractors import EXTRACTORS\n"
+        "print(recipe.shipped_recipe('demo')[:1], len(EXTRACTORS))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#")
