@@ -1,6 +1,7 @@
 """Sphinx: the pages of this folder, by `make docs`."""
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ exclude_patterns = ["decisions"]
 html_theme = "furo"
 html_title = "vqbank"
 autodoc_typehints = "description"
+napoleon_use_rtype = False
 nitpicky = False
 
 
@@ -47,7 +49,19 @@ class Tree(SphinxDirective):
         return [listed]
 
 
+def as_restructured(
+    app: Sphinx, what: str, name: str, of: Any, options: Any, lines: list[str]
+) -> None:
+    """Docstrings are plain text with code in backticks: `[t, *shape]` holds no emphasis."""
+    for at, line in enumerate(lines):
+        code = re.split("`([^`]+)`", line)
+        code[0::2] = [words.replace("*", r"\*") for words in code[0::2]]
+        code[1::2] = [f"``{words}``\\ " for words in code[1::2]]
+        lines[at] = "".join(code)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Tell Sphinx of the directive."""
+    """Tell Sphinx of both."""
     app.add_directive("tree", Tree)
+    app.connect("autodoc-process-docstring", as_restructured, priority=100)
     return {"parallel_read_safe": True}

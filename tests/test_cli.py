@@ -398,13 +398,15 @@ def test_shipped_recipes_are_listed_and_printed():
     assert "unknown recipe 'rq'" in vqbank("recipe", "rq").stderr
 
 
-def test_every_command_stands_in_the_readme():
+def test_every_command_stands_in_the_documentation():
     commands = re.findall(r"^  (\w+) ", vqbank("--help").stdout.split("Commands:")[1], re.MULTILINE)
-    readme = (ROOT / "README.md").read_text()
+    pages = "".join(
+        page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    )
 
     assert {"demo", "extract", "evaluate", "train", "predict", "ls", "show"} <= set(commands)
     for command in commands:
-        assert f"vqbank {command}" in readme
+        assert f"vqbank {command}" in pages, command
 
 
 def test_every_extractor_and_head_stands_in_the_readme():
