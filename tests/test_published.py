@@ -19,7 +19,7 @@ from vqbank.pipelines.manifest import write_manifest
 from vqbank.pipelines.recipe import Protocol, Recipe
 from vqbank.pipelines.results.tables import result_table, to_csv, to_latex, to_markdown
 from vqbank.store.bank import FeatureStore
-from vqbank.store.errors import BankError, InvalidFeatureError, VqbankError
+from vqbank.store.errors import BankError, InvalidFeatureError, MissingFeatureError, VqbankError
 from vqbank.store.exchange.feats_mat import import_feats_mat
 from vqbank.store.exchange.incoming import refuse_pickle
 from vqbank.store.exchange.numbered_npy import import_numbered_npy, import_per_second_npy
@@ -120,6 +120,7 @@ def test_rows_without_values_stop_an_import_or_are_left_out_or_means(tmp_path, s
 
 
 def test_rows_that_an_import_left_out_are_counted_in_every_table(tmp_path):
+    """And whoever names the videos by the label file is told how to go on without these."""
     labels = CASES / "labels_for_feats.csv"
     run = CliRunner().invoke(
         app,
@@ -127,6 +128,11 @@ def test_rows_that_an_import_left_out_are_counted_in_every_table(tmp_path):
          "--bank", str(tmp_path / "bank"), "--name", "x", "--rows-without-values", "drop"],
     )  # fmt: skip
     assert run.exit_code == 0, run.exception
+    by_labels = Recipe(labels=labels, bank=tmp_path / "bank", features={"x": "imported.x"},
+                       heads={"ridge": {}})  # fmt: skip
+    way = r"`vqbank labels import`, and give it by --videos, with --missing drop"
+    with pytest.raises(MissingFeatureError, match=f"1 of the 12 videos of .*{way}"):
+        Experiment.of(by_labels, title="t")
     manifest = tmp_path / "labels_for_feats.csv"
     videos = videos_of(read_labels(labels).rows, "labels_for_feats")
     write_manifest(manifest, videos)

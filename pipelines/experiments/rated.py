@@ -107,7 +107,13 @@ def _named(
     if recipe.labels is not None and not is_manifest(source):
         labels = read_labels(source, score=recipe.score)
         stated = videos_of(labels.rows, labels.path.stem)
-        return labels, stated, banked_videos(labels, store, specs)
+        try:
+            return labels, stated, banked_videos(labels, store, specs)
+        except MissingFeatureError as error:
+            raise MissingFeatureError(
+                f"{error}; to leave such videos out, make a manifest by `vqbank labels import`, "
+                "and give it by --videos, with --missing drop"
+            ) from error
     if recipe.score is not None:
         raise RecipeError(
             f"score {recipe.score!r} is a column of a label file, and {source} is none: a "
@@ -125,8 +131,8 @@ def _with_all_features(
         return np.ones(len(videos), bool)
     if recipe.labels is not None and not is_manifest(recipe.labels):
         raise RecipeError(
-            "videos of a label file are not dropped, as lines may be wrong: make a "
-            "manifest by `vqbank labels import`"
+            "videos of a label file are not dropped, as lines may be wrong: make a manifest by "
+            "`vqbank labels import`, and give it by --videos, with --missing drop"
         )
     found = [store.find(spec, [video.id for video in videos]) for spec in specs]
     return np.array([None not in own for own in zip(*found, strict=True)])

@@ -40,8 +40,12 @@ def to_json(record: Record) -> str:
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Write one JSON document; a `.jsonl` file gets one more line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write one JSON document; a `.jsonl` file gets one more line.
+
+    Args:
+        record: of a run.
+        path: in a folder that is there.
+    """
     with naming(path), path.open("a" if path.suffix == ".jsonl" else "w", encoding="utf-8") as file:
         file.write(to_json(record))
 
