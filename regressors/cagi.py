@@ -7,7 +7,7 @@ option, and its default is said to be assumed.
 Shape letters: b videos of a batch, t rows of the longest of them, d = `width`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
@@ -167,17 +167,19 @@ class Cagi(SequenceHead):
         return table if self.roles is None else table.select(self.roles)
 
     def _series(self, table: FeatureTable) -> Series:
-        if not self.wiring.startswith("concat") and (
-            len(table.roles) != 2 or QUALITY not in table.roles
-        ):
-            raise HeadError(
-                f"{self.name}: the wiring {self.wiring!r} takes two roles, {QUALITY!r} and another "
-                f"such as 'semantic' or 'motion'; got {', '.join(table.roles)}; name them in "
-                "`features`, or choose two by `roles`"
-            )
+        self._check_roles(table.roles)
         return super()._series(table)
 
+    def _check_roles(self, roles: Collection[str]) -> None:
+        if not self.wiring.startswith("concat") and (len(roles) != 2 or QUALITY not in roles):
+            raise HeadError(
+                f"{self.name}: the wiring {self.wiring!r} takes two roles, {QUALITY!r} and another "
+                f"such as 'semantic' or 'motion'; got {', '.join(roles)}; name them in "
+                "`features`, or choose two by `roles`"
+            )
+
     def _network(self, widths: Mapping[str, int], generator: torch.Generator) -> nn.Module:
+        self._check_roles(widths)
         layers = Layers(**{field.name: getattr(self, field.name) for field in fields(Layers)})
         return A2iNet(widths, layers, pooling=self.pooling, generator=generator)
 

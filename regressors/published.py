@@ -25,7 +25,7 @@ _UNREADABLE = (
 def read_official(
     weights: Path,
     named: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]],
     *,
     head: str,
 ) -> dict[str, Tensor]:
@@ -34,7 +34,8 @@ def read_official(
     Args:
         weights: a state dict that `torch.save` wrote; nothing in it is executed.
         named: from the official names to those of the network.
-        shapes: of the network's parameters, by name.
+        shapes: gives those of the network's parameters, by name, once the file is known to be
+            one of this head.
         head: name of the head, for messages.
 
     Raises:
@@ -53,7 +54,7 @@ def read_official(
         dense = isinstance(value, Tensor) and value.layout == torch.strided
         if not dense or value.is_quantized or value.device.type != "cpu":
             raise HeadError(f"{weights} is no checkpoint of {head}'s paper: {name} is no tensor")
-    check_shapes(ours, dict(shapes), weights)  # before anything is copied
+    check_shapes(ours, dict(shapes()), weights)  # before anything is copied
     state = {name: value.float() for name, value in ours.items()}
     for name, value in state.items():
         if not value.isfinite().all():

@@ -386,8 +386,9 @@ class SequenceHead(Head):
         head = cls(**{**cls.paper, **parameters, **as_they_are})
         head.check_parameters()
         head.specs_ = dict(specs)
-        shapes = head._shapes(weights)
-        state = read_official(weights, head._from_official, shapes, head=cls.name)
+        state = read_official(
+            weights, head._from_official, lambda: head._shapes(weights), head=cls.name
+        )
         head.ensemble_ = Ensemble.of({name: own[None] for name, own in state.items()}, [None])
         head.selection_ = f"published weights, {weights.name}, not fitted"
         return head

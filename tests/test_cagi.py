@@ -1,5 +1,6 @@
 """A2INet's head: what the paper's equations say, one video at a time, and what any head owes."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import get_args
@@ -359,6 +360,17 @@ def test_other_roles_than_the_wiring_takes_are_refused(roles):
     with pytest.raises(HeadError, match="takes two roles, 'quality' and another"):
         make_head("cagi", roles=roles, **QUICK).fit(table, mos)
     make_head("cagi", roles=roles, wiring="concat", **QUICK).fit(table, mos)
+
+
+def test_a_card_of_roles_that_the_wiring_does_not_take_is_refused(tmp_path):
+    series = {role: [np.zeros((3, width), np.float32)] * 12 for role, width in SMALL.items()}
+    series["quality"] = [np.full((3, 5), row, np.float32) for row in range(12)]
+    Cagi(**QUICK).fit(table_of(series), np.arange(12.0)).save(tmp_path)
+    card = (tmp_path / "card.yaml").read_text()
+    (tmp_path / "card.yaml").write_text(re.sub(r"^(  )quality:", r"\1other:", card, flags=re.M))
+
+    with pytest.raises(HeadError, match="takes two roles, 'quality' and another"):
+        load_head(tmp_path)
 
 
 def test_a_role_that_is_not_there_is_refused():
