@@ -18,7 +18,7 @@ from sklearn.svm import SVR
 from vqbank.regressors import HEADS, load_head, make_head
 from vqbank.regressors.blend import MEMBERS
 from vqbank.regressors.card import read_card
-from vqbank.regressors.holdout import hold_out_scenes
+from vqbank.regressors.holdout import hold_out_scenes, scene_folds
 from vqbank.regressors.pooling import pooled, pooled_width
 from vqbank.store.documents import yaml_text, yaml_value
 from vqbank.store.errors import HeadError, UnknownNameError, VqbankError
@@ -580,6 +580,26 @@ def test_heads_hold_out_whole_scenes():
 
     assert held.sum() == 8
     assert len({row % 10 for row in np.flatnonzero(held)}) == 2
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.6, 6), (0.99, 9)])
+def test_a_hold_out_takes_its_fraction_of_scenes_but_never_none_and_never_all(fraction, count):
+    table, _ = synthetic(20, scenes=10)
+    held = hold_out_scenes(table.videos, fraction=fraction, rng=np.random.default_rng(0))
+    assert held.sum() == 2 * count
+
+
+@pytest.mark.parametrize("fraction", [-0.5, 0, 1, 1.5])
+def test_a_hold_out_of_no_fraction_is_refused(fraction):
+    table, _ = synthetic(20, scenes=10)
+    with pytest.raises(HeadError, match=f"lies between 0 and 1; got {fraction}$"):
+        hold_out_scenes(table.videos, fraction=fraction, rng=np.random.default_rng(0))
+
+
+def test_two_scenes_are_folds_enough():
+    table, _ = synthetic(20, scenes=2)
+    (one, other) = scene_folds(table.videos, 5)
+    assert sorted([*one[1], *other[1]]) == list(range(20))
 
 
 @pytest.mark.parametrize("name", ["ridge", "svr"])
