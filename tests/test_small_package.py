@@ -85,6 +85,7 @@ def test_a_package_of_its_own_passes_the_contracts_and_a_broken_copy_does_not(
         "-m",
         "pytest",
         "-q",
+        "--tb=short",
         "-rfE",
         "-p",
         "no:cacheprovider",
