@@ -1,6 +1,5 @@
 """What a head is: a scikit-learn estimator on a FeatureTable that can be saved without pickle."""
 
-import html
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from vqbank.regressors.progress import Watch
 from vqbank.store.errors import HeadError, in_words
 from vqbank.store.schema import FeatureSpec
 from vqbank.store.table import FeatureTable
+from vqbank.store.words import html_table
 
 MOST_MODEL_BYTES = 2**30
 """A Gaussian process on 10,000 videos has 655 MB at 8,192 inputs."""
@@ -273,14 +273,13 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
 
     def _repr_html_(self) -> str:
         """What a notebook shows: parameters, features by role, how the head was selected."""
-        rows = [("head", repr(self))]
+        rows = []
         if hasattr(self, "specs_"):
             rows += [(role, f"{spec.key} {spec.shape}") for role, spec in self.specs_.items()]
             rows.append(("selection", self.selection_))
         else:
             rows.append(("selection", "not fitted"))
-        cells = (f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in rows)
-        return f"<table>{''.join(cells)}</table>"
+        return html_table(repr(self), ("role", "feature"), rows)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         """As `_repr_html_`, in place of scikit-learn's diagram, which notebooks ask for first."""

@@ -1,3 +1,4 @@
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 from torch.nn.functional import l1_loss
 
+from vqbank.regressors import significance
 from vqbank.regressors.losses import (
     LOSSES,
     linearity_loss,
@@ -350,6 +352,23 @@ def test_the_interval_of_the_median_holds_it_and_shrinks_with_splits():
     assert low < np.median(values) < high
     assert high - low < few[1] - few[0]
     assert np.isnan(confidence_of_median(np.array([np.nan]))).all()
+
+
+def test_an_interval_is_drawn_in_blocks_that_change_no_bit_and_bound_memory(monkeypatch):
+    values = np.random.default_rng(0).normal(size=2001)
+    tracemalloc.start()
+    try:
+        whole = confidence_of_median(values)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert most < 2**26  # at once it takes 10,000 x 2,001 values of 8 bytes, and more than twice
+    few = confidence_of_median(values[:20])
+    monkeypatch.setattr(significance, "BLOCK_VALUES", 333)
+    assert confidence_of_median(values[:20]) == few
+    drawn = np.random.default_rng(0).choice(values, (significance.RESAMPLES, len(values)))
+    assert whole == tuple(np.quantile(np.median(drawn, axis=1), [0.025, 0.975]))
 
 
 @pytest.mark.parametrize("values", [[1.0, 1.0], [0.5, 0.6, 0.7, 0.8, 0.9], [1.0, 1.0 - 1e-16] * 10])

@@ -24,8 +24,9 @@ from vqbank.pipelines.experiments.rated import RatedVideos, banked_videos
 from vqbank.pipelines.labels import read_labels
 from vqbank.pipelines.manifest import read_videos
 from vqbank.pipelines.recipe import Protocol, Recipe
+from vqbank.pipelines.results import statistics
 from vqbank.pipelines.results.compare import compare
-from vqbank.pipelines.results.record import Record
+from vqbank.pipelines.results.record import MOST_SPLITS, Record
 from vqbank.pipelines.results.records import joined, read_records, write_record
 from vqbank.pipelines.results.report import write_report
 from vqbank.pipelines.results.statistics import METRICS, SHOWN, shown
@@ -40,6 +41,7 @@ from vqbank.pipelines.results.tables import (
 from vqbank.pipelines.splits.file import write_splits
 from vqbank.pipelines.splits.schemes import named_splits
 from vqbank.pipelines.splits.split import Split
+from vqbank.pipelines.terminal import plain
 from vqbank.regressors import make_head, parallel, pooling
 from vqbank.regressors.metrics import quality_metrics
 from vqbank.regressors.significance import confidence_of_median
@@ -142,7 +144,7 @@ def test_a_line_that_is_no_record_is_named(record, tmp_path, line):
         (lambda run: run.update(heads=[]), "heads: List should have at least 1 item"),
         (lambda run: run["heads"][0]["statistics"]["plcc"].update(std=0.5), "plcc of ridge says"),
         (
-            lambda run: run["heads"][1]["statistics"]["rmse"].update(confidence=[0, 1]),
+            lambda run: run["heads"][1]["statistics"]["rmse"].update(median=9),
             "its rmse of svr says",
         ),
         (lambda run: run["heads"][0].update(undefined=2), "undefined of ridge is 2 where 0 splits"),
@@ -166,6 +168,113 @@ def test_a_record_that_contradicts_itself_is_refused_in_one_line(record, tmp_pat
 
     with pytest.raises(RecipeError, match=rf"run\.json:1: no record of a run: .*{message}"):
         read_records(tmp_path / "run.json")
+
+
+def test_an_interval_that_splits_do_not_come_to_is_refused_where_it_is_shown(record, tmp_path):
+    run = json.loads(record.model_dump_json())
+    run["heads"][1]["statistics"]["srcc"].update(confidence=[0, 1])
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (read,) = read_records(tmp_path / "run.json")
+
+    for show in (result_table, read.__class__._repr_html_):
+        with pytest.raises(RecipeError, match="come to another interval of the srcc of svr"):
+            show(read)
+    for text in (to_csv, to_markdown, to_latex):
+        with pytest.raises(RecipeError, match="come to another interval of the srcc of svr"):
+            text([read])
+    ridge = read.model_copy(update={"heads": [read.head("ridge")]})
+    assert to_csv([ridge]).count("\n") == 2
+
+
+def test_reading_a_record_and_comparing_draw_no_interval(record, tmp_path, monkeypatch):
+    write_record(record, tmp_path / "run.json")
+    monkeypatch.setattr("vqbank.regressors.significance.RESAMPLES", None)  # no number to draw
+    statistics._interval.cache_clear()
+
+    (read,) = read_records(tmp_path / "run.json")
+    assert len(compare([read])) == 1
+    with pytest.raises(TypeError):
+        result_table(read)
+
+
+def test_a_record_of_more_splits_than_a_protocol_makes_is_refused(record, tmp_path):
+    run = json.loads(record.model_dump_json())
+    run["test_videos"] = [8] * (MOST_SPLITS + 1)
+    (tmp_path / "run.json").write_text(json.dumps(run))
+
+    with pytest.raises(RecipeError, match="test_videos: List should have at most 10000 items"):
+        read_records(tmp_path / "run.json")
+
+
+def in_another_order(record):
+    """The same run of videos that stand in another order."""
+    new = np.random.default_rng(0).permutation(record.videos)  # row now -> row before
+    row_of = {int(before): now for now, before in enumerate(new)}
+    orders = [sorted(range(len(test)), key=lambda n: row_of[test[n]]) for test in record.tests]
+    heads = [
+        head.model_copy(
+            update={
+                "predicted": [
+                    [predicted[n] for n in order]
+                    for predicted, order in zip(head.predicted, orders, strict=True)
+                ]
+            }
+        )
+        for head in record.heads
+    ]
+    return record.model_copy(
+        update={
+            "ids": [record.ids[row] for row in new],
+            "mos": [record.mos[row] for row in new],
+            "tests": [sorted(row_of[row] for row in test) for test in record.tests],
+            "heads": heads,
+        }
+    )
+
+
+def test_records_of_videos_in_another_order_become_one_by_the_videos_ids(record):
+    first = record.model_copy(update={"heads": record.heads[:1]})
+    other = in_another_order(record)
+    other = other.model_copy(update={"heads": other.heads[1:]})
+    assert other.ids != first.ids
+    assert other.heads[0].predicted != record.heads[1].predicted
+
+    assert joined([first, other]) == record
+    renamed = other.model_copy(update={"ids": ["another", *other.ids[1:]]})
+    with pytest.raises(RecipeError, match="'trial' and 'trial' are of other videos"):
+        joined([first, renamed])
+    moved = other.model_copy(update={"tests": [*other.tests[1:], other.tests[0]]})
+    with pytest.raises(RecipeError, match="test other videos in split 0"):
+        joined([first, moved])
+    before = other.model_copy(update={"vqbank_results": 3})
+    with pytest.raises(RecipeError, match="have other formats"):
+        joined([first, before])
+
+
+def test_rows_of_random_weights_are_marked_and_never_best(record):
+    best = changed(record, srcc={"ridge": 0.99, "svr": 0.98})
+    random = best.model_copy(update={"random_weights": True, "features": {"x": "random.x@0"}})
+    lines = to_markdown([random, changed(record, srcc={"ridge": 0.5, "svr": 0.4})]).splitlines()
+    rows = [line for line in lines if line.startswith(("| memory", "| random"))]
+
+    assert [" ridge <sup>1</sup> |" in row or " svr <sup>1</sup> |" in row for row in rows] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    assert [line for line in rows if "**" in line or "<u>" in line] == rows[2:]
+    assert "**0.5000**" in rows[2]
+    assert lines.count(
+        "- <sup>1</sup> random.x: RANDOM WEIGHTS: these numbers say nothing about any network."
+    ) == 1  # fmt: skip
+    latex = to_latex([random])
+    assert "& ridge \\textsuperscript{1} &" in latex
+    assert "\n% \\textsuperscript{1} RANDOM WEIGHTS" in latex
+
+
+def test_a_caution_of_one_head_marks_its_rows_alone(record):
+    few = record.heads[0].model_copy(update={"held_out": [2] * 6})
+    rows = to_markdown([record.model_copy(update={"heads": [few, record.heads[1]]})]).splitlines()
+
+    assert [row.count("<sup>") for row in rows if row.startswith("| memory")] == [1, 0]
 
 
 def test_a_record_is_one_line_whatever_its_titles_hold(record, tmp_path, monkeypatch):
@@ -484,7 +593,7 @@ def test_every_direction_between_data_sets_has_a_row(tmp_path):
             (line,) = [t for t in re.split(r"\n|<tr>", text) if f"one, {direction} " in t
                        or f"one, {direction}<" in t]  # fmt: skip
             assert numbers(line.replace("**", ""))[0] == value
-    assert "& one, b $\\rightarrow$ a &" in to_latex([record])
+    assert "& one, b $\\rightarrow$ a \\textsuperscript{1} &" in to_latex([record])
     both = [shown(record.head("one").per_split["srcc"][number]) for number in range(2)]
     assert both[0] != both[1]
     assert to_markdown([record]).count(f"**{both[1]}**") == 3  # directions compete with their like
@@ -505,6 +614,8 @@ def test_a_record_shows_itself_as_text_and_in_notebooks_and_escapes_what_others_
     assert "\x1b" not in text + repr(odd)
     assert "&lt;b&gt;x&lt;/b&gt;\\x1b" in text
     assert "RANDOM WEIGHTS" in text
+    for line in (*odd.cautions, *odd.method):
+        assert f"<p>{html.escape(plain(line))}</p>" in text
     for row in record.rows:
         (line,) = [
             one for one in record._repr_html_().split("<tr>") if f"<td>{row.label}</td>" in one
@@ -1019,7 +1130,7 @@ def test_every_output_makes_the_same_notes(record, tmp_path):
         assert note in str(result_table(odd).caption)
         assert note in page
         assert note in markdown
-        assert f"% {note}\n" in to_latex([odd])
+        assert re.search(rf"% (\\textsuperscript\{{\d+\}} )?{re.escape(note)}\n", to_latex([odd]))
         assert note in line["notes"]
     assert (
         "ridge: in 2 of 6 splits the epoch was chosen by SRCC on 2 to 9 held-out videos; on fewer "
@@ -1034,7 +1145,10 @@ def test_notes_of_one_run_of_several_say_whose_they_are(record):
     )
     text = to_markdown([record, other])
 
-    assert "- other.y: What the weights of other.y were trained on is not known.\n" in text
+    assert (
+        "- <sup>1</sup> other.y: What the weights of other.y were trained on is not known.\n"
+        in text
+    )
     assert f"- {record.splits}\n" in text
 
 

@@ -20,9 +20,12 @@ from vqbank.pipelines.results.statistics import (
 )
 from vqbank.pipelines.terminal import counted, plain
 from vqbank.store.errors import RecipeError, unknown_name
+from vqbank.store.words import html_table
 
 KEEPS_PREDICTIONS = 4
 """The first format that keeps predictions per split."""
+MOST_SPLITS = 10_000
+"""As many as a protocol makes; drawing the interval of so many takes seconds."""
 SEEN_MARK = "*"
 """At a result on data that the weights of a feature were trained on."""
 FEW_HELD_OUT = 10
@@ -145,7 +148,7 @@ class Record(BaseModel):
     """Of every video's id and score: numbers of other scores are other numbers."""
     mos_kind: str
     """Which kind of MOS, where the data set has several and the label file tells."""
-    test_videos: list[Rows] = Field(min_length=1)
+    test_videos: list[Rows] = Field(min_length=1, max_length=MOST_SPLITS)
     """Per split."""
     train_videos: list[Rows]
     tests: list[Places] = []
@@ -263,14 +266,18 @@ class Record(BaseModel):
     @property
     def cautions(self) -> list[str]:
         """What has to be said wherever these numbers are shown, a sentence or two each."""
+        return [*self._of_all_heads, *self._of_some_heads]
+
+    def cautions_of(self, head: HeadRecord) -> list[str]:
+        """Those of the cautions that speak of this head's numbers."""
+        some = self._of_some_heads
+        return [*self._of_all_heads, *(line for line in some if head.name in some[line])]
+
+    @property
+    def _of_all_heads(self) -> list[str]:
         lines = []
         if self.random_weights:
             lines.append("RANDOM WEIGHTS: these numbers say nothing about any network.")
-        if any(head.undefined for head in self.heads):
-            lines.append(
-                "Where predictions or scores are constant, SRCC, KRCC and PLCC are undefined: such "
-                "splits count in RMSE alone, which is that of the predictions as they are."
-            )
         if seen := ", ".join(self.seen_by_weights):
             lines.append(
                 f"{SEEN_MARK} The weights of a feature were trained on {seen}. These numbers are "
@@ -295,12 +302,22 @@ class Record(BaseModel):
             "left them out."
             for name, count in self.left_out.items()
         ]
-        lines += [_few_held_out(head) for head in self.heads if _few(head)]
+        return lines
+
+    @property
+    def _of_some_heads(self) -> dict[str, list[str]]:
+        """Cautions that do not speak of every head, with the names of those that they speak of."""
+        lines = {}
+        if undefined := [head.name for head in self.heads if head.undefined]:
+            lines[
+                "Where predictions or scores are constant, SRCC, KRCC and PLCC are undefined: such "
+                "splits count in RMSE alone, which is that of the predictions as they are."
+            ] = undefined
+        lines |= {_few_held_out(head): [head.name] for head in self.heads if _few(head)}
         fits = [fit for head in self.heads for fit in head.fits]
-        lines += [
-            f"PLCC and RMSE of {fits.count(fit)} of {len(fits)} fits: {fit}."
-            for fit in dict.fromkeys(filter(None, fits))
-        ]
+        for fit in dict.fromkeys(filter(None, fits)):
+            line = f"PLCC and RMSE of {fits.count(fit)} of {len(fits)} fits: {fit}."
+            lines[line] = [head.name for head in self.heads if fit in head.fits]
         return lines
 
     @property
@@ -327,20 +344,17 @@ class Record(BaseModel):
         )
 
     def _repr_html_(self) -> str:
-        """A table for notebooks."""
-        names = [*(f"{metric.upper()}" for metric in SHOWN), "SRCC, 95 %", "splits"]
-        header = "".join(f"<th>{name}</th>" for name in ("head", *names))
-        body = ""
+        """A table for notebooks, and what has to be said of it."""
+        head = ["head", *(metric.upper() for metric in SHOWN), "SRCC, 95 %", "splits"]
+        rows = []
         for row in self.rows:
             numbers = (
                 f"{shown(own.median)} ± {shown(own.std)}"
                 for own in (row.statistics[metric] for metric in SHOWN)
             )
-            cells = [row.label, *numbers, row.interval("srcc"), row.splits_text]
-            body += "<tr>" + "".join(f"<td>{escape(plain(cell))}</td>" for cell in cells) + "</tr>"
-        said = "".join(f"<p>{escape(plain(line))}</p>" for line in (*self.cautions, self.splits))
-        caption = escape(plain(f"{self.title}: {self.feature_names}"))
-        return f"<table><caption>{caption}</caption><tr>{header}</tr>{body}</table>{said}"
+            rows.append([row.label, *numbers, row.interval("srcc"), row.splits_text])
+        said = "".join(f"<p>{escape(plain(line))}</p>" for line in (*self.cautions, *self.method))
+        return html_table(f"{self.title}: {self.feature_names}", head, rows) + said
 
 
 class Row(NamedTuple):
@@ -362,9 +376,26 @@ class Row(NamedTuple):
         name = f"{self.head.name}, {self.direction}" if self.direction else self.head.name
         return f"{name} {SEEN_MARK}" if self.seen else name
 
+    def confidence(self, metric: str) -> tuple[float, float]:
+        """The 95 % bootstrap interval of the median, in the unit of the metric; NaN of none.
+
+        Raises:
+            RecipeError: if the values per split come to another one than the record says.
+        """
+        record, stated = self.record, self.statistics[metric]
+        # One direction is one split, which has none; before, intervals had other rules.
+        if self.direction in ("", "all") and record.vqbank_results >= KEEPS_PREDICTIONS:
+            values = np.array(self.head.per_split[metric], np.float64)
+            if not stated.has_interval_of(values, record.different):
+                raise RecipeError(
+                    f"{record.title!r} is no record of a run: its splits come to another interval "
+                    f"of the {metric} of {self.head.name}; run `vqbank evaluate` again"
+                )
+        return stated.confidence
+
     def interval(self, metric: str) -> str:
-        """The median's, for tables."""
-        low, high = self.statistics[metric].confidence
+        """The median's, for tables; raises as `confidence`."""
+        low, high = self.confidence(metric)
         return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
     @property

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from vqbank.pipelines.results.record import KEEPS_PREDICTIONS, Record
-from vqbank.pipelines.results.statistics import METRICS, Statistics, shown
+from vqbank.pipelines.results.record import KEEPS_PREDICTIONS, HeadRecord, Record
+from vqbank.pipelines.results.statistics import METRICS, close, moments, shown
 from vqbank.store.errors import RecipeError, in_words, naming
 from vqbank.store.ordinary import open_ordinary
 
@@ -16,22 +16,72 @@ MOST_RECORD_BYTES = 2**28
 MOST_RECORD_VALUES = 2**24
 """Numbers take some 32 bytes of memory each, however short they are in the file."""
 
+SHARED = {
+    "vqbank_results": "formats",
+    "features": "features",
+    "splits_sha256": "splits",
+    "mos_sha256": "scores or videos",
+}
+"""What records have in common that become one, and how it is called."""
+
 
 def joined(records: Sequence[Record]) -> Record:
     """One record of the heads of several that have all else in common.
 
+    Predictions are put into the order in which the first one has the videos.
+
     Raises:
-        RecipeError: if they are of other features, videos, scores or splits, or name a head twice.
+        RecipeError: if they are of other features, videos, scores or splits, of another format, or
+            name a head twice.
     """
     first, *others = records
-    heads = [head for record in records for head in record.heads]
     for record in others:
-        for name in ("features", "splits_sha256", "mos_sha256"):
+        for name, what in SHARED.items():
             if getattr(record, name) != getattr(first, name):
-                raise RecipeError(f"records of other {name} cannot be one; keep them apart")
+                raise RecipeError(
+                    f"{record.title!r} and {first.title!r} have other {what}, and cannot be one "
+                    "record; keep them apart"
+                )
+        if sorted(record.ids) != sorted(first.ids):
+            raise RecipeError(
+                f"{record.title!r} and {first.title!r} are of other videos, and cannot be one "
+                "record; keep them apart"
+            )
+    heads = [head for record in records for head in _in_order_of(first, record)]
     if len({head.name for head in heads}) < len(heads):
         raise RecipeError(f"heads share a name: {', '.join(head.name for head in heads)}")
     return first.model_copy(update={"heads": heads})
+
+
+def _in_order_of(first: Record, record: Record) -> list[HeadRecord]:
+    """The heads of a record of the same videos and splits, with predictions in the first's order.
+
+    Raises:
+        RecipeError: if a split tests other videos.
+    """
+    if record.ids == first.ids:
+        return record.heads
+    orders = []
+    for split, (own, tests) in enumerate(zip(record.tests, first.tests, strict=True)):
+        place = {record.ids[row]: number for number, row in enumerate(own)}
+        wanted = [first.ids[row] for row in tests]
+        if place.keys() != set(wanted):
+            raise RecipeError(
+                f"{record.title!r} and {first.title!r} test other videos in split {split}, and "
+                "cannot be one record; keep them apart"
+            )
+        orders.append([place[video_id] for video_id in wanted])
+    return [
+        head.model_copy(
+            update={
+                "predicted": [
+                    [predicted[number] for number in order]
+                    for predicted, order in zip(head.predicted, orders, strict=True)
+                ]
+            }
+        )
+        for head in record.heads
+    ]
 
 
 def to_json(record: Record) -> str:
@@ -55,7 +105,8 @@ def read_records(path: Path) -> list[Record]:
 
     Raises:
         RecipeError: naming file and line, if it is no record, or contradicts itself: statistics
-            are computed again from the values that are kept.
+            are computed again from the values that are kept.  Intervals, which take long to draw,
+            are by `Row.confidence`, where they are shown.
     """
     records = []
     try:
@@ -83,16 +134,14 @@ def _record(line: bytes, where: str) -> Record:
         raise RecipeError(f"{where}: no record of a run: {place}{what}") from error
     for head in record.heads:
         for metric in METRICS:
-            found = Statistics.of(np.array(head.per_split[metric]), record.different)
-            stated = head.statistics[metric]
-            if record.vqbank_results < KEEPS_PREDICTIONS:  # when intervals and 0 had other rules
-                found = found.model_copy(
-                    update={"std": stated.std, "confidence": stated.confidence}
-                )
-            if not found.is_close(stated):
+            values, stated = np.array(head.per_split[metric], np.float64), head.statistics[metric]
+            median, mean, std = moments(values)
+            if record.vqbank_results < KEEPS_PREDICTIONS:  # when a spread of 0 had other rules
+                std = stated.std
+            if not close([stated.median, stated.mean, stated.std], [median, mean, std]):
                 raise RecipeError(
                     f"{where}: no record of a run: its {metric} of {head.name} says "
-                    f"{shown(stated.median)}, and its splits come to {shown(found.median)}, or so "
-                    "do their spread and interval; run `vqbank evaluate` again"
+                    f"{shown(stated.median)}, and its splits come to {shown(median)}, or "
+                    "so does their spread; run `vqbank evaluate` again"
                 )
     return record

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Self
 
 import numpy as np
@@ -62,20 +63,39 @@ class Statistics(BaseModel):
             values: [k], one per split; NaN is left out.
             different: splits that are evidence of their own, for the interval.
         """
-        defined = values[np.isfinite(values)]
+        median, mean, std = moments(values)
         return cls(
-            median=float(np.median(defined)) if len(defined) else math.nan,
-            mean=float(defined.mean()) if len(defined) else math.nan,
-            std=float(defined.std()) if len(defined) > 1 else math.nan,
-            confidence=confidence_of_median(values[list(different)]),
+            median=median,
+            mean=mean,
+            std=std,
+            confidence=_interval(values[list(different)].tobytes()),
         )
 
-    def is_close(self, other: "Statistics") -> bool:
-        """Whether both say the same, but for rounding."""
-        own = [self.median, self.mean, self.std, *self.confidence]
-        theirs = [other.median, other.mean, other.std, *other.confidence]
-        scale = max((abs(x) for x in (*own, *theirs) if math.isfinite(x)), default=0.0)
-        return bool(np.allclose(own, theirs, rtol=0, atol=CLOSE * scale, equal_nan=True))
+    def has_interval_of(self, values: NDArray[np.float64], different: Sequence[int]) -> bool:
+        """Whether its interval is the one that these values come to; draws the bootstrap once."""
+        return close(self.confidence, _interval(values[list(different)].tobytes()))
+
+
+@lru_cache(maxsize=1024)
+def _interval(values: bytes) -> tuple[float, float]:
+    """Of float64 values: once for what is written and all that shows it."""
+    return confidence_of_median(np.frombuffer(values, np.float64))
+
+
+def moments(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Median, mean and deviation of values [k]; NaN is left out."""
+    defined = values[np.isfinite(values)]
+    return (
+        float(np.median(defined)) if len(defined) else math.nan,
+        float(defined.mean()) if len(defined) else math.nan,
+        float(defined.std()) if len(defined) > 1 else math.nan,
+    )
+
+
+def close(own: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Whether statistics of the same unit are the same, but for rounding; NaN is NaN."""
+    scale = max((abs(x) for x in (*own, *theirs) if math.isfinite(x)), default=0.0)
+    return bool(np.allclose(own, theirs, rtol=0, atol=CLOSE * scale, equal_nan=True))
 
 
 def shown(number: float) -> str:

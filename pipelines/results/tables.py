@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vqbank.pipelines.results.record import Record, Row
+from vqbank.pipelines.results.record import SEEN_MARK, HeadRecord, Record, Row
 from vqbank.pipelines.results.statistics import LESS_IS_BETTER, METRICS, NO_INTERVAL, SHOWN, shown
 from vqbank.pipelines.terminal import plain
 from vqbank.store.errors import RecipeError
@@ -62,8 +62,8 @@ def to_csv(records: Sequence[Record]) -> str:
     for record, row in _rows(records):
         numbers = [
             f"{number:.6f}"
-            for own in (row.statistics[metric] for metric in METRICS)
-            for number in (*(getattr(own, name) for name in statistics), *own.confidence)
+            for metric, own in ((metric, row.statistics[metric]) for metric in METRICS)
+            for number in (*(getattr(own, name) for name in statistics), *row.confidence(metric))
         ]
         own = [record.title, "+".join(record.features.values()), row.head.name, row.direction]
         counts = [record.splits_name, record.videos]
@@ -84,13 +84,18 @@ class Form:
     """What stands before each line below the table."""
     best: str
     second: str
+    mark: str
+    """The number of a note, in the rows that it speaks of and at its beginning."""
     up: str
     down: str
     plus_minus: str
 
 
 def to_markdown(records: Sequence[Record]) -> str:
-    """Medians and deviations; the best of equal splits is bold, the second underlined."""
+    """Medians and deviations; the best of equal splits is bold, the second underlined.
+
+    A number at a row is that of a note below; random weights are never the best or the second.
+    """
     form = Form(
         escape=_markdown,
         row=lambda cells: f"| {' | '.join(cells)} |",
@@ -98,6 +103,7 @@ def to_markdown(records: Sequence[Record]) -> str:
         note="- ",
         best="**{}**",
         second="<u>{}</u>",
+        mark="<sup>{}</sup>",
         up="↑",
         down="↓",
         plus_minus="±",
@@ -114,6 +120,7 @@ def to_latex(records: Sequence[Record]) -> str:
         note="% ",
         best="\\textbf{{{}}}",
         second="\\underline{{{}}}",
+        mark="\\textsuperscript{{{}}}",
         up="$\\uparrow$",
         down="$\\downarrow$",
         plus_minus="$\\pm$",
@@ -150,9 +157,11 @@ def _table(records: Sequence[Record], form: Form) -> list[str]:
     header = ["features", "head", *(f"{metric.upper()} {arrows[metric]}" for metric in SHOWN)]
     lines = [form.row(header), form.rule]
     rows = _rows(records)
-    places = _places(rows)
+    places, numbers = _places(rows), _numbers(records)
     for number, (record, row) in enumerate(rows):
-        cells = [form.escape(record.feature_names), form.escape(row.label)]
+        marks = ",".join(str(numbers[note]) for note in _marked(record, row.head))
+        label = form.escape(row.label) + (f" {form.mark.format(marks)}" if marks else "")
+        cells = [form.escape(record.feature_names), label]
         for metric in SHOWN:
             text = shown(row.statistics[metric].median)
             place = places[metric].get(number)
@@ -166,19 +175,38 @@ def _table(records: Sequence[Record], form: Form) -> list[str]:
 
 
 def _notes(records: Sequence[Record], form: Form) -> list[str]:
-    """What all outputs say of their numbers; each says whose it is where records differ in it."""
+    """What all outputs say of their numbers; each says whose it is where records differ in it.
+
+    Cautions begin with the number that stands in the rows that they speak of.
+    """
     said: dict[str, list[Record]] = {}
     for record in records:
         for note in (*record.cautions, *_undefined(record), *record.method, *_intervals(record)):
             said.setdefault(note, []).append(record)
     lines = ["Medians and standard deviations over test parts."]
+    numbers, marks = _numbers(records), dict[int, str]()
     for note, of in said.items():
         names = dict.fromkeys(record.feature_names for record in of)
         whose = "" if len(of) == len(records) else f"{', '.join(names)}: "
         lines.append(whose + note)
+        if note in numbers:
+            marks[len(lines) - 1] = f"{form.mark.format(numbers[note])} "
     # A line of LaTeX is a comment, in which nothing is read but its end.
     escape = plain if form.note == "% " else form.escape
-    return [f"{form.note}{escape(line)}" for line in lines]
+    return [f"{form.note}{marks.get(n, '')}{escape(line)}" for n, line in enumerate(lines)]
+
+
+def _numbers(records: Sequence[Record]) -> dict[str, int]:
+    """A number from 1 on for every caution that rows are marked by, in the order of the notes."""
+    cautions = dict.fromkeys(
+        note for record in records for note in record.cautions if not note.startswith(SEEN_MARK)
+    )
+    return {note: number for number, note in enumerate(cautions, 1)}
+
+
+def _marked(record: Record, head: HeadRecord) -> list[str]:
+    """What a row of a head is marked by; what weights have seen has a mark of its own."""
+    return [note for note in record.cautions_of(head) if not note.startswith(SEEN_MARK)]
 
 
 def _undefined(record: Record) -> list[str]:
@@ -209,10 +237,13 @@ def _intervals(record: Record) -> list[str]:
 def _places(rows: Sequence[tuple[Record, Row]]) -> dict[str, dict[int, int]]:
     """By metric, which rows are best (0) and second (1) among equal splits, scores and directions.
 
-    A second only of three rows or more: of two it would be the worst.
+    A second only of three rows or more: of two it would be the worst.  Rows of random weights,
+    which say nothing of a network, are neither, and leave the places to others.
     """
     groups: dict[tuple[str, str, str], list[int]] = {}
     for number, (record, row) in enumerate(rows):
+        if record.random_weights:
+            continue
         same = record.splits_sha256, record.mos_sha256, row.direction
         groups.setdefault(same, []).append(number)
     places: dict[str, dict[int, int]] = {metric: {} for metric in SHOWN}
