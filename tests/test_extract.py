@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from vqbank.extractors import make_extractor
 from vqbank.extractors import video as decoding
 from vqbank.extractors.isolated import Decoder
 from vqbank.extractors.nss import Nss
-from vqbank.pipelines.extraction import resources
+from vqbank.pipelines.extraction import extract, resources
 from vqbank.pipelines.extraction.assembly import Assembly, FullClip
 from vqbank.pipelines.extraction.batch import Batch
 from vqbank.pipelines.extraction.extract import Extraction
@@ -429,6 +430,118 @@ def test_a_run_stops_also_where_python_lost_the_interrupt(tmp_path, videos):
 
     assert not ASKED.is_set()
     assert History.of(store.path).runs[-1].ending == "stopped"
+
+
+def again_and_again(videos, count=400):
+    """So many that a run over them takes seconds, under ids of their own."""
+    return [Video(f"{n}", videos[n % len(videos)].path) for n in range(count)]
+
+
+def test_an_interrupt_while_a_run_sets_out_is_answered_at_once(tmp_path, videos, monkeypatch):
+    """Just after the event loop has begun, and before anything is asked of it."""
+    real, interrupts = Future.add_done_callback, itertools.count()
+
+    def interrupted(self, call):
+        if "_outcomes" in call.__qualname__ and not next(interrupts):
+            raise KeyboardInterrupt
+        return real(self, call)
+
+    monkeypatch.setattr(Future, "add_done_callback", interrupted)
+    store = FeatureStore.create(tmp_path / "bank")
+    run = extraction(again_and_again(videos), store, "motion")
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run.run())
+    assert run.decoded_videos < len(run.videos) / 2
+    assert History.of(store.path).runs[-1].ending == "stopped"
+
+
+def test_a_run_that_is_to_end_ends_while_nobody_asks_it_for_more(tmp_path, videos, monkeypatch):
+    """As where the interrupt is lost, or comes while the caller waits for the run's threads."""
+    monkeypatch.setattr(extract, "TENDING_SECONDS", 0.01)
+    leaving = threading.Event()
+    store, many = FeatureStore.create(tmp_path / "bank"), again_and_again(videos)
+    run = Extraction(
+        many, [make_extractor("motion")], store, decoder="pyav", device=CPU, leaving=leaving
+    )
+    outcomes = run.run()
+    taken = [next(outcomes)]
+    leaving.set()
+    with pytest.raises(KeyboardInterrupt):
+        taken.extend(outcomes)
+
+    assert len(taken) < len(many)
+    assert run.decoded_videos < len(many)
+
+
+def test_a_run_whose_outcomes_nobody_takes_stands_still(tmp_path, videos, monkeypatch):
+    monkeypatch.setattr(extract, "UNTAKEN_OUTCOMES", 3)
+    store, many = FeatureStore.create(tmp_path / "bank"), again_and_again(videos, 60)
+    run = extraction(many, store, "motion")
+    outcomes = run.run()
+    next(outcomes)
+    decoded = -1
+    while decoded != run.decoded_videos:
+        decoded = run.decoded_videos
+        time.sleep(0.2)
+
+    assert decoded < len(many) / 2  # what nobody takes, and what was under way
+    assert len([*outcomes]) == len(many) - 1
+
+
+def test_an_extraction_that_was_left_holds_no_clip_and_can_go_on(tmp_path, videos, monkeypatch):
+    whole, _, _ = bank(tmp_path / "whole", videos, "nss")
+    store, _, _ = bank(tmp_path / "bank", videos[:1], "nss")
+    begun = threading.Event()
+
+    def endless(self, clip_fn, waiting):
+        begun.set()
+        over.wait()
+        return []
+
+    over = threading.Event()
+    run = extraction(videos, store, "nss")
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "_rows", endless)
+        outcomes = run.run()
+        assert next(outcomes).cached
+        begun.wait()
+        assert run.held_bytes
+        outcomes.close()
+        over.set()
+    assert run.held_bytes == 0
+
+    run.held_limit = 1  # where a stale clip counted, nothing would ever be asked of a decoder
+    assert not any(outcome.failures for outcome in run.run())
+    assert run.held_bytes == 0
+    assert contents(FeatureStore(store.path)) == contents(whole)
+
+
+def test_a_video_whose_end_is_not_told_is_called_a_bug(tmp_path, videos, monkeypatch):
+    real = Extraction._extract
+
+    async def silent(self, video, decoder, resources, tell):
+        await real(self, video, decoder, resources, tell if video is not videos[1] else str)
+
+    monkeypatch.setattr(Extraction, "_extract", silent)
+    run = extraction(videos, FeatureStore.create(tmp_path / "bank"), "motion")
+    with pytest.raises(AssertionError, match="4 of 5 videos ended: this is a bug in vqbank"):
+        list(run.run())
+
+
+def test_the_clock_of_a_run_stands_still_before_and_after_it(tmp_path, videos):
+    run = extraction(videos, FeatureStore.create(tmp_path / "bank"), "motion")
+    time.sleep(0.02)
+    assert run.run_seconds == run.networks_wait == 0
+    begun = time.monotonic()
+    list(run.run())
+    taken = time.monotonic() - begun
+    time.sleep(0.02)
+
+    assert 0 < run.networks_wait < run.run_seconds < taken
+    seconds = run.run_seconds
+    list(run.run())  # everything is banked
+    assert run.networks_wait <= run.run_seconds < seconds
 
 
 def test_a_run_that_is_left_says_that_it_was_stopped(tmp_path, videos):

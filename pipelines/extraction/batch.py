@@ -79,6 +79,12 @@ class Batch:
         """These have come back, as rows or refused."""
         self.held_bytes -= sum(clip.frames.nbytes for clip in clips)
 
+    def clear(self) -> None:
+        """Let go whatever waits or is computed: nobody wants it any more."""
+        self._since.clear()
+        self._waiting.clear()
+        self.held_bytes = 0
+
     def compute(self, waiting: Sequence[FullClip]) -> list[Mapping[str, NDArray[Any]]]:
         """Rows of every clip by output; may run in several threads at once.
 

@@ -42,13 +42,14 @@ class Snapshot:
     held: float
     """Share, 0 to 1, of the memory for clips that wait for a network or are in one."""
     decoding_waits: float
-    """Seconds in which a decoder had frames and nobody took them."""
+    """Share, 0 to 1, of the run's time in which a decoder had frames and nobody took them."""
     networks_wait: float
-    """Seconds in which nothing was in work but decoding."""
+    """Share, 0 to 1, of the run's time in which nothing was in work but decoding."""
 
 
 def snapshot(extraction: Extraction) -> Snapshot:
     """Where an extraction in this process stands; may be called from another thread."""
+    run_seconds = max(extraction.run_seconds, 1e-3)
     seconds: dict[str, float] = {}
     for extractor, batch in extraction.batches.items():
         seconds[extractor.name] = seconds.get(extractor.name, 0.0) + batch.seconds
@@ -57,8 +58,8 @@ def snapshot(extraction: Extraction) -> Snapshot:
         decoded_frames=extraction.decoded_frames,
         network_seconds=seconds,
         held=extraction.held_bytes / extraction.held_limit,
-        decoding_waits=extraction.counts.decoding_waits / len(extraction.decoders),
-        networks_wait=extraction.networks_wait,
+        decoding_waits=extraction.decoding_waits / run_seconds,
+        networks_wait=extraction.networks_wait / run_seconds,
     )
 
 
@@ -206,8 +207,8 @@ class Display:
             shares = (f"{name} {seconds / computed:.0%}" for name, seconds in longest if seconds)
             facts.append(f"networks: {', '.join(shares)}")
         facts.append(
-            f"decoders waited {now.decoding_waits / elapsed:.0%} of the time for networks, "
-            f"networks {now.networks_wait / elapsed:.0%} for decoders, "
+            f"decoders waited {now.decoding_waits:.0%} of the time for networks, "
+            f"networks {now.networks_wait:.0%} for decoders, "
             f"clips fill {now.held:.0%} of their memory"
         )
         return facts

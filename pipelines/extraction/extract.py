@@ -40,6 +40,7 @@ from vqbank.pipelines.stopping import ASKED
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import BankError, ManifestError, UnknownNameError, unknown_name
 from vqbank.store.schema import FeatureSpec, Video
+from vqbank.store.words import counted
 
 HELD_BYTES = 256 * 2**20
 """Clips that wait for a network or are in one."""
@@ -51,6 +52,8 @@ WAITING_SECONDS = 300.0
 """A clip of a rare shape waits no longer than this for others to fill its batch."""
 PROGRESS_SECONDS = 30.0
 """Between two lines of progress in the ledger."""
+UNTAKEN_OUTCOMES = 64
+"""No further video is begun while so many have ended that the caller has not been given."""
 THREADS = 1
 """Threads of one network on a CPU: fixed, because another number may change the last bit of a
 feature.  Several batches are computed side by side instead."""
@@ -181,24 +184,38 @@ class Extraction:
         return sum(batch.held_bytes for batch in self.batches.values())
 
     @property
+    def run_seconds(self) -> float:
+        """Seconds that the run has taken until now, or that the last one took; 0 before any."""
+        return self._in_work.seconds
+
+    @property
     def networks_wait(self) -> float:
-        """Seconds in which nothing was in work but decoding."""
+        """Of `run_seconds`, those in which nothing was in work but decoding."""
         return self._in_work.idle_seconds
+
+    @property
+    def decoding_waits(self) -> float:
+        """Of `run_seconds`, those in which a decoder had frames and nobody took them: the mean."""
+        return self._in_work.decoding_waits / len(self.decoders)
 
     def run(self) -> Generator[Outcome, None, None]:
         """Extract what is missing; yields every video once, when its fate is known.
 
-        What was computed is committed when the loop ends, also when it is left early.
+        What was computed is committed when the loop ends, also when it is left early: whoever may
+        leave closes this generator (`contextlib.closing`), because the work goes on beside the
+        loop, until UNTAKEN_OUTCOMES videos have ended that nobody asked for.
 
         Raises:
             BankError: if the bank cannot be written.
             WeightsError: if a network cannot be built.
             KeyboardInterrupt: if it was told to leave.
         """
+        self._forget_clips()  # of a run that a second interrupt has ended
         threads_before = torch.get_num_threads()
         torch.set_num_threads(THREADS)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, also in convolutions
         self._in_work = InWork()
+        self._in_work.begin()
         banking = Banking(self.store, self._provenance, self._in_work)
         threads = Threads(self._threads, self._in_work)
         try:
@@ -223,6 +240,8 @@ class Extraction:
             # Whoever leaves early does not wait for batches that nobody wants any more.
             threads.close()
             banking.abandon()
+            self._forget_clips()
+            self._in_work.end()
             torch.set_num_threads(threads_before)
 
     def _outcomes(self, banking: Banking, threads: Threads) -> Iterator[Outcome]:
@@ -232,13 +251,15 @@ class Extraction:
         interrupts wherever it is; a loop could be left in any state.
         """
         outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
-        loop = asyncio.new_event_loop()
-        with closing(loop), ThreadPoolExecutor(1, "vqbank-loop") as thread:
-            work = loop.create_task(self._extract_all(banking, threads, outcomes.put))
-            ended = thread.submit(loop.run_until_complete, work)
-            ended.add_done_callback(lambda _: outcomes.put(None))
-            try:
-                while (outcome := self._next(outcomes)) is not None:
+        count = 0
+        with closing(asyncio.new_event_loop()) as loop, ThreadPoolExecutor(1, "vqbank-loop") as one:
+            work = loop.create_task(self._extract_all(banking, threads, outcomes))
+            try:  # an interrupt may come between any two lines
+                ended = one.submit(loop.run_until_complete, work)
+                ended.add_done_callback(lambda _: outcomes.put(None))
+                while (outcome := outcomes.get()) is not None:
+                    loop.call_soon_threadsafe(self._in_work.wake)
+                    count += 1
                     yield outcome
             finally:
                 loop.call_soon_threadsafe(work.cancel)
@@ -246,18 +267,17 @@ class Extraction:
                 ended.result()
             except BaseExceptionGroup as group:
                 raise _first(group) from None
-
-    def _next(self, outcomes: "queue.SimpleQueue[Outcome | None]") -> Outcome | None:
-        while True:
-            if self._leaving.is_set():
-                raise KeyboardInterrupt
-            with suppress(queue.Empty):
-                return outcomes.get(timeout=TENDING_SECONDS)
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
+        total = counted(len(self.videos), "video")
+        assert count == len(self.videos), f"{count} of {total} ended: this is a bug in vqbank"
 
     async def _extract_all(
-        self, banking: Banking, threads: Threads, tell: Callable[[Outcome], None]
+        self, banking: Banking, threads: Threads, outcomes: "queue.SimpleQueue[Outcome | None]"
     ) -> None:
         """Set one video after the other on its way, as decoders become free."""
+        run = asyncio.current_task()
+        assert run is not None
         decoders: asyncio.LifoQueue[Decoder] = asyncio.LifoQueue()
         for decoder in self.decoders:
             decoders.put_nowait(decoder)
@@ -276,15 +296,17 @@ class Extraction:
                     held_limit=self.held_limit,
                 )
                 tending = [
-                    tasks.create_task(self._tend(resources)),
+                    tasks.create_task(self._tend(resources, run)),
                     tasks.create_task(self._flush_when_idle(resources)),
                 ]
                 for extractor in self.extractors:
                     tasks.create_task(self._companions.write(extractor, threads, self._provenance))
                 async with asyncio.TaskGroup() as videos:
                     for video in self.videos:
+                        while outcomes.qsize() >= UNTAKEN_OUTCOMES:
+                            await self._in_work.changed()
                         decoder = await decoders.get()
-                        videos.create_task(self._extract(video, decoder, resources, tell))
+                        videos.create_task(self._extract(video, decoder, resources, outcomes.put))
                 for task in tending:
                     task.cancel()
         finally:
@@ -308,10 +330,10 @@ class Extraction:
             if not resources.in_work.count and resources.decoders.qsize() == len(self.decoders):
                 resources.networks.flush()
 
-    async def _tend(self, resources: Resources) -> None:
-        """See to what is due by the clock."""
+    async def _tend(self, resources: Resources, run: "asyncio.Task[None]") -> None:
+        """See to what is due by the clock, and to it that a run ends which is to end."""
         told = time.monotonic()
-        while True:
+        while not self._leaving.is_set():
             await asyncio.sleep(TENDING_SECONDS)
             resources.in_work.wake()
             resources.networks.flush(older_than=WAITING_SECONDS)
@@ -319,6 +341,11 @@ class Extraction:
             if time.monotonic() - told > PROGRESS_SECONDS:
                 told = time.monotonic()
                 self._marks.running(self._passes())
+        run.cancel()
+
+    def _forget_clips(self) -> None:
+        for batch in self.batches.values():
+            batch.clear()
 
     def _passes(self) -> dict[str, int]:
         return {"decoded_videos": self.decoded_videos, "decoded_frames": self.decoded_frames}

@@ -31,8 +31,6 @@ class Counts:
     known."""
     decoded_frames: int = 0
     """Frames that came out of a decoder and were looked at."""
-    decoding_waits: float = 0.0
-    """Seconds in which decoders had frames and nobody took them, summed over decoders."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +72,7 @@ class Resources:
             if not self.in_work.count:
                 self.networks.flush()  # many half-filled batches
             await self.in_work.changed()
-        self.counts.decoding_waits += time.monotonic() - begun
+        self.in_work.decoding_waits += time.monotonic() - begun
 
     def put_back(self, decoder: Decoder) -> None:
         """Let another video have it."""

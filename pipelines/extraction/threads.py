@@ -11,20 +11,42 @@ Result = TypeVar("Result")
 
 
 class InWork:
-    """How much is in work, and a way to wait until that changes."""
+    """How much of one run is in work, a way to wait until that changes, and the run's clock."""
 
     def __init__(self) -> None:
+        """The run has not begun: its clock stands at 0."""
         self.count = 0
         """Calls that threads and the disk have not come back from."""
+        self.decoding_waits = 0.0
+        """Seconds in which decoders had frames and nobody took them, summed over decoders."""
         self._changed = asyncio.Event()
+        self._begun = 0.0
+        self._ended: float | None = 0.0
         self._idle_seconds = 0.0
-        self._idle_since = time.monotonic()
+        self._idle_since = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken until now, or until its end."""
+        return self._now() - self._begun
 
     @property
     def idle_seconds(self) -> float:
-        """Seconds in which nothing was in work."""
-        idle = 0.0 if self.count else time.monotonic() - self._idle_since
+        """Of these, the seconds in which nothing was in work."""
+        idle = 0.0 if self.count else self._now() - self._idle_since
         return self._idle_seconds + idle
+
+    def begin(self) -> None:
+        """The run begins, and its clock."""
+        self._begun = self._idle_since = time.monotonic()
+        self._ended = None
+
+    def end(self) -> None:
+        """The run has ended: its clock stands still."""
+        self._ended = time.monotonic()
+
+    def _now(self) -> float:
+        return time.monotonic() if self._ended is None else self._ended
 
     @contextmanager
     def one(self) -> Iterator[None]:

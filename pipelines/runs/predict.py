@@ -1,6 +1,7 @@
 """Scores of videos by a shipped head: which videos, from which bank, and what came of it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,6 +127,28 @@ class PredictPlan:
         extraction = None if why else scorer.extraction(banked, store, device=on)
         return cls(scorer, store, videos, banked, on, extraction)
 
+    def extract(
+        self, watch: "Callable[[Outcome], None] | None" = None
+    ) -> dict[str, dict[str, str]]:
+        """Bank what is missing; gives why videos failed, by their ids and the features' keys.
+
+        Args:
+            watch: told of every video, when its fate is known.
+
+        Raises:
+            VqbankError: as `Extraction.run`.
+        """
+        reasons: dict[str, dict[str, str]] = {}
+        if self.extraction is None:
+            return reasons
+        with closing(self.extraction.run()) as outcomes:  # `watch` may raise
+            for outcome in outcomes:
+                if outcome.failures:
+                    reasons[outcome.video.id] = dict(outcome.failures)
+                if watch is not None:
+                    watch(outcome)
+        return reasons
+
     def scored(self, reasons: Mapping[str, Mapping[str, str]]) -> Predicted:
         """The scores of what is banked now.
 
@@ -196,13 +219,7 @@ def predict(
         device=device,
         score=score,
     )
-    reasons = {}
-    for outcome in plan.extraction.run() if plan.extraction is not None else ():
-        if outcome.failures:
-            reasons[outcome.video.id] = dict(outcome.failures)
-        if watch is not None:
-            watch(outcome)
-    return plan.scored(reasons)
+    return plan.scored(plan.extract(watch))
 
 
 def check_head(folder: Path) -> None:
