@@ -437,21 +437,27 @@ def again_and_again(videos, count=400):
     return [Video(f"{n}", videos[n % len(videos)].path) for n in range(count)]
 
 
-def test_an_interrupt_while_a_run_sets_out_is_answered_at_once(tmp_path, videos, monkeypatch):
-    """Just after the event loop has begun, and before anything is asked of it."""
-    real, interrupts = Future.add_done_callback, itertools.count()
+@pytest.mark.parametrize("step", ["start", "add_done_callback"])
+def test_an_interrupt_while_a_run_sets_out_is_answered_at_once(tmp_path, videos, monkeypatch, step):
+    """Just after the event loop's thread has started, and just after it got its work."""
+    place = threading.Thread if step == "start" else Future
+    real, interrupts = getattr(place, step), itertools.count()
 
-    def interrupted(self, call):
-        if "_outcomes" in call.__qualname__ and not next(interrupts):
+    def interrupted(self, *arguments):
+        if step == "start":
+            real(self)
+        ours = [getattr(self, "name", ""), *(call.__qualname__ for call in arguments)]
+        if any("vqbank-loop" in one or "_outcomes" in one for one in ours) and not next(interrupts):
             raise KeyboardInterrupt
-        return real(self, call)
+        return None if step == "start" else real(self, *arguments)
 
-    monkeypatch.setattr(Future, "add_done_callback", interrupted)
+    monkeypatch.setattr(place, step, interrupted)
     store = FeatureStore.create(tmp_path / "bank")
     run = extraction(again_and_again(videos), store, "motion")
 
     with pytest.raises(KeyboardInterrupt):
         list(run.run())
+    assert next(interrupts) == 1
     assert run.decoded_videos < len(run.videos) / 2
     assert History.of(store.path).runs[-1].ending == "stopped"
 

@@ -253,11 +253,12 @@ class Extraction:
         outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
         count = 0
         with closing(asyncio.new_event_loop()) as loop, ThreadPoolExecutor(1, "vqbank-loop") as one:
+            one.submit(bool).result()  # interrupted in here, a thread may start of which none knows
             work = loop.create_task(self._extract_all(banking, threads, outcomes))
             try:  # an interrupt may come between any two lines
                 ended = one.submit(loop.run_until_complete, work)
                 ended.add_done_callback(lambda _: outcomes.put(None))
-                while (outcome := outcomes.get()) is not None:
+                while (outcome := _next(outcomes)) is not None:
                     loop.call_soon_threadsafe(self._in_work.wake)
                     count += 1
                     yield outcome
@@ -349,6 +350,12 @@ class Extraction:
 
     def _passes(self) -> dict[str, int]:
         return {"decoded_videos": self.decoded_videos, "decoded_frames": self.decoded_frames}
+
+
+def _next(outcomes: "queue.SimpleQueue[Outcome | None]") -> Outcome | None:
+    while True:  # a signal that comes just before a wait does not end it, and is seen after it
+        with suppress(queue.Empty):
+            return outcomes.get(timeout=TENDING_SECONDS)
 
 
 def _distinct(videos: Sequence[Video]) -> tuple[Video, ...]:
