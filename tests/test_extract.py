@@ -1,6 +1,7 @@
 """Extraction: one decode per video, nothing twice, nothing lost, nothing silent."""
 
 import errno
+import gc
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 from vqbank.extractors import make_extractor
 from vqbank.extractors import video as decoding
 from vqbank.extractors.isolated import Decoder
+from vqbank.extractors.motion import Motion
 from vqbank.extractors.nss import Nss
 from vqbank.pipelines.extraction import extract, resources
 from vqbank.pipelines.extraction.assembly import Assembly, FullClip
@@ -417,6 +420,47 @@ def test_a_run_that_crashes_says_so_and_where(tmp_path, videos, monkeypatch, cap
     assert " crashed " in shown
     assert f"crashed: process {os.getpid()} on" in shown
     assert "IndexError: a bug; in nss, at set/0.mp4" in shown
+
+
+def test_a_run_that_crashed_keeps_no_network(tmp_path, videos, monkeypatch):
+    """Also where the error is kept, as a notebook does, and no garbage is collected."""
+    built, rows = [], Batch._rows
+
+    def kept(self, device, build=Motion.build):
+        network = build(self, device)
+
+        def compute(clips):
+            return network(clips)
+
+        built.append(weakref.ref(compute))
+        return compute
+
+    def bug(self, clip_fn, waiting):
+        if self.extractor.name == "nss":
+            computed.wait()
+            raise IndexError("a bug")
+        made = rows(self, clip_fn, waiting)
+        computed.set()
+        return made
+
+    computed = threading.Event()
+    monkeypatch.setattr(Motion, "build", kept)
+    monkeypatch.setattr(Batch, "_rows", bug)
+    run = extraction(videos, FeatureStore.create(tmp_path / "bank"), "motion")
+    list(run.run())
+    assert built[0]() is not None  # the next run needs it
+    computed.clear()
+    run = extraction(videos, FeatureStore.create(tmp_path / "other"), "motion", "nss")
+    gc.disable()
+    try:
+        with pytest.raises(IndexError, match="a bug"):
+            list(run.run())
+        give_up = time.monotonic() + 10
+        while built[1]() is not None and time.monotonic() < give_up:
+            time.sleep(0.01)  # a thread may be in it
+        assert built[1]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_run_stops_also_where_python_lost_the_interrupt(tmp_path, videos):

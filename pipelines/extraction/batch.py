@@ -85,6 +85,10 @@ class Batch:
         self._waiting.clear()
         self.held_bytes = 0
 
+    def unload(self) -> None:
+        """Let the network go, once no thread is in it; it is built anew when next needed."""
+        self._clip_fn = None
+
     def compute(self, waiting: Sequence[FullClip]) -> list[Mapping[str, NDArray[Any]]]:
         """Rows of every clip by output; may run in several threads at once.
 

@@ -5,6 +5,7 @@ to the bank, which all of them see under the same path.  Scheduling, lost worker
 join later are Dask's.
 """
 
+import gc
 import os
 import platform
 import queue
@@ -262,6 +263,7 @@ def _extraction(order: Order) -> Extraction:
     Raises:
         BankError: if this machine would make something else, because its weights differ.
     """
+    gc.collect()  # of one that broke off, what tracebacks and tasks hold of each other
     extraction = Extraction(
         (),
         order.extractors,

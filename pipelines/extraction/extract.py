@@ -227,6 +227,9 @@ class Extraction:
             self._marks.ended(self._passes())
             self.store.refresh()
         except BaseException as error:
+            if not isinstance(error, (GeneratorExit, KeyboardInterrupt)):
+                for batch in self.batches.values():  # else they stay as long as the error is known
+                    batch.unload()
             try:  # keep what is finished; where the disk was full it may still find room
                 with suppress(BankError) if isinstance(error, BankError) else nullcontext():
                     banking.commit()
