@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from vqbank.regressors.card import CARD, first_problem, read_card, read_model, write_head
 from vqbank.regressors.progress import Watch
 from vqbank.store.errors import HeadError, in_words
-from vqbank.store.schema import FeatureSpec
+from vqbank.store.schema import FeatureSpec, Video
 from vqbank.store.table import FeatureTable
 from vqbank.store.words import html_table
 
@@ -40,6 +40,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     """The name of the head in HEADS."""
     min_videos: ClassVar[int]
     """Fewest videos that can be fitted."""
+    least_scenes: ClassVar[int] = 1
+    """Fewest scenes of these videos: 2 of heads that choose by folds of scenes."""
     suffix: ClassVar[str]
     """The ending of the model file's name."""
     paper: ClassVar[Mapping[str, Any]] = MappingProxyType({})
@@ -121,6 +123,21 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             head.fit(table.subset(own), mos[own], validation=np.flatnonzero(np.isin(own, held)))
             for head, own, held in zip(heads, rows, aside, strict=True)
         ]
+
+    def held_out(self, videos: Sequence[Video]) -> list[NDArray[np.bool_]]:
+        """What a fit on these videos holds out of them to choose an epoch by.
+
+        Args:
+            videos: n, that no protocol sets any aside of.
+
+        Returns:
+            A mask [n] for each network that is trained, true for held-out videos; none of heads
+            without epochs.
+
+        Raises:
+            HeadError: if the videos have too few scenes.
+        """
+        return []
 
     def trains_together(self, table: FeatureTable) -> bool:
         """Whether `fit_many` on rows of this table is quicker than one fit after the other."""

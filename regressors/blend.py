@@ -41,6 +41,7 @@ class Blend(PooledHead):
 
     name: ClassVar[str] = "blend"
     min_videos: ClassVar[int] = 10
+    least_scenes: ClassVar[int] = 2
     steps: ClassVar[tuple[type, ...]] = (StackingRegressor,)
     parts: ClassVar[tuple[type, ...]] = (
         Bunch,

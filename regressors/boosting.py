@@ -22,6 +22,7 @@ class Boosting(PooledHead):
 
     name: ClassVar[str] = "boosting"
     min_videos: ClassVar[int] = 5
+    least_scenes: ClassVar[int] = 2
     steps: ClassVar[tuple[type, ...]] = (HistGradientBoostingRegressor,)
     parts: ClassVar[tuple[type, ...]] = (TreePredictor,)
 

@@ -25,6 +25,7 @@ class Ridge(PooledHead):
 
     name: ClassVar[str] = "ridge"
     min_videos: ClassVar[int] = 3
+    least_scenes: ClassVar[int] = 2
     steps: ClassVar[tuple[type, ...]] = (StandardScaler, linear_model.Ridge)
 
     def __init__(

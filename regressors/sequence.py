@@ -27,7 +27,7 @@ from vqbank.regressors.parallel import train_all
 from vqbank.regressors.published import read_official
 from vqbank.regressors.training import scores
 from vqbank.store.errors import HeadError, in_words
-from vqbank.store.schema import FeatureSpec
+from vqbank.store.schema import FeatureSpec, Video
 from vqbank.store.table import FeatureTable
 
 AtLeastTwo = Annotated[int, Field(ge=2)]
@@ -282,6 +282,25 @@ class SequenceHead(Head):
             threads=self.threads,
         )
 
+    def held_out(self, videos: Sequence[Video]) -> list[NDArray[np.bool_]]:
+        """Whole scenes, `validation_fraction` of them, drawn by the seed of each run.
+
+        Args:
+            videos: n, that no protocol sets any aside of.
+
+        Returns:
+            A mask [n] for each run, true for held-out videos.
+
+        Raises:
+            HeadError: if the videos have fewer than two scenes.
+        """
+        return [
+            hold_out_scenes(
+                videos, fraction=self.validation_fraction, rng=np.random.default_rng(seed)
+            )
+            for seed in range(self.seed, self.seed + self.runs)
+        ]
+
     def _series(self, table: FeatureTable) -> Series:
         return Series(
             table,
@@ -299,17 +318,12 @@ class SequenceHead(Head):
         validation: NDArray[np.int64],
     ) -> list[Fold]:
         """One per run, on these rows of the table; held out is `validation`, if it has any."""
+        if len(validation):
+            every = [np.isin(rows, validation)] * self.runs
+        else:
+            every = self.held_out([table.videos[row] for row in rows.tolist()])
         folds = []
-        for seed in range(self.seed, self.seed + self.runs):
-            held = (
-                np.isin(rows, validation)
-                if len(validation)
-                else hold_out_scenes(
-                    [table.videos[row] for row in rows.tolist()],
-                    fraction=self.validation_fraction,
-                    rng=np.random.default_rng(seed),
-                )
-            )
+        for seed, held in enumerate(every, self.seed):
             fit = rows[~held]
             if len(fit) == 0:
                 raise HeadError(f"{self.name}: all {len(rows)} videos are for validation")

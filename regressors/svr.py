@@ -53,6 +53,7 @@ class Svr(PooledHead):
 
     name: ClassVar[str] = "svr"
     min_videos: ClassVar[int] = 5
+    least_scenes: ClassVar[int] = 2
     steps: ClassVar[tuple[type, ...]] = (MinMaxScaler, SVR)
     approximate_steps: ClassVar[tuple[type, ...]] = (MinMaxScaler, Nystroem, Ridge)
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import vqbank
+from vqbank.pipelines.commands.cli import app
 from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.experiments.fits import Cell, Fits
 from vqbank.pipelines.experiments.rated import RatedVideos
@@ -19,7 +22,7 @@ from vqbank.pipelines.results.records import read_records
 from vqbank.regressors import make_head
 from vqbank.regressors.pooling import PooledTable, pooled
 from vqbank.store.bank import FeatureStore
-from vqbank.store.errors import RecipeError
+from vqbank.store.errors import RecipeError, VqbankError
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 from vqbank.store.table import FeatureTable
 
@@ -64,7 +67,7 @@ def watch(told):
         if (told.cell, told.split) == (sys.argv[3], int(sys.argv[4])):
             time.sleep(600)  # until it is killed
 
-for record in experiment().run(watch=watch, kept=Path(sys.argv[2])):
+for record in experiment().run(watch=watch, keep=Path(sys.argv[2])):
     pass
 """
 
@@ -109,7 +112,7 @@ def test_a_killed_experiment_goes_on_after_the_last_cell_that_it_finished(
     )
 
     done = counted_fits(monkeypatch)
-    again = {record.heads[0].name: record for record in made.run(kept=tmp_path)}
+    again = {record.heads[0].name: record for record in made.run(keep=tmp_path)}
 
     missing = [name for name in ("both", "trees", "half") if name not in finished]
     assert done == [(name, number) for name in missing for number in range(3)]
@@ -118,7 +121,7 @@ def test_a_killed_experiment_goes_on_after_the_last_cell_that_it_finished(
     }
     assert len(kept(tmp_path)) == 3
     done.clear()
-    third = list(made.run(kept=tmp_path))
+    third = list(made.run(keep=tmp_path))
     assert done == []
     assert sorted(map(numbers, third)) == sorted(map(numbers, again.values()))
 
@@ -176,30 +179,64 @@ def test_another_file_behind_a_banked_video_is_another_cell():
 
 def test_a_kept_cell_has_the_title_and_the_label_of_today(tmp_path):
     made = experiment()
-    list(made.run(kept=tmp_path))
+    list(made.run(keep=tmp_path))
     renamed = replace(made, title="u", cells=[replace(made.cells[0], label="new")])
 
-    (record,) = renamed.run(kept=tmp_path)
+    (record,) = renamed.run(keep=tmp_path)
 
     assert (record.title, record.heads[0].name) == ("u", "new")
 
 
+def test_a_kept_cell_says_where_scores_come_from_as_of_today(tmp_path):
+    made = experiment(cells=experiment().cells[:1])
+    list(made.run(keep=tmp_path))
+    today = changed(made, taken_for="KVQ", filled={"memory.x": 3})
+
+    (record,) = today.run(keep=tmp_path)
+
+    assert (record.taken_for, record.filled) == ("KVQ", {"memory.x": 3})
+    assert numbers(record) == numbers(next(today.run()))
+
+
+def test_a_kept_cell_of_other_videos_is_refused(tmp_path):
+    made = experiment(cells=experiment().cells[:1])
+    list(made.run(keep=tmp_path))
+    (name,) = kept(tmp_path)
+    content = json.loads((tmp_path / name).read_text())
+    content["ids"][0] = "set/another.mp4"
+    (tmp_path / name).write_text(json.dumps(content))
+
+    with pytest.raises(RecipeError, match=r"named by: it has other ids; remove it"):
+        list(made.run(keep=tmp_path))
+
+
+def test_a_cell_of_another_kind_of_device_is_another_and_of_another_device_is_the_same():
+    made = experiment()
+    keys = [
+        made.key(Cell("mlp", make_head("mlp", device=device), ("x",)))
+        for device in ("cpu", "cuda", "cuda:0", "cuda:1", "mps")
+    ]
+
+    assert keys[1] == keys[2] == keys[3]
+    assert len(set(keys)) == 3
+
+
 def test_a_kept_cell_that_was_changed_is_refused(tmp_path):
     made = experiment(cells=experiment().cells[:1])
-    (record,) = made.run(kept=tmp_path)
+    (record,) = made.run(keep=tmp_path)
     (name,) = kept(tmp_path)
     content = json.loads((tmp_path / name).read_text())
     content["heads"][0]["per_split"]["srcc"][0] = 0.999
     (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(RecipeError, match=r"its srcc of both says .*, and its splits come to"):
-        list(made.run(kept=tmp_path))
+        list(made.run(keep=tmp_path))
 
     other = record.model_copy(
         update={"heads": [record.heads[0].model_copy(update={"cell": "another"})]}
     )
     (tmp_path / name).write_text(other.model_dump_json())
     with pytest.raises(RecipeError, match="is not the record of the cell that it is named by"):
-        list(made.run(kept=tmp_path))
+        list(made.run(keep=tmp_path))
 
 
 def test_a_cell_on_some_features_is_the_head_on_a_table_of_these():
@@ -221,12 +258,15 @@ def test_pooled_vectors_of_some_roles_are_those_of_their_table():
         assert np.array_equal(both.select(roles).vectors, pooled(table.select(roles)))
 
 
-def test_cells_of_one_feature_set_are_one_record_in_their_order_and_others_are_refused():
+def test_cells_of_one_feature_set_are_one_record_in_their_order_and_others_are_refused(
+    monkeypatch,
+):
     made = experiment()
     record = evaluate(replace(made, cells=made.cells[1::-1]))
 
     assert [head.name for head in record.heads] == ["trees", "both"]
-    with pytest.raises(RecipeError, match="records of other features cannot be one"):
+    monkeypatch.setattr(Fits, "on_splits", None)  # nothing is fitted before the refusal
+    with pytest.raises(RecipeError, match=r"cells both and half are on other features \(x, y; y\)"):
         evaluate(made)
     with pytest.raises(RecipeError, match="cells share a label: both, both"):
         list(replace(made, cells=[made.cells[0]] * 2).run())
@@ -271,7 +311,7 @@ def test_cells_are_tried_on_the_videos_that_all_of_them_have(tmp_path):
         (
             ["a"] * 29 + ["c"] + ["b"] * 10,
             "mlp",
-            r"its held-out \(20% of the scenes, by mlp\) part has 1 video \(set/29.mp4\)",
+            r"its held-out \(whole scenes, by mlp\) part has 1 video \(set/29.mp4\)",
         ),
     ],
 )
@@ -292,3 +332,100 @@ def test_a_training_part_that_leaves_nothing_to_choose_by_is_refused_before_any_
 
     with pytest.raises(RecipeError, match=message):
         next(made.run())
+
+
+def small_bank(folder):
+    store = FeatureStore.create(folder / "bank")
+    writer = store.writer(FeatureSpec("a.f", (3,), "float32", {}), provenance={})
+    rng = np.random.default_rng(0)
+    lines = ["path,id,mos"]
+    for row in range(30):
+        values = rng.normal(size=(1, 3)).astype(np.float32)
+        writer.add(
+            f"set/{row}.mp4",
+            Feature(values, np.zeros(1), np.zeros(1, np.int64)),
+            fingerprint=Fingerprint(1, f"{row:064}"),
+            probe={},
+        )
+        lines.append(f"{row}.mp4,set/{row}.mp4,{values[0, 0]}")
+    writer.commit()
+    (folder / "set.csv").write_text("\n".join(lines) + "\n")
+    return {"bank": folder / "bank", "features": "a.f", "videos": folder / "set.csv"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import vqbank
+from vqbank.pipelines.experiments.fitting import Fitted
+
+def watch(told):
+    if told == Fitted("gaussian", 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+folder = Path(sys.argv[1])
+vqbank.evaluate(bank=folder / "bank", features="a.f", videos=folder / "set.csv", jobs=1,
+                heads=["ridge", "gaussian"], splits="random3", keep=folder / "kept", watch=watch)
+"""
+
+
+def test_an_evaluation_that_was_killed_goes_on_from_the_folder_that_it_was_given(
+    tmp_path, monkeypatch
+):
+    asked = small_bank(tmp_path) | {"heads": ["ridge", "gaussian"], "splits": "random3", "jobs": 1}
+    whole = vqbank.evaluate(**asked)
+    run = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert len(kept(tmp_path / "kept")) == 1
+
+    done = counted_fits(monkeypatch)
+    options = [f"--{name}={asked[name]}" for name in ("bank", "features", "videos", "splits")]
+    result = CliRunner().invoke(
+        app,
+        ["evaluate", *options, "--head=ridge", "--head=gaussian", "--jobs=1",
+         f"--keep={tmp_path / 'kept'}", f"--json={tmp_path / 'run.json'}"],
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.output
+    assert done == [("gaussian", number) for number in range(3)]
+    (record,) = read_records(tmp_path / "run.json")
+    assert numbers(record) == numbers(whole)
+    assert len(kept(tmp_path / "kept")) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"jobs": 0}, "jobs cannot be 0; it is a number of processes, 1 or more"),
+        ({"jobs": -1}, "jobs cannot be -1"),
+        ({"jobs": "2"}, "jobs cannot be '2'"),
+        ({"jobs": True}, "jobs cannot be True"),
+        ({"heads": 3}, "heads cannot be 3; it is a name, several, or parameters by name"),
+        ({"heads": {"ridge": None}}, "heads cannot be"),
+        ({"features": [1]}, r"features cannot be \[1\]"),
+        ({"videos": 1.5}, "videos cannot be 1.5; it is a path"),
+        ({"bank": b"x"}, "bank cannot be b'x'"),
+        ({"splits": 10}, "splits cannot be 10; it is a text"),
+        ({"missing": 0}, "missing cannot be 0"),
+        ({"weights": "random"}, "weights cannot be 'random'"),
+        ({"recipe": 7}, "recipe cannot be 7; it is a Recipe, its file, or the name of one"),
+        ({"keep": 1}, "keep cannot be 1"),
+        ({"keep": __file__}, "is a file; name a folder"),
+        ({"videos": "none.csv"}, "none.csv cannot be read: No such file or directory"),
+    ],
+)
+def test_what_evaluate_cannot_take_is_refused_before_a_learning_library_is_imported(
+    wrong, message, tmp_path, monkeypatch
+):
+    asked = {"bank": tmp_path, "features": "a.f", "videos": __file__, "heads": "ridge", **wrong}
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # importing it fails
+
+    with pytest.raises(VqbankError, match=message):
+        vqbank.evaluate(**asked)
+
+
+@pytest.mark.parametrize("wrong", [{"output": 1}, {"head": 3}, {"tensorboard": 1}, {"weights": 1}])
+def test_what_train_cannot_take_is_refused(wrong, tmp_path):
+    asked = {"bank": tmp_path, "features": "a.f", "videos": __file__, "head": "ridge"}
+    with pytest.raises(RecipeError, match="cannot be"):
+        vqbank.train(**({"output": tmp_path / "head"} | asked | wrong))

@@ -14,13 +14,14 @@ from vqbank.pipelines.experiments.experiment import Experiment
 from vqbank.pipelines.experiments.fitting import Fitted, evaluated, watched
 from vqbank.pipelines.experiments.train import train
 from vqbank.pipelines.recipe import read_recipe
+from vqbank.pipelines.runs.train import TrainPlan
 from vqbank.regressors import load_head
 from vqbank.regressors.checkpoint import Journal
 from vqbank.regressors.member import Member
 from vqbank.regressors.progress import Cost, Epoch, Step
 from vqbank.store.bank import FeatureStore
 from vqbank.store.documents import yaml_text
-from vqbank.store.errors import RecipeError
+from vqbank.store.errors import RecipeError, VqbankError
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 
 
@@ -76,6 +77,46 @@ def test_tensorboard_gets_the_curves_of_every_run(recipe, tmp_path):
         best = dict(srcc)[record["epoch"][run]]
         assert best == pytest.approx(record["held_out_srcc"][run], abs=1e-6)
         assert len(curve(tmp_path / "logs" / f"run-{run + 1}", "loss")) == 4
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_head_of_an_experiment_stays_as_it_was_and_a_trained_one_tells_nobody(
+    recipe, tmp_path, stops
+):
+    def watch(told):
+        if stops:
+            raise KeyboardInterrupt
+
+    experiment = Experiment.of(recipe, title="t")
+    (cell,) = experiment.cells
+    before = dict(vars(cell.head))
+    if stops:
+        with pytest.raises(KeyboardInterrupt):
+            train(experiment, tmp_path / "head", recipe=recipe, watch=watch)
+    else:
+        fitted = train(experiment, tmp_path / "head", recipe=recipe, watch=watch)
+        assert fitted is not cell.head
+        assert (fitted.watch, fitted.checkpoint) == (None, None)
+
+    assert vars(cell.head) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "tensorboard", "message"),
+    [
+        ({"heads": {"ridge": {}, "svr": {}}}, None, "one head is shipped, not ridge, svr"),
+        ({"heads": {"ridge": {}}}, "logs", "--tensorboard shows epochs, and ridge has none"),
+        ({"folder": "bank"}, None, "bank"),
+    ],
+)
+def test_a_plan_of_training_refuses_before_videos_are_read(
+    recipe, tmp_path, monkeypatch, change, tensorboard, message
+):
+    monkeypatch.setattr("vqbank.pipelines.runs.train.experiment_of", None)
+    folder = tmp_path / change.pop("folder", "head")
+    logs = None if tensorboard is None else tmp_path / tensorboard
+    with pytest.raises(VqbankError, match=message):
+        TrainPlan.of(recipe.model_copy(update=change), folder, title="t", tensorboard=logs)
 
 
 def test_nothing_is_logged_unless_asked_for(recipe, tmp_path):

@@ -13,6 +13,7 @@ from vqbank.pipelines.commands.options import (
     RecipeFile,
     Score,
     SeenWeights,
+    Splits,
     Videos,
     check_target,
     pairs,
@@ -36,12 +37,7 @@ def evaluate(
     head: Annotated[
         list[str] | None, typer.Option("--head", help="Name; may be given several times.")
     ] = None,
-    splits: Annotated[
-        str | None,
-        typer.Option(
-            "--splits", metavar="NAME", help="scene10, videval100, ...; a wrong one lists all."
-        ),
-    ] = None,
+    splits: Splits | None = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="Folder for tables, pictures and a page.")
     ] = None,
@@ -52,14 +48,17 @@ def evaluate(
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", help="Folder of finished heads, from which the same run goes on."),
+    ] = None,
 ) -> None:
     """Try heads on splits of a bank; prints medians over the test parts."""
-    from vqbank.pipelines.runs.asked import of_bank, recipe_of, title_of
-    from vqbank.store.errors import RecipeError
+    from vqbank.pipelines.runs.asked import check_folder, of_bank, recipe_of, title_of
 
     check_target(json_file, "--json")
-    if report is not None and report.exists() and not report.is_dir():
-        raise RecipeError(f"--report {report} is a file; name a folder")
+    check_folder(report, "--report")
+    check_folder(keep, "--keep")
     asked = recipe_of(
         recipe,
         videos=videos,
@@ -80,7 +79,8 @@ def evaluate(
     from vqbank.pipelines.runs.evaluate import experiment_of
 
     experiment = experiment_of(chosen, title=title_of(recipe))
-    record = show_experiment(experiment, jobs=all_cores() if jobs is None else jobs)
+    processes = all_cores() if jobs is None else jobs
+    record = show_experiment(experiment, jobs=processes, keep=keep)
     console().print(result_table(record))
     if json_file is not None:
         write_record(record, json_file)
@@ -167,17 +167,21 @@ def _records(files: list[Path], heads: list[str] | None) -> "list[tuple[str, Rec
     return runs
 
 
-def show_experiment(experiment: "Experiment", *, jobs: int = 1) -> "Record":
+def show_experiment(
+    experiment: "Experiment", *, jobs: int = 1, keep: Path | None = None
+) -> "Record":
     """Run with a progress bar.
 
     Args:
         experiment: of one feature set.
         jobs: processes that may be started.
+        keep: a folder of finished cells.
     """
     from vqbank.pipelines.experiments import experiment as experiments
     from vqbank.pipelines.experiments.fitting import evaluated
 
     total = len(experiment.splits) * len(experiment.cells)
     return evaluated(
-        lambda watch: experiments.evaluate(experiment, jobs=jobs, watch=watch), total=total
+        lambda watch: experiments.evaluate(experiment, jobs=jobs, watch=watch, keep=keep),
+        total=total,
     )

@@ -42,7 +42,15 @@ LabelFile = Annotated[
     Path | None,
     typer.Option("--labels", help="Label file of any layout, in place of --videos."),
 ]
-Score = Annotated[str | None, typer.Option("--score", help="Column of --labels that is the MOS.")]
+Score = Annotated[
+    str | None, typer.Option("--score", help="Column of a label file that is the MOS.")
+]
+Splits = Annotated[
+    str,
+    typer.Option(
+        "--splits", metavar="NAME", help="scene10, videval100, ...; a wrong one lists all."
+    ),
+]
 Missing = Annotated[
     str | None,
     typer.Option("--missing", help="Videos of a manifest without a feature: stop, or drop them."),

@@ -5,20 +5,11 @@ from typing import Annotated
 
 import typer
 
-from vqbank.pipelines.commands.options import program, say_some
+from vqbank.pipelines.commands.options import Score, Splits, program, say_some
 from vqbank.pipelines.terminal import counted, say
 
 split_app = program(no_args_is_help=True, help="Make splits, and find what they mix.")
-Splits = Annotated[
-    str,
-    typer.Option(
-        "--splits", metavar="NAME", help="scene10, videval100, ...; a wrong one lists all."
-    ),
-]
 Source = Annotated[Path, typer.Argument(metavar="VIDEOS", help="Manifest or label file.")]
-Score = Annotated[
-    str | None, typer.Option("--score", metavar="COLUMN", help="Which column is the MOS.")
-]
 
 
 @split_app.command()

@@ -73,20 +73,20 @@ class Experiment:
         return SharedSplits.of(self.protocol, self.rated)
 
     def run(
-        self, *, jobs: int = 1, watch: Telling | None = None, kept: Path | None = None
+        self, *, jobs: int = 1, watch: Telling | None = None, keep: Path | None = None
     ) -> Iterator[Record]:
         """A record for every cell, as soon as its last split is done.
 
         Args:
             jobs: processes; results are the same.
             watch: told of costs, steps and epochs, and of every fit that is done.
-            kept: a folder in which each record is put in its place at once, under the hash of all
+            keep: a folder in which each record is put in its place at once, under the hash of all
                 that its numbers depend on.  Cells that it holds are not computed again: a run that
                 was killed goes on after the last cell that it finished.  None keeps nothing.
 
         Raises:
             RecipeError: as `SharedSplits.check` does, before anything is fitted; if cells share a
-                label; or if a record in `kept` is damaged.
+                label; or if a record in `keep` is damaged.
             HeadError: if a head cannot be fitted on a split.
         """
         if len({cell.label for cell in self.cells}) < len(self.cells):
@@ -94,7 +94,7 @@ class Experiment:
         self.splits.check((cell.head for cell in self.cells), self.rated.mos)
         missing: dict[str, Cell] = {}
         for cell in self.cells:
-            if (record := self._read(cell, kept)) is None:
+            if (record := self._read(cell, keep)) is None:
                 missing[cell.label] = cell
             else:
                 yield record
@@ -110,9 +110,9 @@ class Experiment:
                 watch(Fitted(result.cell, result.split))
             if len(found[result.cell]) == len(self.splits):
                 record = self.record(missing[result.cell], found.pop(result.cell))
-                if kept is not None:
-                    kept.mkdir(parents=True, exist_ok=True)
-                    path = kept / f"{record.heads[0].cell}.json"
+                if keep is not None:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    path = keep / f"{record.heads[0].cell}.json"
                     write_atomically(path, to_json(record).encode())
                 yield record
 
@@ -121,10 +121,14 @@ class Experiment:
         by_label = {cell.label: cell for cell in cells}
         return Fits(self.rated.table, self.rated.mos, by_label, self.splits)
 
-    def _read(self, cell: Cell, kept: Path | None) -> Record | None:
-        """The record that a folder holds of a cell, under today's title and label."""
+    def _read(self, cell: Cell, keep: Path | None) -> Record | None:
+        """The head that a folder holds of a cell, in a record that says all else as of today.
+
+        Raises:
+            RecipeError: if the file there is damaged, or of other videos, scores or splits.
+        """
         key = self.key(cell)
-        path = None if kept is None else kept / f"{key}.json"
+        path = None if keep is None else keep / f"{key}.json"
         if path is None or not path.exists():
             return None
         records = read_records(path)
@@ -133,11 +137,20 @@ class Experiment:
                 f"{path} is not the record of the cell that it is named by; remove it"
             )
         head = records[0].heads[0].model_copy(update={"name": cell.label})
-        return records[0].model_copy(update={"title": self.title, "heads": [head]})
+        today = self._record(cell, head)
+        for name in ("features", "ids", "mos", "tests", "validations"):
+            if getattr(records[0], name) != getattr(today, name):
+                raise RecipeError(
+                    f"{path} is not the record of the cell that it is named by: it has other "
+                    f"{name}; remove it"
+                )
+        return today
 
     def key(self, cell: Cell) -> str:
         """A hash of everything that changes the numbers of a cell: the name of its record."""
         head, parameters = cell.head, cell.head.get_params()
+        # On a GPU sums go in another order; of several of a kind it makes no difference which.
+        device = str(parameters.get("device", "cpu")).partition(":")[0]
         content = {
             "head": head.name,
             "parameters": _json({n: v for n, v in parameters.items() if n not in head.unkept}),
@@ -145,7 +158,7 @@ class Experiment:
             "files": [self._files(role) for role in cell.roles],
             "shared": self._shared,
             "software": _software(),
-        }
+        } | ({} if device == "cpu" else {"device": device})
         return _sha256(content)[:32]
 
     def _files(self, role: str) -> str:
@@ -188,6 +201,10 @@ class Experiment:
             cell: of this experiment.
             results: one for each split, in any order.
         """
+        return self._record(cell, _head_record(cell, self.key(cell), self.splits, results))
+
+    def _record(self, cell: Cell, head: HeadRecord) -> Record:
+        """Of one head, on the features of its cell."""
         rated, splits = self.rated, self.splits
         specs = {role: rated.table.specs[role] for role in cell.roles}
         names = {spec.name for spec in specs.values()}
@@ -224,7 +241,7 @@ class Experiment:
             same_test_as=first_alike(splits.rows),
             directions=splits.directions,
             software=_software(),
-            heads=[_head_record(cell, self.key(cell), splits, results)],
+            heads=[head],
         )
 
 
@@ -233,7 +250,7 @@ def evaluate(
     *,
     jobs: int = 1,
     watch: Telling | None = None,
-    kept: Path | None = None,
+    keep: Path | None = None,
 ) -> Record:
     """Run the experiment of one feature set: one record of all its heads, in their order.
 
@@ -241,13 +258,22 @@ def evaluate(
         experiment: whose cells are all on the same features.
         jobs: as of `Experiment.run`.
         watch: as of `Experiment.run`.
-        kept: as of `Experiment.run`.
+        keep: as of `Experiment.run`.
 
     Raises:
-        RecipeError: as `Experiment.run` does, or if cells are of different features.
+        RecipeError: as `Experiment.run` does, or, before anything is fitted, if cells are of
+            different features.
         HeadError: as `Experiment.run` does.
     """
-    records = {r.heads[0].name: r for r in experiment.run(jobs=jobs, watch=watch, kept=kept)}
+    first, *others = experiment.cells
+    for cell in others:
+        if cell.roles != first.roles:
+            raise RecipeError(
+                f"cells {first.label} and {cell.label} are on other features "
+                f"({', '.join(first.roles)}; {', '.join(cell.roles)}), and cannot be one record; "
+                "run them one by one"
+            )
+    records = {r.heads[0].name: r for r in experiment.run(jobs=jobs, watch=watch, keep=keep)}
     return joined([records[cell.label] for cell in experiment.cells])
 
 

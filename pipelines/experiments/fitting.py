@@ -26,6 +26,7 @@ class Fitted(NamedTuple):
 
 Telling = Callable[[Epoch | Step | Cost | Fitted], None]
 """Takes what a run tells of itself while it goes on."""
+NO_TENSORBOARD = "--tensorboard needs TensorBoard: pip install 'vqbank[tensorboard]'"
 LOG_SECONDS = 60.0
 """Between lines where the error stream is no terminal, at least."""
 
@@ -185,9 +186,7 @@ def event_files(folder: Path, watch: Telling | None) -> Iterator[Telling]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise RecipeError(
-            "--tensorboard needs TensorBoard: pip install 'vqbank[tensorboard]'"
-        ) from error
+        raise RecipeError(NO_TENSORBOARD) from error
     with ExitStack() as stack:
         writers: dict[int, SummaryWriter] = {}
 

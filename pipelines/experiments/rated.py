@@ -39,8 +39,8 @@ class RatedVideos:
     stated: Sequence[Video] = ()
     """All videos of the manifest, by its own ids, where some that lack a feature were dropped:
     splits are made of all, and then without these."""
-    kept: NDArray[np.bool_] | None = None
-    """Of `stated`, which are in the table."""
+    in_table: NDArray[np.bool_] | None = None
+    """[len(stated)]: which of `stated` are in the table; None where all are."""
     taken_for: str = ""
     """The bank's data set that videos were taken to be of, where their file states another."""
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class RatedVideos:
             filled=_filled(store, specs, videos),
             left_out=_left_out(store, specs, videos),
             stated=() if kept.all() else stated,
-            kept=None if kept.all() else kept,
+            in_table=None if kept.all() else kept,
             taken_for=taken_for,
             files=files,
         )
@@ -92,9 +92,9 @@ class RatedVideos:
     @property
     def dropped(self) -> list[str]:
         """Ids of the videos that were dropped, because they lack a feature."""
-        if self.kept is None:
+        if self.in_table is None:
             return []
-        return [video.id for video, has in zip(self.stated, self.kept, strict=True) if not has]
+        return [video.id for video, has in zip(self.stated, self.in_table, strict=True) if not has]
 
 
 def _named(

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.recipe import Protocol
 from vqbank.pipelines.splits.file import splits_file
 from vqbank.pipelines.splits.ours import refuse_without_scenes, scene_splits
-from vqbank.pipelines.splits.schemes import SCHEMES, named_splits, scheme_of
+from vqbank.pipelines.splits.schemes import MOST_SPLITS, SCHEMES, named_splits, scheme_of
 from vqbank.pipelines.splits.split import (
     LEAST_TESTED,
     Split,
@@ -22,12 +21,10 @@ from vqbank.pipelines.splits.split import (
     too_small,
 )
 from vqbank.regressors.base import Head
-from vqbank.regressors.holdout import hold_out_scenes, scenes_of
+from vqbank.regressors.holdout import scenes_of
 from vqbank.store.errors import HeadError, RecipeError, VqbankError
 from vqbank.store.schema import Video
 
-LEAST_SCENES = 2
-"""Scenes of a training part, for heads that choose by folds of scenes."""
 LEAST_HELD_OUT = 2
 """Videos to choose epochs by: of fewer there is no SRCC."""
 
@@ -68,8 +65,13 @@ class SharedSplits:
         else:
             rows = named_splits(name, videos, labels=rated.labels)
             name = splits_file(Path(name)).name if name.endswith(".json") else name
-        if rated.kept is not None:
-            rows = splits_without(rows, rated.kept)
+        if rated.in_table is not None:
+            rows = splits_without(rows, rated.in_table)
+        if len(rows) > MOST_SPLITS:
+            raise RecipeError(
+                f"splits {name} are {len(rows):,}, and {MOST_SPLITS:,} are the most that an "
+                "experiment takes"
+            )
         return cls(protocol, name, rows, rated.table.videos, len(videos))
 
     def __len__(self) -> int:
@@ -174,7 +176,7 @@ class SharedSplits:
         heads = list(heads)
         fewest = max(head.min_videos for head in heads)
         networks = [head for head in heads if head.has_epochs]
-        by_folds = any(hasattr(head, "folds") for head in heads)
+        scenes = max(head.least_scenes for head in heads)
         for number, split in enumerate(self.rows):
             self._refuse_small(number, "training", split.train, mos, fewest)
             self._refuse_small(number, "test", split.test, mos, LEAST_TESTED)
@@ -183,8 +185,7 @@ class SharedSplits:
             else:
                 for head in networks:
                     self._refuse_small_held_out(number, split, head, mos)
-            if by_folds:
-                self._refuse_one_scene(number, np.setdiff1d(split.train, split.validation))
+            self._refuse_few_scenes(number, np.setdiff1d(split.train, split.validation), scenes)
 
     def _refuse_small(
         self, number: int, side: str, rows: NDArray[np.int64], mos: NDArray[np.float64], least: int
@@ -199,41 +200,39 @@ class SharedSplits:
             )
 
     def _refuse_small_held_out(
-        self, number: int, split: Split, head: Any, mos: NDArray[np.float64]
+        self, number: int, split: Split, head: Head, mos: NDArray[np.float64]
     ) -> None:
         """What a network holds out of a training part, by its own rule, to choose epochs.
 
         Args:
             number: of the split.
             split: without a validation part.
-            head: with epochs, so a `vqbank.regressors.sequence.SequenceHead`, which imports torch.
+            head: with epochs.
             mos: [n].
         """
         videos = [self.videos[row] for row in split.train.tolist()]
-        for seed in range(head.seed, head.seed + head.runs):
-            try:
-                held = hold_out_scenes(
-                    videos, fraction=head.validation_fraction, rng=np.random.default_rng(seed)
-                )
-            except HeadError as error:
-                raise RecipeError(
-                    f"split {number} of {self.name}: {head.name} chooses its epoch on training "
-                    f"scenes: {error}"
-                ) from error
+        try:
+            every = head.held_out(videos)
+        except HeadError as error:
+            raise RecipeError(
+                f"split {number} of {self.name}: {head.name} chooses its epoch on training "
+                f"scenes: {error}"
+            ) from error
+        for held in every:
             self._refuse_small(
                 number,
-                f"held-out ({head.validation_fraction:.0%} of the scenes, by {head.name})",
+                f"held-out (whole scenes, by {head.name})",
                 split.train[held],
                 mos,
                 LEAST_HELD_OUT,
             )
 
-    def _refuse_one_scene(self, number: int, rows: NDArray[np.int64]) -> None:
+    def _refuse_few_scenes(self, number: int, rows: NDArray[np.int64], least: int) -> None:
         scenes = set(scenes_of([self.videos[row] for row in rows.tolist()]))
-        if len(scenes) < LEAST_SCENES:
+        if len(scenes) < least:
             raise RecipeError(
                 f"split {number} of {self.name}: its {len(rows)} training videos are of one "
-                f"scene, {min(scenes)!r}, and heads choose by folds of scenes: {LEAST_SCENES} or "
+                f"scene, {min(scenes)!r}, and heads choose by folds of scenes: {least} or "
                 "more are needed; take splits with a larger training part, or more videos"
             )
 

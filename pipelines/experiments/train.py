@@ -5,19 +5,21 @@ No extractor is needed.
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import clone
 
 from vqbank.pipelines.entries import with_keys
 from vqbank.pipelines.experiments.experiment import Experiment
 from vqbank.pipelines.experiments.fits import Cell, cost, takes_long
-from vqbank.pipelines.experiments.fitting import Telling, event_files
+from vqbank.pipelines.experiments.fitting import NO_TENSORBOARD, Telling, event_files
 from vqbank.pipelines.experiments.processes import in_workers
 from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.recipe import Recipe, required
@@ -50,21 +52,19 @@ def train(
         tensorboard: a folder for TensorBoard's event files, if they are wanted.
         watch: told of costs, steps and epochs as they come.
 
+    Returns:
+        The fitted head; that of the experiment stays as it is.
+
     Raises:
-        RecipeError: if the experiment has several cells, or `tensorboard` is given for a
-            head without epochs.
+        RecipeError: as `check_plan` does, if the experiment has several cells, or `tensorboard` is
+            given for a head without epochs.
         HeadError: if `folder` holds something else than a head, or the head cannot be fitted.
     """
     cells, rated = experiment.cells, experiment.rated
-    if len(cells) != 1:
-        names = ", ".join(cell.label for cell in cells)
-        raise RecipeError(f"one head is shipped, not {names}; choose by --head")
-    check_vacant(folder)  # before fitting, which may take long
-    head = cells[0].head
-    if tensorboard is not None and not head.has_epochs:
-        raise RecipeError(
-            f"--tensorboard shows epochs, and {head.name} has none; leave the option out"
-        )
+    check_plan([cell.label for cell in cells], folder)
+    head = clone(cells[0].head)
+    if tensorboard is not None:
+        check_tensorboard(head)
     with nullcontext(watch) if tensorboard is None else event_files(tensorboard, watch) as told:
         if takes_long(head, rated.table, len(rated.table)):
             fitted = _fitted_apart(cells[0], rated, told)
@@ -73,6 +73,7 @@ def train(
             if head.has_epochs:
                 head.checkpoint = checkpoint_of(folder)
             fitted = head.fit(rated.table, rated.mos)
+            fitted.watch = fitted.checkpoint = None
     seen = {
         "videos": len(rated.table),
         "lowest": float(rated.mos.min()),
@@ -80,6 +81,36 @@ def train(
     }
     _save(fitted, folder, recipe, {"score_name": rated.score_name, "trained_on": seen})
     return fitted
+
+
+def check_plan(heads: Sequence[str], folder: Path) -> None:
+    """Refuse, before the bank is read, what would be refused after it was.
+
+    Args:
+        heads: labels of those that shall be made.
+        folder: where one goes.
+
+    Raises:
+        RecipeError: if they are several.
+        HeadError: if `folder` holds something else than a head.
+    """
+    if len(heads) != 1:
+        raise RecipeError(f"one head is shipped, not {', '.join(heads)}; choose by --head")
+    check_vacant(folder)
+
+
+def check_tensorboard(head: Head) -> None:
+    """Refuse event files of a head that writes none.
+
+    Raises:
+        RecipeError: if it has no epochs, or TensorBoard is not installed.
+    """
+    if not head.has_epochs:
+        raise RecipeError(
+            f"--tensorboard shows epochs, and {head.name} has none; leave the option out"
+        )
+    if find_spec("tensorboard") is None:
+        raise RecipeError(NO_TENSORBOARD)
 
 
 def _fitted_apart(cell: Cell, rated: RatedVideos, watch: Telling | None) -> Head:
@@ -125,9 +156,7 @@ def take_published(weights: Path, folder: Path, *, recipe: Recipe) -> Head:
             holds something else than a head.
         MissingFeatureError: if the bank has no such feature.
     """
-    if len(required(recipe, "heads", option="--head")) != 1:
-        raise RecipeError(f"one head is shipped, not {', '.join(recipe.heads)}; choose by --head")
-    check_vacant(folder)
+    check_plan(list(required(recipe, "heads", option="--head")), folder)
     store = FeatureStore(required(recipe, "bank", option="--bank"))
     required(recipe, "features", option="--features")
     features = with_keys(recipe).features

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import PositiveInt, TypeAdapter, ValidationError
+
 from vqbank.pipelines.recipe import Protocol, Recipe, read_recipe, required
-from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
+from vqbank.store.errors import ManifestError, RecipeError, UnknownNameError, unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +24,37 @@ Entries = Names | Mapping[str, Mapping[str, Any]]
 """Names alone, or with parameters, as a recipe has them."""
 FILES = ("videos", "labels", "bank")
 """Keys of a recipe that are paths."""
+_PATH = (Path | str | None, "a path")
+_NAMES = (Names | Mapping[str, str] | None, "a name, several, or names by role")
+_ENTRIES = (Entries | None, "a name, several, or parameters by name")
+_TEXT = (str | None, "a text")
+KINDS: Mapping[str, tuple[Any, str]] = {
+    "recipe": (AskedRecipe, "a Recipe, its file, or the name of one that comes with vqbank"),
+    **dict.fromkeys([*FILES, "keep", "output", "published", "tensorboard"], _PATH),
+    **dict.fromkeys(["extractors", "heads"], _ENTRIES),
+    **dict.fromkeys(["splits", "score", "missing", "decoder"], _TEXT),
+    "features": _NAMES,
+    "weights": (Mapping[str, str] | None, "choices by the name of an extractor"),
+    "jobs": (PositiveInt | None, "a number of processes, 1 or more"),
+}
+"""What may be given for each thing that a run is asked for, and the same in words."""
+
+
+def check_given(**given: object) -> None:
+    """Refuse values of another type, and numbers out of their range.
+
+    Args:
+        **given: by the names of KINDS; None where nothing is.
+
+    Raises:
+        RecipeError: naming the first that is wrong, and what it may be.
+    """
+    for name, value in given.items():
+        kind, words = KINDS[name]
+        try:
+            TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise RecipeError(f"{name} cannot be {value!r}; it is {words}") from error
 
 
 def recipe_of(
@@ -44,9 +77,18 @@ def recipe_of(
         **further: of the recipe's other keys.
 
     Raises:
-        RecipeError: if the recipe cannot be read, or two features have one role.
+        RecipeError: if the recipe cannot be read, a value is of another type, or two features have
+            one role.
         UnknownNameError: if there is no such recipe, or no such way with missing videos.
     """
+    check_given(
+        recipe=recipe,
+        extractors=extractors,
+        features=features,
+        heads=heads,
+        splits=splits,
+        **further,
+    )
     begun = recipe if isinstance(recipe, Recipe) else Recipe()
     if isinstance(recipe, str | Path):
         begun = read_recipe(Path(recipe))
@@ -114,6 +156,7 @@ def of_bank(
     Raises:
         RecipeError: if it names no videos, bank, features or heads, or its file of splits cannot
             be read.
+        ManifestError: if the file of videos is not there.
         BankError: if there is no bank.
         UnknownNameError: if there is no such head, parameter of one, or scheme of splits.
         HeadError: if a parameter of a head has an impossible value.
@@ -123,8 +166,12 @@ def of_bank(
     from vqbank.pipelines.entries import check_heads, check_names, with_keys
     from vqbank.store.bank import FeatureStore
 
-    if scored and recipe.labels is None:
-        required(recipe, "videos", option="--videos or --labels")
+    if scored:
+        if recipe.labels is None:
+            required(recipe, "videos", option="--videos or --labels")
+        for source in filter(None, (recipe.videos, recipe.labels)):
+            if not source.exists():
+                raise ManifestError(f"{source} cannot be read: No such file or directory")
     store = FeatureStore(required(recipe, "bank", option="--bank"))
     required(recipe, "features", option="--features")
     required(recipe, "heads", option="--head")
@@ -134,6 +181,20 @@ def of_bank(
         store.resolve(name)
     check_heads(recipe)
     return keyed
+
+
+def check_folder(folder: Path | None, option: str) -> None:
+    """Refuse a folder that could not be made in the end.
+
+    Args:
+        folder: that is written into, if any; made if need be.
+        option: of the command line, for the message.
+
+    Raises:
+        RecipeError: if it is a file.
+    """
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise RecipeError(f"{option} {folder} is a file; name a folder")
 
 
 def check_device(name: str) -> None:

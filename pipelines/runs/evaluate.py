@@ -10,6 +10,8 @@ from vqbank.pipelines.runs.asked import (
     AskedRecipe,
     Entries,
     Names,
+    check_folder,
+    check_given,
     of_bank,
     recipe_of,
     title_of,
@@ -59,6 +61,7 @@ def evaluate(
     missing: str | None = None,
     weights: Mapping[str, str] | None = None,
     jobs: int | None = None,
+    keep: Path | str | None = None,
     watch: "Telling | None" = None,
 ) -> "Record":
     """Try heads on splits of a bank: fit on training rows, predict test rows, measure.
@@ -81,6 +84,10 @@ def evaluate(
             feature.
         weights: of the features' extractors, where the bank has those of several.
         jobs: processes that may be started (default: one per core).
+        keep: a folder, made if need be, in which the record of each head is put as soon as its
+            last split is done.  What it holds of the same videos, features, scores, splits and
+            parameters is not fitted again: a run that was killed goes on after the last head that
+            it finished.
         watch: told of costs, steps and epochs as they come, if in processes by a thread.
 
     Returns:
@@ -88,7 +95,8 @@ def evaluate(
         and over all, predictions per split.
 
     Raises:
-        RecipeError: if something is not given, or splits cannot be made or fitted.
+        RecipeError: if something is not given, or of another type, splits cannot be made or
+            fitted, or a record in `keep` is damaged.
         UnknownNameError: if there is no such head, parameter or scheme of splits.
         BankError: if there is no bank.
         ManifestError: if a file of videos cannot be read, or a video has no score.
@@ -113,9 +121,13 @@ def evaluate(
         splits=splits,
         missing=missing,
     )
+    check_given(weights=weights, jobs=jobs, keep=keep)
+    folder = None if keep is None else Path(keep)
+    check_folder(folder, "--keep")
     chosen = of_bank(asked, weights)
     from vqbank.pipelines.experiments import experiment as experiments
     from vqbank.pipelines.experiments.fits import all_cores
 
     made = experiment_of(chosen, title=title_of(recipe))
-    return experiments.evaluate(made, jobs=all_cores() if jobs is None else jobs, watch=watch)
+    processes = all_cores() if jobs is None else jobs
+    return experiments.evaluate(made, jobs=processes, watch=watch, keep=folder)

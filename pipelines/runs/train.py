@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from vqbank.pipelines.log import log
 from vqbank.pipelines.recipe import Recipe
-from vqbank.pipelines.runs.asked import AskedRecipe, Entries, Names, of_bank, recipe_of, title_of
+from vqbank.pipelines.runs.asked import (
+    AskedRecipe,
+    Entries,
+    Names,
+    check_given,
+    of_bank,
+    recipe_of,
+    title_of,
+)
 from vqbank.pipelines.runs.evaluate import experiment_of
 from vqbank.store.errors import RecipeError
 
@@ -42,22 +50,31 @@ class TrainPlan:
         published: Path | None = None,
         tensorboard: Path | None = None,
     ) -> "TrainPlan":
-        """Look up all that a recipe names.
+        """Look up all that a recipe names; every refusal that needs no fit comes here.
 
         Args:
-            recipe: of the run.
+            recipe: of the run: one head, a bank, features by role, and videos with scores, but for
+                published weights, which take none.
             folder: new, or of a head that is replaced.
-            title: for messages.
-            weights: of the features, where the bank has those of several.
-            published: official weights.
-            tensorboard: a folder for event files.
+            title: of the experiment, for messages.
+            weights: by extractor, as extraction was told, where the bank has features of several.
+            published: a file of official weights, in place of a fit.
+            tensorboard: a folder for event files, made if need be.
 
         Raises:
-            VqbankError: as `train`.
+            VqbankError: as `train` does: first what can be told without the bank's values, such as
+                several heads, a folder that holds something else, or event files of a head without
+                epochs; then what is wrong with videos and features.
         """
         chosen = of_bank(recipe, weights, scored=published is None)
-        import vqbank.pipelines.experiments.train  # noqa: F401 - seconds, of which `fit` has none
+        # Seconds, of which `fit` has none.
+        from vqbank.pipelines.experiments.train import check_plan, check_tensorboard
+        from vqbank.regressors import make_head
 
+        check_plan(list(chosen.heads), folder)
+        if tensorboard is not None and published is None:
+            name, parameters = chosen.head(next(iter(chosen.heads)))
+            check_tensorboard(make_head(name, **parameters))
         experiment = experiment_of(chosen, title=title) if published is None else None
         return cls(chosen, folder, experiment, published, tensorboard)
 
@@ -144,7 +161,7 @@ def train(
         The fitted head.
 
     Raises:
-        RecipeError: if something is not given, or several heads are.
+        RecipeError: if something is not given, or of another type, or several heads are.
         UnknownNameError: if there is no such head or parameter.
         BankError: if there is no bank.
         ManifestError: if a file of videos cannot be read, or a video has no score.
@@ -168,6 +185,7 @@ def train(
         heads=head,
         missing=missing,
     )
+    check_given(weights=weights, output=output, published=published, tensorboard=tensorboard)
     if published is not None:
         refuse_beside_published(
             videos=videos, labels=labels, score=score, missing=missing, tensorboard=tensorboard

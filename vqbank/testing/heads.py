@@ -37,6 +37,24 @@ class HeadContract:
         assert HEADS[head.name] is type(head)
         assert isinstance(head, Head)
 
+    def test_it_says_before_a_fit_what_it_will_hold_out_and_how_many_scenes_it_takes(
+        self, head: Head, fitted: Head
+    ) -> None:
+        held = head.held_out(synthetic(60)[0].videos)
+        alike, mos = synthetic(60, scenes=1)
+
+        counts = fitted.record_.get("split", {}).get("held_out_videos", [])
+        assert [int(mask.sum()) for mask in held] == counts
+        assert bool(held) == head.has_epochs
+        if head.has_epochs:
+            with pytest.raises(HeadError):
+                head.held_out(alike.videos)
+        if head.has_epochs or head.least_scenes > 1:
+            with pytest.raises(HeadError, match="scenes"):
+                clone(head).fit(alike, mos)
+        else:
+            clone(head).fit(alike, mos)
+
     def test_fitting_twice_gives_the_same_bits(self, head: Head) -> None:
         table, mos = synthetic(60)
 
