@@ -17,9 +17,10 @@ from vqbank.extractors import video as decoding
 from vqbank.extractors.base import Extractor, Output
 from vqbank.extractors.sampling import Clips
 from vqbank.extractors.views import Squash
-from vqbank.pipelines.extraction import assembly
+from vqbank.pipelines.extraction import assembly, extract
 from vqbank.pipelines.extraction.display import FAILURES, Display, show_extraction, snapshot
 from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.extraction.memory import Allowance
 from vqbank.pipelines.extraction.one_video import Outcome
 from vqbank.store.bank import FeatureStore
 from vqbank.store.schema import Video
@@ -98,6 +99,33 @@ def test_extra_passes_are_in_the_summary(tmp_path, videos, capsys, monkeypatch):
 
     summary = "2 extracted, 0 failed; 32 frames decoded, 2 extra passes for frames chosen by motion"
     assert capsys.readouterr().err.strip().endswith(summary)
+
+
+def test_frames_of_all_videos_that_wait_for_their_motion_share_an_allowance(
+    tmp_path, videos, monkeypatch
+):
+    """Who finds nothing left is decoded again, to the same rows; what was taken comes back."""
+    made = []
+
+    class Kept(Allowance):
+        def __init__(self, size_bytes):
+            super().__init__(size_bytes)
+            made.append(self)
+
+    monkeypatch.setattr(extract, "Allowance", Kept)
+    wide = extraction(videos, tmp_path / "wide", Liveliest())
+    list(wide.run())
+    monkeypatch.setattr(Extraction, "_retained_bytes", 0)
+    narrow = extraction(videos, tmp_path / "narrow", Liveliest())
+    list(narrow.run())
+
+    assert (wide.extra_passes, narrow.extra_passes) == (0, len(videos))
+    bound = 2 * len(wide.decoders) * assembly.RETAINED_BYTES
+    assert [one._left_bytes for one in made] == [bound, 0]
+    (spec,) = wide.specs
+    for video in videos:
+        rows = [run.store.read(spec, video.id).values.tobytes() for run in (wide, narrow)]
+        assert rows[0] == rows[1]
 
 
 def test_a_log_gets_plain_lines_also_while_no_video_ends(capsys):

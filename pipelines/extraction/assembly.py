@@ -13,6 +13,7 @@ from vqbank.extractors.base import Extractor
 from vqbank.extractors.sampling import Clips, MotionSampling, Timeline
 from vqbank.extractors.video import Probe
 from vqbank.extractors.views import ClipView, View
+from vqbank.pipelines.extraction.memory import Allowance
 from vqbank.pipelines.extraction.refusals import Refusal
 from vqbank.store.errors import InvalidFeatureError
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
@@ -191,19 +192,34 @@ class Assembly:
 class HeldFrames:
     """Frames of a video for an extractor that chooses among them by motion, until that is known.
 
-    Every frame is held as the view makes it, if they all fit; else the video is decoded again once
-    the series is known, and so it is where the view differs from clip to clip.
+    Every frame is held as the view makes it, if they all fit and other videos leave room for them;
+    else the video is decoded again once the series is known, and so it is where the view differs
+    from clip to clip.
     """
 
     def __init__(
-        self, opened: OpenVideo, extractor: Extractor, specs: Mapping[str, FeatureSpec]
+        self,
+        opened: OpenVideo,
+        extractor: Extractor,
+        specs: Mapping[str, FeatureSpec],
+        allowance: Allowance,
     ) -> None:
+        """Nothing is held yet.
+
+        Args:
+            opened: The video.
+            extractor: Whose view sees the frames.
+            specs: By output, what is missing.
+            allowance: For the frames of all videos.
+        """
         self.opened = opened
         self.extractor = extractor
         self.specs = specs
         self.decode_again = isinstance(extractor.view, ClipView)
         """Whether the frames are not held, so that the video has to be decoded again."""
         self.refusal: Refusal | None = None
+        self._allowance = allowance
+        self._taken_bytes = 0
         self._frames: list[Tensor] = []
         self._frame_index: list[NDArray[np.int64]] = []
 
@@ -214,10 +230,13 @@ class HeldFrames:
             return []
         with torch.inference_mode():
             seen = view(frames)
-        if seen[0].nbytes * len(self.opened.timeline) > RETAINED_BYTES:
-            self.decode_again = True
-            self._frames.clear()
-            return []
+        needed = seen[0].nbytes * len(self.opened.timeline) - self._taken_bytes
+        if needed > 0:
+            if self._taken_bytes + needed > RETAINED_BYTES or not self._allowance.take(needed):
+                self.decode_again = True
+                self.forget()
+                return []
+            self._taken_bytes += needed
         # A view that changes nothing gives frames that are about to be overwritten; one that cuts
         # keeps all that it was cut from.
         self._frames.append(seen.clone() if _is_a_part(seen, frames) else seen)
@@ -227,8 +246,14 @@ class HeldFrames:
     def refuse(self, refusal: Refusal) -> None:
         """There will be no feature."""
         self.refusal = refusal
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go what is held, so that other videos find room."""
         self._frames.clear()
         self._frame_index.clear()
+        self._allowance.give_back(self._taken_bytes)
+        self._taken_bytes = 0
 
     def chosen(self, motion: NDArray[np.float32]) -> tuple[Assembly, list[FullClip]]:
         """What takes the frames that motion [t] chooses, and the clips that held ones fill.
@@ -243,8 +268,7 @@ class HeldFrames:
         full: list[FullClip] = []
         for frame_index, frames in zip(self._frame_index, self._frames, strict=True):
             full += assembly.take(frame_index, frames, viewed=True)
-        self._frames.clear()
-        self._frame_index.clear()
+        self.forget()
         return assembly, full
 
 

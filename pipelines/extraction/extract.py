@@ -26,11 +26,12 @@ from vqbank.extractors.base import Extractor, WeightedExtractor
 from vqbank.extractors.isolated import PATIENCE_SECONDS, Decoder
 from vqbank.extractors.loading import FILE_MODULES
 from vqbank.extractors.video import DECODERS
+from vqbank.pipelines.extraction import assembly
 from vqbank.pipelines.extraction.banking import Banking
 from vqbank.pipelines.extraction.batch import Batch
 from vqbank.pipelines.extraction.companions import Companions
 from vqbank.pipelines.extraction.marks import Marks
-from vqbank.pipelines.extraction.memory import WorkingMemory
+from vqbank.pipelines.extraction.memory import Allowance, WorkingMemory
 from vqbank.pipelines.extraction.networks import Networks
 from vqbank.pipelines.extraction.one_video import OneVideo, Outcome
 from vqbank.pipelines.extraction.resources import Counts, Resources
@@ -297,6 +298,7 @@ class Extraction:
                     networks=Networks(self.batches, self.device, threads, tasks),
                     banking=banking,
                     decoders=decoders,
+                    allowance=Allowance(self._retained_bytes),
                     held_limit=self.held_limit,
                 )
                 tending = [
@@ -350,6 +352,11 @@ class Extraction:
     def _forget_clips(self) -> None:
         for batch in self.batches.values():
             batch.clear()
+
+    @property
+    def _retained_bytes(self) -> int:
+        """For the frames of videos that are decoded, and of as many that wait for their motion."""
+        return 2 * len(self.decoders) * assembly.RETAINED_BYTES
 
     def _passes(self) -> dict[str, int]:
         return {"decoded_videos": self.decoded_videos, "decoded_frames": self.decoded_frames}

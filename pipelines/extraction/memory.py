@@ -15,6 +15,27 @@ thread has ever used, 1.5 GB after some frames of 4K."""
 _give_back = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
+class Allowance:
+    """Memory that threads take and give back, and for which nobody waits."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._left_bytes = size_bytes
+        self._changing = threading.Lock()
+
+    def take(self, needed_bytes: int) -> bool:
+        """Whether there were so many bytes left; they are taken then."""
+        with self._changing:
+            if needed_bytes > self._left_bytes:
+                return False
+            self._left_bytes -= needed_bytes
+            return True
+
+    def give_back(self, taken_bytes: int) -> None:
+        """Let others have them."""
+        with self._changing:
+            self._left_bytes += taken_bytes
+
+
 class WorkingMemory:
     """Memory that several threads share: who needs more than is left waits, in turn."""
 

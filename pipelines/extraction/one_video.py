@@ -153,7 +153,7 @@ class OneVideo:
                 elif motion is not None:
                     clips = sampling.clips_by_motion(opened.timeline, motion)
                 else:
-                    held.append(HeldFrames(opened, extractor, outputs))
+                    held.append(HeldFrames(opened, extractor, outputs, self._resources.allowance))
                     continue
                 assemblies.append(Assembly(opened, extractor, outputs, clips))
             except InvalidFeatureError as error:
@@ -230,6 +230,7 @@ class OneVideo:
             motion = await self._motion(assemblies)
         except InvalidFeatureError as error:
             for frames in held:
+                frames.forget()
                 self._fail(frames.specs.values(), frames.refusal or Refusal(str(error)))
             return []
         chosen, unfilled = [], []
@@ -240,6 +241,7 @@ class OneVideo:
             try:
                 assembly, clips = frames.chosen(motion)
             except InvalidFeatureError as error:
+                frames.forget()
                 self._fail(frames.specs.values(), Refusal(str(error)))
                 continue
             self._resources.networks.add(clips)

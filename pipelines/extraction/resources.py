@@ -10,6 +10,7 @@ from vqbank.extractors.isolated import Chunk, Decoder, End
 from vqbank.extractors.video import Probe
 from vqbank.pipelines.extraction.banking import Banking
 from vqbank.pipelines.extraction.marks import Marks
+from vqbank.pipelines.extraction.memory import Allowance
 from vqbank.pipelines.extraction.networks import Networks
 from vqbank.pipelines.extraction.threads import InWork, Threads
 from vqbank.pipelines.extraction.wanted import Wanted
@@ -47,6 +48,8 @@ class Resources:
     banking: Banking
     decoders: asyncio.LifoQueue[Decoder]
     """Those that are free."""
+    allowance: Allowance
+    """For frames that wait until a motion series is known."""
     held_limit: int
     """Bytes of clips that may wait for a network or be in one."""
 
