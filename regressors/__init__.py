@@ -43,6 +43,8 @@ def make_head(name: str, *, preset: str = "laptop", **parameters: Any) -> "Head"
         >>> head.fit(table, mos).predict(table).shape
         (12,)
     """
+    if not isinstance(name, str):
+        raise UnknownNameError(unknown_name("head", repr(name), HEADS))
     kind = HEADS[name]
     presets: dict[str, Mapping[str, Any]] = {"laptop": {}}
     if kind.paper:

@@ -48,7 +48,10 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     """Parameters with which the head is that of its paper, where these are not the defaults."""
 
     has_epochs: ClassVar[bool] = False
-    """Whether it is trained in epochs: such heads keep checkpoints and take validation rows."""
+    """Whether it is trained in epochs, of which one is chosen by SRCC on rows that it does not fit.
+
+    Such heads hold rows out (`held_out`), or take those that a protocol sets aside; write a
+    checkpoint while they are fitted; and tell every epoch to `watch`."""
     unkept: ClassVar[frozenset[str]] = frozenset()
     """Parameters that belong to a machine, not to the head: its card does not hold them."""
 

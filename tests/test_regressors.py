@@ -120,6 +120,9 @@ def test_kernels_too_large_for_memory_change_no_choice(monkeypatch):
 def test_unknown_heads_and_parameters_are_refused_with_the_nearest_name():
     with pytest.raises(UnknownNameError, match="Did you mean 'ridge'"):
         make_head("rigde")
+    for name in (3, None, []):
+        with pytest.raises(UnknownNameError, match="unknown head"):
+            make_head(name)
     with pytest.raises(UnknownNameError, match=r"parameter of mlp 'epoch'\. Did you mean 'epochs'"):
         make_head("mlp", epoch=3)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqbank.pipelines.commands.options import OneBank, SomeFeatures, specs_named
+from vqbank.pipelines.commands.options import MOST_LINES, OneBank, SomeFeatures, specs_named
 from vqbank.pipelines.terminal import counted, say
 
 if TYPE_CHECKING:
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 TEXT = "text"
 """The room of text banks, itself a bank; `vqbank.store.text` says so too."""
-SHOWN = 10
-"""Worst videos that `diff` prints."""
 
 
 def diff(
@@ -48,7 +46,7 @@ def diff(
             if not _named(first, [name]) and not _named(second, [name]):
                 first.resolve(name)  # says which names there are
         found = differences(first, second, specs)
-    summary = summarise(found, worst=SHOWN)
+    summary = summarise(found, worst=MOST_LINES)
     say(
         f"{counted(summary.only_in_one, 'video')} only in the first, "
         f"{summary.only_in_two} only in the second, {summary.differing} differ"
@@ -146,7 +144,7 @@ def merge(
             f"{counted(videos, 'video')} in more than one bank, with {counted(features, 'feature')}"
             f"; {differing} of them with other bytes; the first that was committed counts"
         )
-        for duplicate in other[:SHOWN]:
+        for duplicate in other[:MOST_LINES]:
             say(f"other bytes: {duplicate.key}  {duplicate.video}")
 
 

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from vqbank.pipelines.commands.options import OneBank, SomeFeatures, program, specs_named
+from vqbank.pipelines.commands.options import (
+    MOST_LINES,
+    OneBank,
+    SomeFeatures,
+    program,
+    specs_named,
+)
 from vqbank.pipelines.terminal import counted, say
 
 if TYPE_CHECKING:
     from vqbank.store.exchange.incoming import Imported
-
-SHOWN = 10
-"""Notes and lines of a list that are printed."""
 
 
 def selection(
@@ -249,7 +252,7 @@ def per_second_npy(
     ids = {folders[row]: videos[video].id for row, video in found.pairs}
     done = import_per_second_npy(source, FeatureStore.create(bank), name=name, ids=ids, note=note)
     _say_imported(done)
-    for folder in [folders[row] for row in found.only_one][:SHOWN]:
+    for folder in [folders[row] for row in found.only_one][:MOST_LINES]:
         say(f"  no label for {folder}; it keeps its name")
     under = f", as videos of {data_set}" if data_set else ""
     say(f"  {len(ids)} folders of {len(folders)} are labelled{under}")
@@ -259,10 +262,10 @@ def _say_imported(done: "list[Imported]") -> None:
     for imported in done:
         banked = counted(imported.banked, "video")
         say(f"{imported.spec.key}: {banked} banked, {imported.skipped} were there")
-        for note in imported.notes[:SHOWN]:
+        for note in imported.notes[:MOST_LINES]:
             say(f"  {note}")
-        if len(imported.notes) > SHOWN:
-            say(f"  ... and {len(imported.notes) - SHOWN} more")
+        if len(imported.notes) > MOST_LINES:
+            say(f"  ... and {len(imported.notes) - MOST_LINES} more")
 
 
 def pack(

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vqbank.pipelines.commands.options import MOST_LINES
 from vqbank.pipelines.terminal import say
 
 if TYPE_CHECKING:
     from vqbank.pipelines.golden import Played
     from vqbank.pipelines.golden.fixture import Check
-
-SHOWN = 10
-"""Outputs out of tolerance that are named for a fixture."""
 
 
 def golden(
@@ -57,10 +55,10 @@ def _lines(played: "Played") -> Iterator[str]:
     if played.fault:
         yield f"    stopped: {played.fault}"
     failed = [check for check in compared if not check.passed]
-    for check in failed[:SHOWN]:
+    for check in failed[:MOST_LINES]:
         yield f"    out of tolerance: {_line(check)}"
-    if len(failed) > SHOWN:
-        yield f"    and {len(failed) - SHOWN} more"
+    if len(failed) > MOST_LINES:
+        yield f"    and {len(failed) - MOST_LINES} more"
     if played.left:
         yield f"    not compared: {', '.join(played.left)}"
 

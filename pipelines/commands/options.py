@@ -65,7 +65,7 @@ SomeFeatures = Annotated[
     typer.Option("--features", metavar="NAME[@KEY]", help="May be repeated (default: all)."),
 ]
 Device = Annotated[str, typer.Option("--device", help="`cpu`, `cuda`, `cuda:1`, ...")]
-SHOWN = 10
+MOST_LINES = 10
 """Lines of a list that are printed."""
 
 
@@ -147,7 +147,7 @@ def say_some(what: str, lines: list[str]) -> None:
         what: each line is.
         lines: of the list.
     """
-    for line in lines[:SHOWN]:
+    for line in lines[:MOST_LINES]:
         say(f"  {what}: {line}")
-    if len(lines) > SHOWN:
-        say(f"  ... and {len(lines) - SHOWN} more")
+    if len(lines) > MOST_LINES:
+        say(f"  ... and {len(lines) - MOST_LINES} more")

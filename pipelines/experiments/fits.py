@@ -42,7 +42,7 @@ class Cell:
     label: str
     """Of the head, in tables; cells of one experiment have different ones."""
     head: Head
-    """Unfitted; it is cloned, never fitted in place."""
+    """With its parameters, unfitted: every fit is of a clone, and this one stays as it is."""
     roles: tuple[str, ...]
     """Of the table, in the order of concatenation."""
 
