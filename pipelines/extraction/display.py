@@ -170,7 +170,8 @@ class Display:
 
     def summary(self) -> str:
         """What was done, in one line."""
-        text = f"{counted(self.total, 'video')}: {self._counts()}; {self.frames} frames decoded"
+        frames = counted(self.frames, "frame")
+        text = f"{counted(self.total, 'video')}: {self._counts()}; {frames} decoded"
         if self._snapshot is None:
             return text
         # A video that could not be opened counts as one pass here, and had none.

@@ -232,7 +232,8 @@ def _show_features(
         return
     console(width=160).print(table)
     if wanted is not None:
-        say(f"{len(complete)} of {len(wanted)} videos have all of these")
+        have = "has" if len(wanted) == 1 else "have"
+        say(f"{len(complete)} of {counted(len(wanted), 'video')} {have} all of these")
     changed = {failure.video for failure in lasting if failure.changed}
     if changed:
         say(

@@ -14,6 +14,7 @@ from vqbank.pipelines.runs.asked import check_device, device_of
 from vqbank.pipelines.sources import check_sources, labels_of, videos_to_score
 from vqbank.store.errors import HeadError, RecipeError
 from vqbank.store.schema import Video
+from vqbank.store.words import counted
 
 if TYPE_CHECKING:
     import torch
@@ -246,7 +247,8 @@ def _tell_taken(wanted: Sequence[Video], banked: Sequence[Video], store: "Featur
     others = [(v.id, b.id) for v, b in zip(wanted, banked, strict=True) if v.id != b.id]
     if others:
         log.info(
-            "%d of %d videos are in %s under another id, byte for byte, and what is banked is "
-            "taken: %s is %s%s",
-            len(others), len(wanted), store.path, *others[0], ", ..." if len(others) > 1 else "",
+            "%d of %s found in %s under another id, byte for byte, and what is banked is taken: "
+            "%s is %s%s",
+            len(others), counted(len(wanted), "video"), store.path, *others[0],
+            ", ..." if len(others) > 1 else "",
         )  # fmt: skip
