@@ -246,9 +246,10 @@ def _tell_taken(wanted: Sequence[Video], banked: Sequence[Video], store: "Featur
     """Which videos a bank has under other ids."""
     others = [(v.id, b.id) for v, b in zip(wanted, banked, strict=True) if v.id != b.id]
     if others:
+        are = "is" if len(wanted) == 1 else "are"
         log.info(
-            "%d of %s found in %s under another id, byte for byte, and what is banked is taken: "
+            "%d of %s %s in %s under another id, byte for byte, and what is banked is taken: "
             "%s is %s%s",
-            len(others), counted(len(wanted), "video"), store.path, *others[0],
+            len(others), counted(len(wanted), "video"), are, store.path, *others[0],
             ", ..." if len(others) > 1 else "",
         )  # fmt: skip
