@@ -354,7 +354,9 @@ def cold(sets: dict[str, Data], rounds: int) -> Iterator[Line]:
         for kind in kinds:
             for source in data.table._columns[kind].sources:
                 for number in [*source.value_files._maps]:
-                    source.unmap(number)  # pages that a process has mapped are not dropped
+                    source.value_files.unmap(
+                        number
+                    )  # pages that a process has mapped are not dropped
 
         def read(number: int, data: Data = data, kinds: list[str] = kinds, *, ahead: bool) -> float:
             os.sync()
