@@ -33,7 +33,6 @@ LEVELS = tuple(
 )
 """[5]: Q-CLIP's prompts in the order of its code; it learns what stands in place of the Xs."""
 _HALF = (0.5, 0.5, 0.5)  # mean and standard deviation of the pictures
-_BLOCKS = 24
 _POOL_HEADS = 8
 _COUNT = 8  # frames of a video
 
@@ -55,7 +54,7 @@ class Pe(WeightedExtractor):
 
     weights: str = "facebook"
     """"facebook", "timm", "random", "random-tiny", or the path of a file like either."""
-    cut: Annotated[int, Field(ge=0, lt=_BLOCKS)] = field(default=18, metadata=IMPLIED)
+    cut: Annotated[int, Field(ge=0, lt=_LARGE.layers)] = field(default=18, metadata=IMPLIED)
     """The block after which `tokens` is taken, counted from 0.  Q-CLIP's code has its first adapter
     behind block 18; the paper has it beside block 18, which needs the state after 17."""
     frames: str = field(default="uniform", metadata=IMPLIED)
@@ -180,7 +179,8 @@ class Pe(WeightedExtractor):
         network = self.load()
         del network.text
         network = network.to(device).eval().requires_grad_(False)
-        last = self.cut if wanted == {"tokens"} else _BLOCKS - 1
+        end = self.sizes.layers - 1
+        last = self.cut if wanted == {"tokens"} else end
 
         def encode(clips: Tensor) -> Mapping[str, Tensor]:
             rows = {}
@@ -189,7 +189,7 @@ class Pe(WeightedExtractor):
             ):
                 if block == self.cut:
                     rows["tokens"] = state
-            if last == _BLOCKS - 1:
+            if last == end:
                 rows["pooled"] = network.pool(state)
                 rows["feature"] = rows["pooled"] @ network.proj
             return {name: values[:, None] for name, values in rows.items() if name in wanted}
@@ -259,7 +259,7 @@ class Pe(WeightedExtractor):
             hidden=4 * sizes.width,
             activation="gelu",
             cut=self.cut,
-            layers=_BLOCKS,
+            layers=sizes.layers,
             embedding=sizes.embedding,
             places=sizes.tokens,
             pool_heads=_POOL_HEADS,

@@ -14,6 +14,7 @@ HEADS: "Registry[Head]" = Registry(
     "head",
     "vqbank.heads",
     {
+        "score": "vqbank.regressors.score:Score",
         "ridge": "vqbank.regressors.ridge:Ridge",
         "svr": "vqbank.regressors.svr:Svr",
         "gaussian": "vqbank.regressors.gaussian:Gaussian",

@@ -55,6 +55,9 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     unkept: ClassVar[frozenset[str]] = frozenset()
     """Parameters that belong to a machine, not to the head: its card does not hold them."""
 
+    roles: list[str] | None = None
+    """A parameter of every head that comes with vqbank: which of a table's features it sees, in
+    this order; None for all."""
     watch: Watch | None = None
     """Told how far a fit is.  No parameter: it is neither kept with the head nor cloned."""
     checkpoint: Path | None = None
@@ -88,6 +91,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             HeadError: for a parameter out of its range, for fewer than `min_videos` videos, or a
                 MOS that is missing, not finite, or the same for all.
         """
+        table = self._chosen(table)
         mos = self._checked(table, mos)
         with threadpool_limits(limits=1):  # BLAS threads cost small fits 10 times what they give
             if validation is None or len(validation) == 0:
@@ -188,6 +192,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
                 `fit`.
         """
         self._check_fitted()
+        table = self._chosen(table)
         if tuple(self.specs_) != table.roles:
             raise HeadError(
                 f"{self.name} was fitted on the roles {', '.join(self.specs_)}; "
@@ -276,7 +281,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         return {parameter: kind for parameter, kind in types.items() if parameter != "return"}
 
     def check_parameters(self) -> None:
-        """Compare every parameter with its type and range.
+        """Compare every parameter with its type and range; no role is named twice.
 
         Raises:
             HeadError: naming the parameter, its value and what it should be.
@@ -290,6 +295,12 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
                     f"{self.name}: parameter {parameter!r} cannot be {value!r}: "
                     f"{error.errors()[0]['msg'].lower()}"
                 ) from error
+        if self.roles is not None and len(set(self.roles)) < len(self.roles):
+            raise HeadError(f"{self.name}: roles names one twice: {', '.join(self.roles)}")
+
+    def _chosen(self, table: FeatureTable) -> FeatureTable:
+        """What the head takes of a table."""
+        return table if self.roles is None else table.select(self.roles)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: parameters, features by role, how the head was selected."""

@@ -1,7 +1,7 @@
 """The rows of many videos as padded batches: from memory, or streamed from the bank."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from torch import Tensor
 from vqbank.regressors.alignment import Alignment, Placement
 from vqbank.regressors.tensors import tensor_of
 from vqbank.store.errors import HeadError
+from vqbank.store.schema import FeatureSpec
 from vqbank.store.table import FeatureTable
 
 READ_BYTES = 2**26
@@ -32,8 +33,8 @@ class PaddedBatch(NamedTuple):
     """b videos, padded to the longest."""
 
     values: dict[str, Tensor]
-    """By role, in the order of roles: [b, t, d] float32, standardised if the head asks for it.  On
-    padded rows they are finite, and mean nothing."""
+    """By role, in the order of roles: [b, t, *shape], rows as they were banked, in shape and dtype;
+    float32 where the head standardises them.  On padded rows they are finite, and mean nothing."""
     mask: Tensor
     """[b, t] bool: true for real rows.  They come first; every video has at least one."""
     noise: Tensor
@@ -41,9 +42,29 @@ class PaddedBatch(NamedTuple):
 
     @property
     def rows(self) -> Tensor:
-        """[b, t, d of all roles], those of one video side by side."""
-        first, *others = self.values.values()
+        """[b, t, d of all roles] float32, laid flat, those of one video side by side."""
+        first, *others = map(self.series, self.values)
         return torch.cat([first, *others], dim=2) if others else first
+
+    def series(self, role: str) -> Tensor:
+        """[b, t, d] float32: the rows of a role, laid flat."""
+        values = self.values[role]
+        return values.reshape(*values.shape[:2], -1).float()
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a network is told of the rows of a role before it sees any."""
+
+    shape: tuple[int, ...]
+    """Of a row."""
+    dtype: torch.dtype
+    """Of a row in a batch."""
+
+    @property
+    def width(self) -> int:
+        """d, the values of a row."""
+        return int(np.prod(self.shape, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,8 @@ class Window:
     """By role, [sum of t, d], as banked."""
     spans: Mapping[int, tuple[int, int]]
     """By row of the table: where its first aligned row lies, and where its last one ends."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """By role, of a row."""
 
     def among(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the rows that the window has, in their own order."""
@@ -97,29 +120,39 @@ class Window:
                 yield torch.stack(some) if len(some) > 1 else some[0][None]
 
     def padded(
-        self, members: Sequence[NDArray[np.int64]], scalings: Sequence[Scaling | None]
+        self,
+        members: Sequence[NDArray[np.int64]],
+        scalings: Sequence[Scaling | None],
+        chosen: Sequence[Callable[[int], NDArray[np.int64]]] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Values by role [k, b, t, d] and mask [k, b, t] of b videos for each of k members.
+        """Values by role [k, b, t, *shape] and mask [k, b, t] of b videos for each of k members.
 
         Args:
             members: rows of the table, b for each.
-            scalings: of each member.
+            scalings: of each member, or None for all.
+            chosen: of each member, which rows it sees of a video that has so many; None for all.
         """
         spans = torch.tensor([[self.spans[row] for row in rows.tolist()] for rows in members])
         first, counts = spans[..., 0], spans[..., 1] - spans[..., 0]
+        seen = None
+        if chosen is not None:
+            seen, counts = _seen(chosen, counts)
         row = torch.arange(int(counts.max()))
         mask = row < counts[..., None]
         # Behind its last row a video has that row again.
-        places = first[..., None] + torch.minimum(row, counts[..., None] - 1)
+        within = torch.minimum(row, counts[..., None] - 1)
+        places = first[..., None] + (within if seen is None else seen.gather(2, within))
         device = next(iter(self.flat.values())).device
-        chosen = places.flatten().to(device)
+        wanted = places.flatten().to(device)
         values = {}
         for role, flat in self.flat.items():
-            out = flat.index_select(0, chosen).float().unflatten(0, places.shape)
+            out = flat.index_select(0, wanted).unflatten(0, places.shape)
+            if scalings[0] is not None:
+                out = out.float()
             for own, scaling in zip(out, scalings, strict=True):
                 if scaling is not None:
                     own.sub_(scaling.mean[role]).div_(scaling.deviation[role])
-            values[role] = out
+            values[role] = out.reshape(*places.shape, *self.shapes[role])
         return values, mask.to(device)
 
 
@@ -176,15 +209,19 @@ class Series:
         return self._lengths[rows]
 
     @cached_property
+    def inputs(self) -> dict[str, Input]:
+        """Of rows on the grid, by role."""
+        return inputs_of(self.table.specs, self.alignment, average=self.average)
+
+    @cached_property
     def widths(self) -> dict[str, int]:
-        """d by role; a row of any shape is laid flat."""
-        specs = self.table.specs.items()
-        return {role: int(np.prod(spec.shape, dtype=np.int64)) for role, spec in specs}
+        """d by role; in memory a row of any shape is laid flat."""
+        return {role: one.width for role, one in self.inputs.items()}
 
     @cached_property
     def bytes_per_row(self) -> int:
         """Of all roles together, as held in memory."""
-        return sum(width * self._dtype(role).itemsize for role, width in self.widths.items())
+        return sum(one.width * one.dtype.itemsize for one in self.inputs.values())
 
     def fits(self, rows: NDArray[np.int64]) -> bool:
         """Whether these videos can be held in memory."""
@@ -243,14 +280,18 @@ class Series:
         for places, window in chosen.windows(videos=self._counts[key, at_least], rng=rng):
             yield self._aligned(rows[places], window)
 
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {role: one.shape for role, one in self.inputs.items()}
+
     def _holds(self, rows: NDArray[np.int64]) -> bool:
         return self._held is not None and self._held.spans.keys() >= set(rows.tolist())
 
     def _window_bytes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """[len(rows)]: of each video in a window; what is read may be more than is kept of it."""
         read = sum(
-            self.table.lengths(role)[rows] * width * self._dtype(role).itemsize
-            for role, width in self.widths.items()
+            self.table.lengths(role)[rows] * one.width * one.dtype.itemsize
+            for role, one in self.inputs.items()
         )
         return np.maximum(read, self.lengths(rows) * self.bytes_per_row)
 
@@ -276,8 +317,8 @@ class Series:
             zip(rows.tolist(), zip(begins.tolist(), ends.tolist(), strict=True), strict=True)
         )
         flat = {
-            role: torch.empty(int(ends[-1]), width, dtype=self._dtype(role), device=self.device)
-            for role, width in self.widths.items()
+            role: torch.empty(int(ends[-1]), one.width, dtype=one.dtype, device=self.device)
+            for role, one in self.inputs.items()
         }
         chosen = self.table.subset(rows)
         sizes = self._window_bytes(rows[chosen.neighbours]).clip(max=READ_BYTES)
@@ -288,7 +329,7 @@ class Series:
                 start, stop = spans[row]
                 for role, values in flat.items():
                     values[start:stop] = part.series(role, row)
-        return Window(rows, flat, spans)
+        return Window(rows, flat, spans, self._shapes)
 
     def _aligned(
         self, rows: NDArray[np.int64], read: Mapping[str, tuple[NDArray[Any], NDArray[np.int64]]]
@@ -312,7 +353,7 @@ class Series:
             flat[role] = tensor_of(laid).to(self.device)
         ends = np.cumsum(self.lengths(rows)).tolist()
         spans = dict(zip(rows.tolist(), zip([0, *ends[:-1]], ends, strict=True), strict=True))
-        return Window(rows, flat, spans)
+        return Window(rows, flat, spans, self._shapes)
 
     def _on_grid(
         self, role: str, values: NDArray[Any], placement: Placement | None
@@ -326,14 +367,6 @@ class Series:
 
     def _is_mean(self, role: str) -> bool:
         return role != self.table.roles[0] and self.alignment.rule(role) == "mean"
-
-    def _dtype(self, role: str) -> torch.dtype:
-        """As banked, but float32 where rows are mixed."""
-        mixed = role != self.table.roles[0] and self.alignment.rule(role) in {"mean", "interpolate"}
-        spec = self.table.specs[role]
-        if self.average or mixed or spec.stored_dtype == "bfloat16":
-            return torch.float32
-        return torch.from_numpy(np.empty(0, spec.storage_dtype)).dtype
 
     def _refuse_not_finite(
         self, role: str, rows: NDArray[np.int64], values: NDArray[Any], offsets: NDArray[np.int64]
@@ -366,8 +399,37 @@ class Packed(NamedTuple):
     def unpacked(self) -> Series:
         """As it was; of its table, features are known and no videos."""
         flat = {role: tensor_of(one).to(self.empty.device) for role, one in self.flat.items()}
-        self.empty._held = Window(self.rows, flat, self.spans)
+        self.empty._held = Window(self.rows, flat, self.spans, self.empty._shapes)
         return self.empty
+
+
+def inputs_of(
+    specs: Mapping[str, FeatureSpec], alignment: Alignment, *, average: bool
+) -> dict[str, Input]:
+    """What rows of these features are on a grid: as banked, but float32 where rows are mixed."""
+    first = next(iter(specs))
+    found = {}
+    for role, spec in specs.items():
+        mixed = role != first and alignment.rule(role) in {"mean", "interpolate"}
+        dtype = torch.float32
+        if not (average or mixed or spec.stored_dtype == "bfloat16"):
+            dtype = torch.from_numpy(np.empty(0, spec.storage_dtype)).dtype
+        found[role] = Input(spec.shape, dtype)
+    return found
+
+
+def _seen(
+    chosen: Sequence[Callable[[int], NDArray[np.int64]]], counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Rows [k, b, t] that members choose of videos with `counts` [k, b] rows, and how many."""
+    rows = [
+        [choose(count) for count in own]
+        for choose, own in zip(chosen, counts.tolist(), strict=True)
+    ]
+    lengths = torch.tensor([[len(one) for one in own] for own in rows])
+    most = int(lengths.max())
+    filled = [[np.pad(one, (0, most - len(one)), mode="edge") for one in own] for own in rows]
+    return torch.from_numpy(np.array(filled)), lengths
 
 
 def _runs(sizes: NDArray[np.int64], *, most: int, at_least: int) -> list[int]:

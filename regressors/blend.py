@@ -59,13 +59,16 @@ class Blend(PooledHead):
             "gaussian",
         ),
         folds: Annotated[int, Field(ge=2)] = 5,
+        roles: list[str] | None = None,
     ) -> None:
         """Name the parameters.
 
         Args:
             members: which heads, each with its default parameters.
             folds: of scenes, for the weights.
+            roles: which of the features are seen, in this order; None for all.
         """
+        self.roles = roles
         self.members = members
         self.folds = folds
 

@@ -33,7 +33,9 @@ class Boosting(PooledHead):
         leaves: Annotated[int, Field(ge=2)] = 8,
         learning_rate: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.05,
         folds: Annotated[int, Field(ge=2)] = 3,
+        roles: list[str] | None = None,
     ) -> None:
+        self.roles = roles
         self.most_trees = most_trees
         self.leaves = leaves
         self.learning_rate = learning_rate

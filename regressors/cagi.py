@@ -10,27 +10,20 @@ Shape letters: b videos of a batch, t rows of the longest of them, d = `width`.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, relu, scaled_dot_product_attention
 
 from vqbank.regressors.alignment import Align
-from vqbank.regressors.batches import PaddedBatch, Series
+from vqbank.regressors.batches import Input, PaddedBatch, Series
 from vqbank.regressors.layers import GruLayer, dropout, start_uniform
 from vqbank.regressors.losses import margin_rank_loss
+from vqbank.regressors.network_parameters import AtLeastTwo, NotNegative, Positive, Probability
 from vqbank.regressors.score_pooling import POOLINGS, Pooling
-from vqbank.regressors.sequence import (
-    AtLeastTwo,
-    NotNegative,
-    Positive,
-    Probability,
-    SequenceHead,
-)
+from vqbank.regressors.sequence import SequenceHead
 from vqbank.store.errors import HeadError
 from vqbank.store.table import FeatureTable
 
@@ -121,7 +114,6 @@ class Cagi(SequenceHead):
         }
     )
 
-    roles: list[str] | None = None
     wiring: Wiring = "full"
     width: PositiveInt = 256
     norm_axis: Axis = "time"
@@ -143,29 +135,6 @@ class Cagi(SequenceHead):
     weight_decay: NotNegative = 0.0
     memory_gib: Positive = 4.0  # KoNViD-1k's 128 rows of S+S are 2.7
 
-    def fit(
-        self,
-        table: FeatureTable,
-        mos: NDArray[np.float64],
-        *,
-        validation: NDArray[np.int64] | None = None,
-    ) -> Self:
-        """As every head; of the table only `roles`."""
-        return super().fit(self._chosen(table), mos, validation=validation)
-
-    def predict(self, table: FeatureTable) -> NDArray[np.float64]:
-        """As every head; of the table only `roles`."""
-        return super().predict(self._chosen(table))
-
-    def check_parameters(self) -> None:
-        """As every head; and no role is named twice."""
-        super().check_parameters()
-        if self.roles is not None and len(set(self.roles)) < len(self.roles):
-            raise HeadError(f"{self.name}: roles names one twice: {', '.join(self.roles)}")
-
-    def _chosen(self, table: FeatureTable) -> FeatureTable:
-        return table if self.roles is None else table.select(self.roles)
-
     def _series(self, table: FeatureTable) -> Series:
         self._check_roles(table.roles)
         return super()._series(table)
@@ -178,8 +147,9 @@ class Cagi(SequenceHead):
                 "`features`, or choose two by `roles`"
             )
 
-    def _network(self, widths: Mapping[str, int], generator: torch.Generator) -> nn.Module:
-        self._check_roles(widths)
+    def _network(self, inputs: Mapping[str, Input], generator: torch.Generator) -> nn.Module:
+        self._check_roles(inputs)
+        widths = {role: one.width for role, one in inputs.items()}
         layers = Layers(**{field.name: getattr(self, field.name) for field in fields(Layers)})
         return A2iNet(widths, layers, pooling=self.pooling, generator=generator)
 
@@ -234,7 +204,7 @@ class A2iNet(nn.Module):
     def rows(self, batch: PaddedBatch) -> Tensor:
         """[b, t]: the score of every row; behind a video's last it means nothing."""
         real = batch.mask.unsqueeze(2)
-        rows = batch.rows if self.cagi is None else self.cagi(batch.values, real)
+        rows = batch.rows if self.cagi is None else self.cagi(batch, real)
         if self.mlp is not None:
             rows = relu(self.mlp(rows))
             if self.training:
@@ -270,14 +240,15 @@ class Interaction(nn.Module):
     def _both_ways(self) -> bool:
         return self.wiring in ("full", "without-catm")
 
-    def forward(self, values: Mapping[str, Tensor], real: Tensor) -> Tensor:
+    def forward(self, batch: PaddedBatch, real: Tensor) -> Tensor:
         """[b, t, d].
 
         Args:
-            values: [b, t, ...] by role.
+            batch: with both roles.
             real: [b, t, 1] bool, true for the rows of a video, false behind them.
         """
-        quality, semantic = self.quality(values[QUALITY]), self.semantic(values[self.other])
+        quality = self.quality(batch.series(QUALITY))
+        semantic = self.semantic(batch.series(self.other))
         if self._both_ways:
             to_semantic = self.guides[0](quality, semantic, real)
             to_quality = self.guides[-1](semantic, quality, real)

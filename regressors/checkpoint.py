@@ -8,7 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from vqbank.regressors.member import Member, Method
+from vqbank.regressors.member import Member
+from vqbank.regressors.plan import Method
 from vqbank.store.documents import json_value
 from vqbank.store.errors import HeadError, in_words, refusal
 from vqbank.store.files import write_atomically
@@ -41,9 +42,16 @@ class Journal:
             {
                 **method.identity,
                 "plan": repr(method.plan),
-                "shapes": {n: list(v.shape) for n, v in members[0].parameters.items()},
+                "shapes": {n: list(v.shape) for n, v in members[0].learnt.items()},
                 "folds": [
-                    [fold.seed, fold.fit.tolist(), fold.held.tolist(), fold.targets.tolist()]
+                    [
+                        fold.seed,
+                        fold.fit.tolist(),
+                        fold.held.tolist(),
+                        fold.targets.tolist(),
+                        fold.epochs,
+                        fold.start and fold.start.model,
+                    ]
                     for fold in (member.fold for member in members)
                 ],
             },

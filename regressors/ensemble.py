@@ -30,7 +30,7 @@ class Ensemble:
     """One network or several, of as many runs, and the line from their scores to MOS."""
 
     state: Mapping[str, Tensor]
-    """The parameters of the networks by name, [runs, ...] float32 each."""
+    """What the networks learnt by name, [runs, ...] float32 each."""
     scalings: Sequence[Scaling | None]
     """By what the rows of each network are standardised; None where they are taken as they are."""
     reference: Tensor

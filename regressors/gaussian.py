@@ -52,6 +52,7 @@ class Gaussian(PooledHead):
         seed: Annotated[int, Field(ge=0)] = 0,
         exact_videos: Annotated[int, Field(ge=0)] = EXACT_VIDEOS,
         landmarks: Annotated[int, Field(ge=2)] = 1000,
+        roles: list[str] | None = None,
     ) -> None:
         """Name the parameters.
 
@@ -61,7 +62,9 @@ class Gaussian(PooledHead):
             seed: see above; it draws landmarks too.
             exact_videos: training videos up to which the process is fitted on all of them.
             landmarks: of the approximation beyond.
+            roles: which of the features are seen, in this order; None for all.
         """
+        self.roles = roles
         self.search_videos = search_videos
         self.seed = seed
         self.exact_videos = exact_videos

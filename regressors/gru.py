@@ -10,11 +10,12 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from vqbank.regressors.alignment import Align
-from vqbank.regressors.batches import PaddedBatch
+from vqbank.regressors.batches import Input, PaddedBatch
 from vqbank.regressors.layers import GruLayer, linear
 from vqbank.regressors.losses import LOSSES, Loss
+from vqbank.regressors.network_parameters import AtLeastTwo, NotNegative, Positive
 from vqbank.regressors.score_pooling import POOLINGS, Pooling
-from vqbank.regressors.sequence import AtLeastTwo, NotNegative, Positive, SequenceHead
+from vqbank.regressors.sequence import SequenceHead
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -51,9 +52,9 @@ class Gru(SequenceHead):
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 1e-2
 
-    def _network(self, widths: Mapping[str, int], generator: torch.Generator) -> nn.Module:
+    def _network(self, inputs: Mapping[str, Input], generator: torch.Generator) -> nn.Module:
         return FrameScores(
-            sum(widths.values()),
+            sum(one.width for one in inputs.values()),
             self.reduction,
             self.width,
             pooling=self.pooling,

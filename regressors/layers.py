@@ -1,7 +1,7 @@
 """Layers whose start, noise and recurrence do not depend on what is trained beside them."""
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -67,6 +67,43 @@ def _signed(number: int) -> int:
 def _shifted(number: Tensor, bits: int) -> Tensor:
     """Without the sign that int64 shifts in."""
     return (number >> bits) & (2 ** (64 - bits) - 1)
+
+
+class Frozen(nn.Module):
+    """A network that is used as it is: neither trained nor kept with a head, always in evaluation.
+
+    What it holds must not come of a generator: networks of every seed share it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001  # as nn.Module has it
+        """Stay as it is."""
+        return super().train(False)
+
+    def forward(self, *values: Any, **named: Any) -> Any:
+        """What the network says."""
+        return self.network(*values, **named)
+
+
+def learnt(network: nn.Module) -> dict[str, Tensor]:
+    """What training changes of a network, and what is kept of it, by name.
+
+    Parameters that want a gradient, and the running statistics of layers that are not `Frozen`:
+    buffers of floats that stand in a state dict.
+    """
+    found: dict[str, Tensor] = {
+        name: value for name, value in network.named_parameters() if value.requires_grad
+    }
+    frozen = tuple(f"{name}." for name, part in network.named_modules() if isinstance(part, Frozen))
+    kept = network.state_dict().keys()
+    return found | {
+        name: value
+        for name, value in network.named_buffers()
+        if name in kept and value.is_floating_point() and not name.startswith(frozen)
+    }
 
 
 class GruLayer(nn.Module):

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, l1_loss, relu
+from torch.nn.functional import cosine_similarity, l1_loss, mse_loss, relu
 
 from vqbank.store.errors import HeadError
 
@@ -61,6 +61,22 @@ def linearity_loss(predicted: Tensor, mos: Tensor) -> Tensor:
     """
     _check(predicted, mos)
     return (1 - cosine_similarity(predicted - predicted.mean(), mos - mos.mean(), dim=0)) / 2
+
+
+def correlation_loss(predicted: Tensor, mos: Tensor) -> Tensor:
+    """1 - r with r Pearson's correlation over the batch: 0 is best, 2 worst (DVLTA-VQA, eq. 15).
+
+    Twice `linearity_loss`: to AdamW, which divides by the size of gradients, hardly another; to
+    what is added to it, and to a bound on gradients, it is.
+
+    Args:
+        predicted: [b], any scale.
+        mos: [b].
+
+    Raises:
+        HeadError: for a batch of fewer than two.
+    """
+    return 2 * linearity_loss(predicted, mos)
 
 
 def margin_rank_loss(predicted: Tensor, mos: Tensor) -> Tensor:
@@ -145,17 +161,21 @@ def mixed_loss(predicted: Tensor, mos: Tensor) -> Tensor:
     return linearity_loss(predicted, mos) + ranks + l1_loss(predicted, mos)
 
 
-Loss = Literal["l1", "plcc", "plcc+rank", "rqvqa", "l1+rank", "mixed"]
+Loss = Literal["l1", "mae", "mse", "plcc", "1-plcc", "plcc+rank", "rqvqa", "l1+rank", "mixed"]
 LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": l1_loss,
+    "mae": l1_loss,
+    "mse": mse_loss,
     "plcc": plcc_loss,
+    "1-plcc": correlation_loss,
     "plcc+rank": plcc_rank_loss,
     "rqvqa": plcc_loss,
     "l1+rank": l1_rank_loss,
     "mixed": mixed_loss,
 }
-"""By the names that users know: VSFA's, FAST-VQA's two, RQ-VQA's (the same PLCC loss), that of
-A2INet and SimpleVQA, MDTVSFA's.  Each takes predictions [b] and scores [b]."""
+"""By the names that users know: VSFA's, which tables call MAE, and the squared error; FAST-VQA's
+two, DVLTA-VQA's, RQ-VQA's (FAST-VQA's PLCC loss), that of A2INet and SimpleVQA,
+MDTVSFA's.  Each takes predictions [b] and scores [b]."""
 
 
 def _wrong_by(predicted: Tensor, mos: Tensor) -> Tensor:

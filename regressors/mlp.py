@@ -11,18 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
 from vqbank.regressors.alignment import Align
-from vqbank.regressors.batches import PaddedBatch
+from vqbank.regressors.batches import Input, PaddedBatch
 from vqbank.regressors.layers import dropout
 from vqbank.regressors.layers import linear as linear_layer
 from vqbank.regressors.losses import LOSSES, Loss
+from vqbank.regressors.network_parameters import AtLeastTwo, NotNegative, Positive, Probability
 from vqbank.regressors.score_pooling import POOLINGS
-from vqbank.regressors.sequence import (
-    AtLeastTwo,
-    NotNegative,
-    Positive,
-    Probability,
-    SequenceHead,
-)
+from vqbank.regressors.sequence import SequenceHead
 
 STACKED_WEIGHTS = 2**18
 """With more, a step is bound by memory: a stack of ten no longer fits a cache that holds one."""
@@ -76,12 +71,12 @@ class Mlp(SequenceHead):
     def _average(self) -> bool:
         return self.activation == "none" and self.dropout == 0
 
-    def _stacks(self, widths: Mapping[str, int]) -> bool:
-        return sum(widths.values()) * self.width <= STACKED_WEIGHTS
+    def _stacks(self, inputs: Mapping[str, Input]) -> bool:
+        return sum(one.width for one in inputs.values()) * self.width <= STACKED_WEIGHTS
 
-    def _network(self, widths: Mapping[str, int], generator: torch.Generator) -> nn.Module:
+    def _network(self, inputs: Mapping[str, Input], generator: torch.Generator) -> nn.Module:
         return Perceptron(
-            sum(widths.values()),
+            sum(one.width for one in inputs.values()),
             self.width,
             activation=self.activation,
             probability=self.dropout,

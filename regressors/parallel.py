@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from vqbank.regressors.batches import Packed, Series
-from vqbank.regressors.member import Fold, Method, Trained
+from vqbank.regressors.plan import Fold, Method, Trained
 from vqbank.regressors.progress import Watch
 from vqbank.regressors.relay import relayed
 from vqbank.regressors.training import train

@@ -35,7 +35,9 @@ class Ridge(PooledHead):
         alphas: Annotated[
             Sequence[Annotated[FiniteFloat, Field(gt=0)]], Field(min_length=1)
         ] = ALPHAS,
+        roles: list[str] | None = None,
     ) -> None:
+        self.roles = roles
         self.folds = folds
         self.alphas = alphas
 

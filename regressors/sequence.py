@@ -6,40 +6,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, PositiveInt
 from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from vqbank.regressors.alignment import Align, Alignment
-from vqbank.regressors.base import MOST_MODEL_BYTES, Head
-from vqbank.regressors.batches import Series
+from vqbank.regressors.base import MOST_MODEL_BYTES
+from vqbank.regressors.batches import Input, Series, inputs_of
 from vqbank.regressors.card import CARD
-from vqbank.regressors.ensemble import Combine, Ensemble, most_bytes
+from vqbank.regressors.ensemble import Ensemble, most_bytes
 from vqbank.regressors.holdout import hold_out_scenes
-from vqbank.regressors.member import Fold, Method, Plan, Trained
+from vqbank.regressors.layers import learnt
+from vqbank.regressors.network_parameters import NetworkParameters
 from vqbank.regressors.parallel import train_all
+from vqbank.regressors.plan import (
+    Fold,
+    Method,
+    RowChoice,
+    Trained,
+)
 from vqbank.regressors.published import read_official
+from vqbank.regressors.start import begin
 from vqbank.regressors.training import scores
 from vqbank.store.errors import HeadError, in_words
 from vqbank.store.schema import FeatureSpec, Video
 from vqbank.store.table import FeatureTable
 
-AtLeastTwo = Annotated[int, Field(ge=2)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-NotNegative = Annotated[FiniteFloat, Field(ge=0)]
-Positive = Annotated[FiniteFloat, Field(gt=0)]
-Probability = Annotated[FiniteFloat, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SequenceHead(Head):
+class SequenceHead(NetworkParameters):
     """A PyTorch network on the series of a video.
 
     A head says what its network is and by which loss it learns; all else is done here and in
@@ -51,77 +50,52 @@ class SequenceHead(Head):
             name: ClassVar[str] = "mine"
             width: PositiveInt = 32
             epochs: PositiveInt = 100
-            ...  # and the other parameters that are below without a value
+            ...  # and the others of `NetworkParameters` that have no value
 
-            def _network(self, widths, generator):
-                return MyNetwork(sum(widths.values()), self.width, generator=generator)
+            def _network(self, inputs, generator):
+                width = sum(one.width for one in inputs.values())
+                return MyNetwork(width, self.width, generator=generator)
 
             def _loss(self, predicted, target):
                 return plcc_loss(predicted, target)
 
     and put it into HEADS and into the layers of `pyproject.toml`.  The network is a plain
     `nn.Module` of one member, whatever the number trained together: `forward(batch)` takes a
-    `batches.PaddedBatch` (values by role [b, t, d] float32, mask [b, t], noise) and gives scores
-    [b].
+    `batches.PaddedBatch` (values by role [b, t, *shape], mask [b, t], noise) and gives scores [b].
+    Values come in the dtype in which they are banked, if they are not standardised: `batch.rows`
+    and `batch.series(role)` give them laid flat and in float32.
 
     - All reductions over t must look at `mask`: padding, order and company change no score by more
       than 1e-5.  Rows behind a video's last are finite, and mean nothing.
     - Every parameter is drawn from `generator` (`layers.linear`, `layers.start_uniform`), never
       from the global one.
     - Dropout is `layers.dropout(values, p, batch.noise)` while `self.training`.
-    - No buffers that training changes: no batch normalisation.
+    - What is used as it is, a tower with weights of its own, stands in `layers.Frozen`, or has
+      `requires_grad=False`: it is neither trained nor kept, and no generator draws it.
+    - Running statistics (batch normalisation) are kept as weights are.  A head that has any says
+      `stackable = False`: what fills up the batches of a stack would count.
+    - `_row_choice` says which rows of a video a step sees, where these are not all.
     - Of a stackable head, `forward` runs under `torch.func.vmap`: no `.item()`, no branch on a
       value, no boolean indexing, no `nn.GRU` (`layers.GruLayer` instead).
-
-    The fields below are parameters of every head; those without a value have one of the head's own.
     """
 
     suffix: ClassVar[str] = ".safetensors"
-    unkept: ClassVar[frozenset[str]] = frozenset({"device"})
+    unkept: ClassVar[frozenset[str]] = frozenset({"device", "start"})
     min_videos: ClassVar[int] = 10
     has_epochs: ClassVar[bool] = True
     stackable: ClassVar[bool] = True
     """Whether several may be trained as one stacked network, or each in a process of its own: large
     networks gain nothing from a stack and fill memory."""
 
-    epochs: PositiveInt
-    patience: PositiveInt
-    """Epochs without a better SRCC on held-out rows after which training ends."""
-    batch_size: AtLeastTwo
-    learning_rate: Positive
-    weight_decay: NotNegative
-    standardise: bool = True
-    """Values of a row by their mean and deviation over the rows that are fitted."""
-    align: Align
-    """How roles come onto the rows of the first one; see `alignment`."""
-    slots: PositiveInt | None = None
-    """Rows that every video is cut or filled to, if any."""
-    decay: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
-    """By what the learning rate is multiplied every `decay_epochs`."""
-    decay_epochs: PositiveInt = 10
-    validation_fraction: Fraction = 0.2
-    """Of the training scenes, held out to choose the epoch."""
-    seed: Seed = 0
-    runs: PositiveInt = 1
-    """Networks, of seeds from `seed` on, each with held-out scenes of its own."""
-    combine: Combine = "mean"
-    memory_gib: Positive = 2.0
-    """What the rows of features may take in memory; beyond it they are streamed from the bank, in
-    windows of an eighth of this; predicted batches take another.  Of each process that evaluates;
-    networks too large for a stack are trained in processes that share one more copy."""
-    threads: PositiveInt = 1
-    device: str = "cpu"
-    """Of PyTorch.  Not kept with the head, which is loaded for the processor of any machine."""
-
     ensemble_: Ensemble = field(init=False)
     """The networks that were trained, one per run."""
 
     @abstractmethod
-    def _network(self, widths: Mapping[str, int], generator: torch.Generator) -> nn.Module:
+    def _network(self, inputs: Mapping[str, Input], generator: torch.Generator) -> nn.Module:
         """A new network.
 
         Args:
-            widths: d of a row, by role, in the order of roles.
+            inputs: shape and dtype of a row, by role, in the order of roles.
             generator: draws its start.
         """
 
@@ -139,17 +113,21 @@ class SequenceHead(Head):
         """Whether the network may get one row per video, the mean of its rows, instead of all."""
         return False
 
-    def _chosen(self, table: FeatureTable) -> FeatureTable:
-        """What the head takes of a table."""
-        return table
+    @property
+    def _row_choice(self) -> RowChoice | None:
+        """Which rows of a video a step sees, where these are not all; see `plan.RowChoice`.
 
-    def _stacks(self, widths: Mapping[str, int]) -> bool:
-        """Whether networks on rows of these widths are trained as one stack."""
+        A function of its module, or `functools.partial` of one: it goes to other processes.
+        """
+        return None
+
+    def _stacks(self, inputs: Mapping[str, Input]) -> bool:
+        """Whether networks on such rows are trained as one stack."""
         return self.stackable
 
     def trains_together(self, table: FeatureTable) -> bool:
         """Where the networks stack."""
-        return self._stacks(_widths(self._chosen(table).specs))
+        return self._stacks(self._inputs(self._chosen(table).specs))
 
     def shares(self, table: FeatureTable) -> bool:
         """Whether networks that are no stack can be trained in processes that share the table."""
@@ -215,16 +193,19 @@ class SequenceHead(Head):
             super().fit_many(heads, table, mos, rows, validation)
             return
         parts = list(zip(heads, rows, validation, strict=True))
-        folds = [fold for head, own, aside in parts for fold in head._folds(table, mos, own, aside)]
-        trained = train_all(
-            series,
-            folds,
-            heads[0]._method(series),
-            stacks=heads[0]._stacks(series.widths),
-            watch=heads[0].watch,
-            checkpoint=heads[0].checkpoint,
-            processes=heads[0].processes,
-        )
+        begun = begin(heads[0], table.specs)
+        folds = [
+            fold._replace(start=start)
+            for head, own, aside in parts
+            for fold, start in zip(head._folds(table, mos, own, aside), begun.starts, strict=True)
+        ]
+        trained = heads[0]._trained(series, folds)
+        chosen = trained
+        if heads[0].selection == "refit":
+            pairs = zip(folds, trained, strict=True)
+            trained = heads[0]._trained(
+                series, [heads[0]._again(mos, *pair) for pair in pairs], ".refit"
+            )
         series.hold(every)  # where it fits: once for all heads
         for number, (head, own, aside) in enumerate(parts):
             runs = slice(number * head.runs, (number + 1) * head.runs)
@@ -233,8 +214,25 @@ class SequenceHead(Head):
                 if len(aside)
                 else f"{head.validation_fraction:.0%} of the training scenes"
             )
-            head._take(series, own, mos[own], trained[runs], folds[runs], whose)
+            if head.selection == "fixed":
+                own = np.setdiff1d(own, aside)
+            head._take(series, own, mos[own], trained[runs])
+            head._tell(chosen[runs], folds[runs], len(own), whose)
+            head.record_ = {**head.record_, **begun.record}
             head.specs_ = dict(table.specs)
+
+    def _trained(self, series: Series, folds: Sequence[Fold], which: str = "") -> list[Trained]:
+        """Networks of this head, one per fold; `which` tells their checkpoint from others."""
+        checkpoint = self.checkpoint
+        return train_all(
+            series,
+            folds,
+            self._method(series),
+            stacks=self._stacks(self._inputs(series.table.specs)),
+            watch=self.watch,
+            checkpoint=checkpoint and checkpoint.with_name(f"{checkpoint.name}{which}"),
+            processes=self.processes,
+        )
 
     def _fit(self, table: FeatureTable, mos: NDArray[np.float64]) -> str:
         self._fit_alike([self], table, mos, [np.arange(len(table))], [np.empty(0, np.int64)])
@@ -257,30 +255,21 @@ class SequenceHead(Head):
         return scores(
             series,
             rows,
-            module=self._network(series.widths, torch.Generator()).to(series.device),
+            module=self._network(self._inputs(series.table.specs), torch.Generator()).to(
+                series.device
+            ),
+            method=self._method(series),
             state={name: value.to(series.device) for name, value in networks.state.items()},
             scalings=[scaling and scaling.to(series.device) for scaling in networks.scalings],
-            threads=self.threads,
-            stacked=self._stacks(series.widths),
+            stacked=self._stacks(self._inputs(series.table.specs)),
         )
 
-    @property
-    def _budget_bytes(self) -> int:
-        return int(self.memory_gib * 2**30)
-
-    @property
-    def _plan(self) -> Plan:
-        return Plan(
-            epochs=self.epochs,
-            patience=self.patience,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            decay_epochs=self.decay_epochs,
-            decay=self.decay,
-            standardise=self.standardise,
-            threads=self.threads,
-        )
+    def _inputs(self, specs: Mapping[str, FeatureSpec]) -> dict[str, Input]:
+        """What the network is told of the rows that it gets of these features."""
+        inputs = inputs_of(specs, self._alignment, average=self._average)
+        if not self.standardise:
+            return inputs
+        return {role: Input(one.shape, torch.float32) for role, one in inputs.items()}
 
     def held_out(self, videos: Sequence[Video]) -> list[NDArray[np.bool_]]:
         """Whole scenes, `validation_fraction` of them, drawn by the seed of each run.
@@ -289,11 +278,13 @@ class SequenceHead(Head):
             videos: n, that no protocol sets any aside of.
 
         Returns:
-            A mask [n] for each run, true for held-out videos.
+            A mask [n] for each run, true for held-out videos; none where the last epoch is kept.
 
         Raises:
             HeadError: if the videos have fewer than two scenes.
         """
+        if self.selection == "fixed":
+            return []
         return [
             hold_out_scenes(
                 videos, fraction=self.validation_fraction, rng=np.random.default_rng(seed)
@@ -304,7 +295,7 @@ class SequenceHead(Head):
     def _series(self, table: FeatureTable) -> Series:
         return Series(
             table,
-            Alignment(self.align, self.slots),
+            self._alignment,
             average=self._average,
             budget_bytes=self._budget_bytes,
             device=_usable(self.device),
@@ -318,25 +309,46 @@ class SequenceHead(Head):
         validation: NDArray[np.int64],
     ) -> list[Fold]:
         """One per run, on these rows of the table; held out is `validation`, if it has any."""
+        seeds = range(self.seed, self.seed + self.runs)
         if len(validation):
             every = [np.isin(rows, validation)] * self.runs
         else:
             every = self.held_out([table.videos[row] for row in rows.tolist()])
-        folds = []
-        for seed, held in enumerate(every, self.seed):
-            fit = rows[~held]
-            if len(fit) == 0:
-                raise HeadError(f"{self.name}: all {len(rows)} videos are for validation")
-            low, high = mos[fit].min(), mos[fit].max()
-            # Of constant rows the engine says that they are; they are not divided by nothing.
-            targets = torch.from_numpy((mos - low) / (high - low or 1.0)).float()
-            folds.append(Fold(fit, rows[held], targets, seed))
-        return folds
+        if self.selection == "fixed":
+            fit = np.setdiff1d(rows, validation)
+            return [self._fold(mos, fit, fit[:0], seed, epochs=self.epochs) for seed in seeds]
+        return [
+            self._fold(mos, rows[~held], rows[held], seed)
+            for seed, held in zip(seeds, every, strict=True)
+        ]
+
+    def _fold(
+        self,
+        mos: NDArray[np.float64],
+        fit: NDArray[np.int64],
+        held: NDArray[np.int64],
+        seed: int,
+        *,
+        epochs: int | None = None,
+    ) -> Fold:
+        if len(fit) == 0:
+            raise HeadError(f"{self.name}: all {len(held)} videos are for validation")
+        low, high = mos[fit].min(), mos[fit].max()
+        # Of constant rows the engine says that they are; they are not divided by nothing.
+        targets = torch.from_numpy((mos - low) / (high - low or 1.0)).float()
+        return Fold(fit, held, targets, seed, epochs)
+
+    def _again(self, mos: NDArray[np.float64], fold: Fold, trained: Trained) -> Fold:
+        """On all rows of a fold, for as many epochs as its held-out rows chose."""
+        every = np.sort(np.concatenate([fold.fit, fold.held]))
+        again = self._fold(mos, every, every[:0], fold.seed, epochs=trained.epoch)
+        return again._replace(start=fold.start)
 
     def _method(self, series: Series) -> Method:
         """For processes too: of a clone, which has nothing of this machine's `watch`."""
         own, identity = clone(self), self._identity(series.table)
-        return Method(partial(own._network, series.widths), own._loss, self._plan, identity)
+        network = partial(own._network, self._inputs(series.table.specs))
+        return Method(network, own._loss, self._plan, identity, own._row_choice)
 
     def _identity(self, table: FeatureTable) -> dict[str, Any]:
         """What tells a checkpoint that it is of this training, folds aside."""
@@ -353,18 +365,14 @@ class SequenceHead(Head):
         rows: NDArray[np.int64],
         mos: NDArray[np.float64],
         trained: Sequence[Trained],
-        folds: Sequence[Fold],
-        held_out: str,
     ) -> None:
-        """Keep the networks that were trained, and say how.
+        """Keep the networks that were trained, one per run, with the line to the unit of the MOS.
 
         Args:
             series: where the videos are.
             rows: of its table, that were fitted or held out.
             mos: [len(rows)].
             trained: one per run.
-            folds: likewise.
-            held_out: what the held-out rows are, in words.
         """
         states = [one.state for one in trained]
         networks = Ensemble.of(
@@ -372,23 +380,40 @@ class SequenceHead(Head):
             [one.scaling and one.scaling.to(torch.device("cpu")) for one in trained],
         )
         self.ensemble_ = networks.fitted(self._raw(networks, series, rows), mos, self.combine)
+
+    def _tell(
+        self, chosen: Sequence[Trained], folds: Sequence[Fold], count: int, held_out: str
+    ) -> None:
+        """Say how the networks were trained.
+
+        Args:
+            chosen: of each run, the training whose epoch was taken.
+            folds: of each run, that of this training.
+            count: of videos that could be seen.
+            held_out: what the held-out rows are, in words.
+        """
         self.record_ = {
             "split": {
-                "training_videos": len(rows),
+                "training_videos": count,
                 "held_out_videos": [len(fold.held) for fold in folds],
                 "held_out_by_seed": [fold.seed for fold in folds],
             },
             "metrics": {
-                "epoch": [one.epoch for one in trained],
-                "held_out_srcc": [one.srcc for one in trained],
+                "epoch": [one.epoch for one in chosen],
+                "held_out_srcc": [one.srcc for one in chosen],
             },
         }
-        epochs = ", ".join(str(one.epoch) for one in trained)
+        if self.selection == "fixed":
+            self.selection_ = f"the last of {self.epochs} epochs on all {count} training videos"
+            return
+        epochs = ", ".join(str(one.epoch) for one in chosen)
         counts = ", ".join(str(len(fold.held)) for fold in folds)
         self.selection_ = (
-            f"epoch {epochs} of {self.epochs} by SRCC on {counts} of {len(rows)} training "
-            f"videos, {held_out}"
+            f"epoch {epochs} of {self.epochs} by SRCC on {counts} of {count} training videos, "
+            f"{held_out}"
         )
+        if self.selection == "refit":
+            self.selection_ += f"; trained again for as many on all {count}"
 
     @classmethod
     def published(cls, weights: Path, specs: Mapping[str, FeatureSpec], **parameters: Any) -> Self:
@@ -411,18 +436,22 @@ class SequenceHead(Head):
         """The network's parameters, of an official state dict."""
         raise HeadError(f"no official weights of {self.name} are known")
 
+    def learnt_shapes(self, specs: Mapping[str, FeatureSpec]) -> dict[str, tuple[int, ...]]:
+        """Of what one network on such features learns, by name; without memory for it."""
+        with torch.device("meta"):
+            network = self._network(self._inputs(specs), torch.Generator())
+        return {name: tuple(value.shape) for name, value in learnt(network).items()}
+
     def _shapes(self, path: Path) -> dict[str, tuple[int, ...]]:
-        """Of the parameters of one network, by name; without memory for them.
+        """As `learnt_shapes`, for the features that a card names.
 
         Raises:
             HeadError: naming `path`, if no network has the widths that the card of a head says.
         """
         try:
-            with torch.device("meta"):
-                network = self._network(_widths(self.specs_), torch.Generator())
+            return self.learnt_shapes(self.specs_)
         except (RuntimeError, TypeError, OverflowError, ValueError) as error:
             raise HeadError(f"{path}: no {self.name} has such widths: {in_words(error)}") from error
-        return {name: tuple(value.shape) for name, value in network.named_parameters()}
 
     def _most_model_bytes(self) -> int:
         shapes = self._shapes(Path(CARD))

@@ -66,6 +66,7 @@ class Svr(PooledHead):
         seed: Annotated[int, Field(ge=0)] = 0,
         exact_videos: Annotated[int, Field(ge=0)] = EXACT_VIDEOS,
         landmarks: Annotated[int, Field(ge=2)] = 500,
+        roles: list[str] | None = None,
     ) -> None:
         """Name the parameters.
 
@@ -76,7 +77,9 @@ class Svr(PooledHead):
             seed: draws points and landmarks.
             exact_videos: training videos up to which the kernel is exact.
             landmarks: of the approximation beyond; 500 and 1000 differ by less than .001 in SRCC.
+            roles: which of the features are seen, in this order; None for all.
         """
+        self.roles = roles
         self.draws = draws
         self.folds = folds
         self.epsilon = epsilon

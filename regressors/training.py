@@ -1,8 +1,8 @@
 """The one training loop of networks, and their predictions."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,11 @@ from torch import Tensor, nn
 
 from vqbank.regressors.batches import WINDOW_SHARE, Scaling, Series
 from vqbank.regressors.checkpoint import Journal
-from vqbank.regressors.member import (
-    Fold,
-    Member,
-    Method,
-    Stack,
-    Trained,
-    of_one_size,
-    stacked_scores,
-)
+from vqbank.regressors.member import Member, choice
 from vqbank.regressors.metrics import srcc
+from vqbank.regressors.plan import Fold, Method, Trained
 from vqbank.regressors.progress import Watch
+from vqbank.regressors.stack import Stack, of_one_size, stacked_scores
 from vqbank.regressors.standardisation import scalings_of
 from vqbank.store.errors import HeadError
 
@@ -41,10 +35,11 @@ def train(
 ) -> list[Trained]:
     """Train one network per fold, all at the same time as one stack.
 
-    AdamW on the rows that are fitted, in shuffled batches of videos of like length.  The best epoch
-    is the first with the highest SRCC on the held-out rows; training of a fold ends `patience`
-    epochs after it.  A fold's batches, start and noise depend on its own rows and seed alone, so
-    that it comes to the same with any company, but for the rounding of sums (below 1e-5).
+    As the plan says, on the rows that are fitted, in shuffled batches of videos of like length.
+    The best epoch is the first with the highest SRCC on the held-out rows; training of a fold ends
+    `patience` epochs after it, or after the fold's own number of epochs.  A fold's batches, start
+    and noise depend on its own rows and seed alone, so that it comes to the same with any company,
+    but for the rounding of sums (below 1e-5).
 
     Rows beyond the budget of `series` are streamed; one fold at a time is then trained, because
     windows follow the rows of a fold.
@@ -75,7 +70,7 @@ def train(
         ]
         for member in members:
             member.refuse_constant()
-        if plan.standardise:
+        if plan.standardise and folds[0].start is None:
             for member, scaling in zip(
                 members, scalings_of(series, [fold.fit for fold in folds]), strict=True
             ):
@@ -83,9 +78,9 @@ def train(
         module = method.network(torch.Generator()).to(series.device)
         journal = Journal(checkpoint, members, method)
         while active := [member for member in members if not member.done]:
-            stack = Stack(module, active, series.device)
+            stack = Stack(module, active, method)
             while not any(member.done for member in active):
-                _epoch(series, stack, method)
+                _epoch(series, stack)
                 for member in active:
                     if watch is not None:
                         watch(member.told(plan))
@@ -99,9 +94,9 @@ def scores(
     rows: NDArray[np.int64],
     *,
     module: nn.Module,
+    method: Method,
     state: Mapping[str, Tensor],
     scalings: Sequence[Scaling | None],
-    threads: int,
     stacked: bool,
 ) -> NDArray[np.float64]:
     """[k, n]: what k networks say of n videos.
@@ -109,27 +104,38 @@ def scores(
     Args:
         series: where the videos are.
         rows: of its table.
-        module: a network of the right shape; its own parameters are not used.
-        state: the k networks' parameters, [k, ...] each.
+        module: a network of the right shape; what it would learn is not used.
+        method: by which the networks were trained.
+        state: what the k networks learnt, [k, ...] each.
         scalings: k.
-        threads: of PyTorch.
         stacked: whether the networks run as one, or one after the other.
     """
     members = list(range(len(scalings)))
     groups = [members] if stacked else [[member] for member in members]
-    with _threads(threads), torch.inference_mode():
+    with _threads(method.plan.threads), torch.inference_mode():
         series.hold(rows)
         out = np.empty((len(scalings), len(rows)))
+        chosen = None
+        if method.choose is not None:
+            chosen = partial(choice, method.choose, None)
         place = {row: number for number, row in enumerate(rows.tolist())}
         module.eval()
         for window in series.windows(rows, rng=np.random.default_rng(0)):
             wanted = window.among(rows)
             for own in groups:
-                parameters = {name: value[own] for name, value in state.items()}
+                learnt = {name: value[own] for name, value in state.items()}
                 scaled = [scalings[member] for member in own]
                 for batches in by_length(series, [wanted] * len(own)):
                     columns = [place[row] for row in batches[0].tolist()]
-                    predicted = stacked_scores(module, parameters, window, batches, scaled)
+                    predicted = stacked_scores(
+                        module,
+                        learnt,
+                        window,
+                        batches,
+                        scaled,
+                        chosen=None if chosen is None else [chosen] * len(own),
+                        precision=method.plan.precision,
+                    )
                     out[np.ix_(own, columns)] = predicted.double().cpu().numpy()
     return out
 
@@ -148,35 +154,34 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _epoch(
-    series: Series,
-    stack: Stack,
-    method: Method,
-) -> None:
+def _epoch(series: Series, stack: Stack) -> None:
     members = stack.members
     losses: list[list[float]] = [[] for _ in members]
     stack.module.train()
     # A window of many is the whole of one member's rows; of one member, whatever is streamed.
     fitted = np.unique(np.concatenate([member.fold.fit for member in members]))
-    for window in series.windows(fitted, rng=members[0].order, at_least=method.plan.batch_size):
+    for window in series.windows(fitted, rng=members[0].order, at_least=stack.plan.batch_size):
         batches = [
             member.batches(window.among(member.fold.fit), series.lengths) for member in members
         ]
+        for member, own in zip(members, batches, strict=True):
+            member.expect(own)
         for step in range(max(map(len, batches))):
             some = [own[step] if step < len(own) else None for own in batches]
-            for own, value in zip(losses, stack.step(window, some, method.loss), strict=True):
-                if not math.isnan(value):
-                    own.append(value)
+            for found, value in zip(losses, stack.step(window, some), strict=True):
+                if value is not None:
+                    found.append(value)
     stack.module.eval()
     with torch.inference_mode():
         predicted = _held_out(series, stack)
-    for member, own, values in zip(members, losses, predicted, strict=True):
-        if not np.isfinite(values).all():
+    for member, found, values in zip(members, losses, predicted, strict=True):
+        if not (np.isfinite(values).all() and np.isfinite(found).all()):
             raise HeadError(
                 f"training diverged in epoch {member.epoch + 1}; lower the learning rate"
             )
         held = member.fold.targets[member.fold.held].double().numpy()
-        member.judge(float(np.mean(own)), srcc(held, values))
+        judged = srcc(held, values) if member.fold.epochs is None else None
+        member.judge(float(np.mean(found)), judged)
 
 
 def _held_out(series: Series, stack: Stack) -> list[NDArray[np.float64]]:
@@ -187,10 +192,12 @@ def _held_out(series: Series, stack: Stack) -> list[NDArray[np.float64]]:
         {row: number for number, row in enumerate(member.fold.held.tolist())} for member in members
     ]
     every = np.unique(np.concatenate([member.fold.held for member in members]))
+    if len(every) == 0:
+        return out
     for window in series.windows(every, rng=np.random.default_rng(0)):
         wanted = [window.among(member.fold.held) for member in members]
         for some in by_length(series, wanted):
-            predicted = stack.scores(window, of_one_size(some)).double().cpu().numpy()
+            predicted = stack.judged(window, of_one_size(some)).double().cpu().numpy()
             for values, place, rows, own in zip(predicted, places, some, out, strict=True):
                 own[[place[row] for row in rows.tolist()]] = values[: len(rows)]
     return out

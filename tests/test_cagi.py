@@ -17,7 +17,7 @@ from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.experiments.train import train
 from vqbank.pipelines.recipe import read_recipe
 from vqbank.regressors import load_head, make_head
-from vqbank.regressors.batches import PaddedBatch
+from vqbank.regressors.batches import Input, PaddedBatch
 from vqbank.regressors.cagi import Cagi, Wiring
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import HeadError, MissingFeatureError
@@ -33,7 +33,8 @@ QUICK = {"width": 16, "epochs": 2, "gate_reduction": 4}
 
 def network(widths=SMALL, **parameters):
     head = Cagi(**{"width": 16, "gate_reduction": 4, **parameters})
-    return head._network(widths, torch.Generator().manual_seed(0)).eval()
+    inputs = {role: Input((width,), torch.float32) for role, width in widths.items()}
+    return head._network(inputs, torch.Generator().manual_seed(0)).eval()
 
 
 def count(widths, **parameters):

@@ -28,6 +28,7 @@ from vqbank.testing import HeadContract
 from vqbank.testing.heads import fitted_copy, synthetic
 
 QUICK = {
+    "score": {},
     "ridge": {},
     "svr": {},
     "gaussian": {},
@@ -54,7 +55,7 @@ class TestContract(HeadContract):
     """Every head, with the parameters of `QUICK`."""
 
 
-@pytest.mark.parametrize("name", sorted(HEADS.keys() - {"cagi"}))  # which wants other roles
+@pytest.mark.parametrize("name", sorted(HEADS.keys() - {"cagi", "score"}))  # which want other ones
 @pytest.mark.parametrize("scenes", [None, 30])
 def test_a_head_learns_a_linear_target(name, scenes):
     table, mos = synthetic(160, scenes=scenes)
@@ -70,6 +71,7 @@ def test_a_head_learns_a_linear_target(name, scenes):
 
 def test_every_head_says_how_it_was_selected(fitted):
     rule = {
+        "score": "a line to the scores of 60 training videos, nothing chosen",
         "ridge": "5-fold cross-validation over training scenes",
         "svr": "the best of 10 random points of 100 by squared error in 3-fold cross-validation",
         "gaussian": "by marginal likelihood of 60 training videos",
@@ -175,6 +177,7 @@ def test_parameters_arrive():
     assert make_head("ridge", alphas=[1, 10]).get_params() == {
         "folds": 5,
         "alphas": [1, 10],
+        "roles": None,
     }
     assert make_head("mlp", learning_rate=1).learning_rate == 1
 
@@ -677,3 +680,56 @@ sys.exit(f"imported: {sorted(banned & set(sys.modules))}" if banned & set(sys.mo
     )
 
     assert done.returncode == 0, done.stderr
+
+
+# --- a score that is banked
+
+
+def of_scores(values, *, width=2):
+    """Videos whose rows hold, in place 1, what has the given mean."""
+    rng = np.random.default_rng(0)
+    series = []
+    for value in values:
+        rows = rng.normal(size=(4, width)).astype(np.float32)
+        rows[:, 1] += value - rows[:, 1].mean()
+        series.append(rows)
+    videos = [Video(f"set/{row}.mp4", Path(f"{row}.mp4")) for row in range(len(values))]
+    return FeatureTable.from_arrays(videos, {"niqe": series, "other": [s + 1 for s in series]})
+
+
+def test_a_banked_score_is_given_back_as_it_is_or_on_a_line_that_turns_it_round():
+    niqe = np.linspace(2, 8, 12)  # low is good
+    mos = 100 - 10 * niqe + np.random.default_rng(1).normal(size=12)
+    table = of_scores(niqe)
+
+    as_it_is = make_head("score", value=1, line=False).fit(table, mos)
+    fitted = make_head("score", value=1).fit(table, mos)
+
+    np.testing.assert_allclose(as_it_is.predict(table), niqe, rtol=1e-5)
+    slope, intercept = np.polyfit(niqe, mos, 1)
+    np.testing.assert_allclose(fitted.predict(table), slope * niqe + intercept, rtol=1e-4)
+    assert as_it_is.selection_ == "value 1 of memory.niqe, its mean over rows, not fitted"
+    other = make_head("score", value=1, line=False, roles=["other"]).fit(table, mos)
+    np.testing.assert_allclose(other.predict(table), niqe + 1, rtol=1e-5)
+
+
+def test_a_value_that_no_row_has_or_that_never_changes_is_refused():
+    table, mos = of_scores(np.linspace(2, 8, 12)), np.arange(12.0)
+    with pytest.raises(HeadError, match="has 2 values; value 2 is none of them, which are 0 to 1"):
+        make_head("score", value=2).fit(table, mos)
+    same = FeatureTable.from_arrays(table.videos, {"niqe": [np.full((2, 2), 3.0)] * 12})
+    with pytest.raises(HeadError, match="is 3 for all 12 training videos"):
+        make_head("score", value=1).fit(same, mos)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS.keys() - {"cagi"}))
+def test_every_head_sees_the_roles_that_it_names_and_no_others(name):
+    table, mos = synthetic(60)
+    chosen = make_head(name, **QUICK[name], roles=["motion"]).fit(table, mos)
+    alone = make_head(name, **QUICK[name]).fit(table.select(["motion"]), mos)
+
+    assert chosen.predict(table).tobytes() == alone.predict(table.select(["motion"])).tobytes()
+    with pytest.raises(HeadError, match="roles names one twice: motion, motion"):
+        make_head(name, **QUICK[name], roles=["motion", "motion"])
+    with pytest.raises(VqbankError, match="nothing"):
+        make_head(name, **QUICK[name], roles=["nothing"]).fit(table, mos)

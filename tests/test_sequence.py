@@ -15,8 +15,8 @@ from vqbank.regressors import HEADS, batches, load_head, make_head
 from vqbank.regressors.alignment import Alignment
 from vqbank.regressors.batches import PaddedBatch, Series, Window
 from vqbank.regressors.card import read_card
-from vqbank.regressors.member import Fold, Method, Plan
 from vqbank.regressors.metrics import srcc
+from vqbank.regressors.plan import Fold, Method, Plan
 from vqbank.regressors.score_pooling import hysteresis
 from vqbank.regressors.sequence import SequenceHead
 from vqbank.regressors.standardisation import scalings_of
@@ -89,7 +89,7 @@ def test_padding_changes_nothing_that_is_learnt(name):
         series.hold(np.arange(40))
         (window,) = series.windows(rows, rng=np.random.default_rng(0))
         values, mask = window.padded([rows], [None])
-        module = head._network(series.widths, torch.Generator().manual_seed(0)).train()
+        module = head._network(series.inputs, torch.Generator().manual_seed(0)).train()
         batch = [
             {
                 role: torch.nn.functional.pad(one[0], (0, 0, 0, more), value=7.0)
@@ -481,8 +481,8 @@ def test_predicted_batches_of_all_members_share_the_budget(monkeypatch):
     sizes = []
     padded = Window.padded
 
-    def kept(self, members, scalings):
-        values, mask = padded(self, members, scalings)
+    def kept(self, members, scalings, chosen):
+        values, mask = padded(self, members, scalings, chosen)
         if not torch.is_grad_enabled():
             sizes.append((sum(one.nbytes for one in values.values()), mask.shape[1]))
         return values, mask

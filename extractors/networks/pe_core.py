@@ -33,6 +33,7 @@ class PeCore(nn.Module):
                 img_size=sizes.side,
                 embed_dim=sizes.width,
                 num_heads=sizes.heads,
+                depth=sizes.layers,
                 ref_feat_shape=(sizes.grid, sizes.grid),
                 num_classes=0,
             )

@@ -84,7 +84,7 @@ class MplugOwl2Sizes:
 
 @dataclass(frozen=True, slots=True)
 class PeSizes:
-    """Perception Encoder's; each has 24 blocks in its image tower and patches of 14 x 14."""
+    """Perception Encoder's; each has patches of 14 x 14."""
 
     side: int
     width: int
@@ -93,6 +93,7 @@ class PeSizes:
     text_width: int
     text_heads: int
     text_layers: int
+    layers: int = 24
 
     @property
     def grid(self) -> int:

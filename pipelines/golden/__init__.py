@@ -18,7 +18,11 @@ from vqbank.pipelines.golden.metrics import play_metrics, play_rqvqa_loss_metric
 from vqbank.pipelines.golden.motion_blocks import play_slowfast_indices, play_slowfast_motion
 from vqbank.pipelines.golden.pe import play_pe_core_l14, play_pe_core_l14_qclip_rope
 from vqbank.pipelines.golden.qalign import play_qalign
-from vqbank.pipelines.golden.qclip import play_qclip_head
+from vqbank.pipelines.golden.qclip import (
+    play_qclip_head,
+    play_qclip_losses_schedule,
+    play_qclip_train,
+)
 from vqbank.pipelines.golden.real_basic_vsr import play_realbasicvsr
 from vqbank.pipelines.golden.resnets import (
     play_resnet50_hierarchy,
@@ -44,6 +48,8 @@ PLAYERS: dict[str, Player] = {
     "pe_core_l14_qclip_rope": play_pe_core_l14_qclip_rope,
     "qalign_tiny": play_qalign,
     "qclip_head": play_qclip_head,
+    "qclip_losses_schedule": play_qclip_losses_schedule,
+    "qclip_train": play_qclip_train,
     "realbasicvsr": play_realbasicvsr,
     "resnet50_hierarchy": play_resnet50_hierarchy,
     "rqvqa_keyframes": play_rqvqa_keyframes,
@@ -68,6 +74,9 @@ INFORMATIVE: dict[str, tuple[str, ...]] = {
     "metrics": (r"\w+_popt",),
     # Of constant predictions, whose correlation counts as 0 here and not in official code.
     "qclip_head": ("loss_plcc_const",),
+    # The same, and of one video, for which a correlation is refused here; what a loss gives for
+    # series that official code takes for others; a mapping that `metrics` plays; two lengths.
+    "qclip_losses_schedule": (r"(const|n1)_\w+", r"\w+_(rank_1d|rescale|warmup_total)"),
     # Of the whole resized picture, of which ours is the square in the middle.
     "rqvqa_keyframes": (r"pixels_\d+x\d+\.resized_(u8_stride|u8\.sha256|mean_std)",),
     # The input of `ntire`; what the official standardising makes of no spread, ours counts as 0.
