@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vqbank.pipelines.recipe import Recipe, read_recipe, required
+from vqbank.pipelines.runs.asked import with_parameters
 from vqbank.regressors import make_head
 from vqbank.store.errors import RecipeError, VqbankError
 
@@ -113,3 +114,45 @@ def test_a_head_that_is_no_name_is_refused(tmp_path):
 
     with pytest.raises(RecipeError, match=r"heads\.small\.head: this should be the name of a head"):
         read.head("small")
+
+
+# --- parameters of heads beside a recipe
+
+
+HEADS = Recipe(heads={"ridge": {}, "short gru": {"head": "gru", "epochs": 5}})
+
+
+def test_parameters_of_heads_are_set_beside_a_recipe():
+    settings = ["short gru.epochs=2", "short gru.loss=plcc", "ridge.alphas=[1.0, 2.0]"]
+
+    found = with_parameters(HEADS, settings, device="cuda:1")
+
+    assert found.heads == {
+        "ridge": {"alphas": [1.0, 2.0]},
+        "short gru": {"head": "gru", "epochs": 2, "loss": "plcc", "device": "cuda:1"},
+    }
+    assert HEADS.heads["short gru"] == {"head": "gru", "epochs": 5}
+    assert {own["preset"] for own in with_parameters(HEADS, preset="paper").heads.values()} == {
+        "paper"
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "message"),
+    [
+        (["gru.epochs=2"], {}, "unknown head of this run 'gru'"),
+        (["epochs=2"], {}, r"--set 'epochs=2' is not of the form HEAD\.PARAMETER=VALUE"),
+        (["ridge.folds"], {}, "is not of the form"),
+        (["ridge.folds=[1"], {}, r"--set ridge\.folds"),
+        ([], {"device": "gpu"}, "a device is cpu, cuda"),
+    ],
+)
+def test_settings_of_another_form_or_head_are_refused(settings, more, message):
+    with pytest.raises(VqbankError, match=message):
+        with_parameters(HEADS, settings, **more)
+
+
+def test_a_device_is_refused_where_no_head_trains_networks():
+    only = Recipe(heads={"ridge": {}})
+    with pytest.raises(RecipeError, match="ridge trains no network; leave it out"):
+        with_parameters(only, device="cuda")

@@ -8,11 +8,14 @@ import typer
 from vqbank.pipelines.commands.options import (
     Bank,
     Features,
+    HeadDevice,
     LabelFile,
     Missing,
+    Preset,
     RecipeFile,
     Score,
     SeenWeights,
+    Settings,
     Splits,
     Videos,
     check_target,
@@ -37,6 +40,9 @@ def evaluate(
     head: Annotated[
         list[str] | None, typer.Option("--head", help="Name; may be given several times.")
     ] = None,
+    settings: Settings = None,
+    preset: Preset = None,
+    device: HeadDevice = None,
     splits: Splits | None = None,
     report: Annotated[
         Path | None, typer.Option("--report", help="Folder for tables, pictures and a page.")
@@ -54,7 +60,13 @@ def evaluate(
     ] = None,
 ) -> None:
     """Try heads on splits of a bank; prints medians over the test parts."""
-    from vqbank.pipelines.runs.asked import check_folder, of_bank, recipe_of, title_of
+    from vqbank.pipelines.runs.asked import (
+        check_folder,
+        of_bank,
+        recipe_of,
+        title_of,
+        with_parameters,
+    )
 
     check_target(json_file, "--json")
     check_folder(report, "--report")
@@ -70,6 +82,7 @@ def evaluate(
         splits=splits,
         missing=missing,
     )
+    asked = with_parameters(asked, settings or (), preset=preset, device=device)
     chosen = of_bank(asked, pairs(weights, "--weights"))
     from vqbank.pipelines.console import console  # and what takes seconds
     from vqbank.pipelines.experiments.fits import all_cores

@@ -59,6 +59,18 @@ Features = Annotated[
     list[str] | None,
     typer.Option("--features", metavar="[ROLE=]NAME[@KEY]", help="Banked features that heads see."),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="HEAD.PARAMETER=VALUE", help="A parameter of a head; may be repeated."
+    ),
+]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Of all heads: laptop, or paper for the paper's own.")
+]
+HeadDevice = Annotated[
+    str | None, typer.Option("--device", help="Where networks are trained: cpu, cuda, cuda:1, ...")
+]
 OneBank = Annotated[Path, typer.Argument(help="Folder of the bank.")]
 SomeFeatures = Annotated[
     list[str] | None,

@@ -8,11 +8,14 @@ import typer
 from vqbank.pipelines.commands.options import (
     Bank,
     Features,
+    HeadDevice,
     LabelFile,
     Missing,
+    Preset,
     RecipeFile,
     Score,
     SeenWeights,
+    Settings,
     Videos,
     pairs,
 )
@@ -32,6 +35,9 @@ def train(
     missing: Missing = None,
     weights: SeenWeights = None,
     head: Annotated[str | None, typer.Option("--head", help="Which head; one.")] = None,
+    settings: Settings = None,
+    preset: Preset = None,
+    device: HeadDevice = None,
     tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's event files.")
     ] = None,
@@ -41,7 +47,7 @@ def train(
     ] = None,
 ) -> None:
     """Fit one head on all rows and write a folder that `predict` can use."""
-    from vqbank.pipelines.runs.asked import recipe_of, title_of
+    from vqbank.pipelines.runs.asked import recipe_of, title_of, with_parameters
     from vqbank.pipelines.runs.train import TrainPlan, refuse_beside_published
 
     asked = recipe_of(
@@ -54,6 +60,7 @@ def train(
         heads=head,
         missing=missing,
     )
+    asked = with_parameters(asked, settings or (), preset=preset, device=device)
     if published is not None:
         refuse_beside_published(
             videos=videos, labels=labels, score=score, missing=missing, tensorboard=tensorboard

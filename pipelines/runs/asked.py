@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
 from vqbank.pipelines.recipe import Protocol, Recipe, read_recipe, required
+from vqbank.store.documents import yaml_value
 from vqbank.store.errors import ManifestError, RecipeError, UnknownNameError, unknown_name
 
 if TYPE_CHECKING:
@@ -136,6 +137,55 @@ def roles_of(features: Names | Mapping[str, str]) -> dict[str, str]:
             raise RecipeError(f"--features names role {role!r} twice")
         roles[role] = name
     return roles
+
+
+def with_parameters(
+    recipe: Recipe,
+    settings: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+    device: str | None = None,
+) -> Recipe:
+    """A recipe whose heads have other parameters.
+
+    Args:
+        recipe: of the run.
+        settings: `HEAD.PARAMETER=VALUE` each, HEAD being a label of `heads`, VALUE as in YAML.
+        preset: of all heads.
+        device: of all heads that train networks.
+
+    Raises:
+        RecipeError: if a setting is of another form, its value no YAML, or no head trains networks.
+        UnknownNameError: if there is no such head.
+    """
+    heads = {label: dict(parameters) for label, parameters in recipe.heads.items()}
+    if preset is not None:
+        heads = {label: {**own, "preset": preset} for label, own in heads.items()}
+    if device is not None:
+        check_device(device)
+        networks = [label for label in heads if _trains_networks(recipe.head(label)[0])]
+        if not networks:
+            raise RecipeError(
+                f"--device {device}: {', '.join(heads) or 'no head'} trains no network; leave it "
+                "out"
+            )
+        for label in networks:
+            heads[label]["device"] = device
+    for setting in settings:
+        place, separator, value = setting.partition("=")
+        label, dot, parameter = place.rpartition(".")
+        if not (separator and dot and label and parameter):
+            raise RecipeError(f"--set {setting!r} is not of the form HEAD.PARAMETER=VALUE")
+        if label not in heads:
+            raise UnknownNameError(unknown_name("head of this run", label, heads))
+        heads[label][parameter] = yaml_value(value, f"--set {place}", RecipeError)
+    return recipe.model_copy(update={"heads": heads})
+
+
+def _trains_networks(head: str) -> bool:
+    from vqbank.regressors import HEADS
+
+    return "device" in HEADS[head].parameter_types()
 
 
 def title_of(recipe: AskedRecipe) -> str:
