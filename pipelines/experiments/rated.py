@@ -1,6 +1,6 @@
 """What a recipe names, read: videos with banked features and a MOS each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from vqbank.pipelines.recipe import Recipe, required
 from vqbank.pipelines.splits.file import same_videos
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import ManifestError, MissingFeatureError, RecipeError
+from vqbank.store.layout import VideoFacts
 from vqbank.store.schema import FeatureSpec, Video
 from vqbank.store.table import FeatureTable
 
@@ -200,28 +201,32 @@ def _filled(
     store: FeatureStore, specs: Sequence[FeatureSpec], videos: Sequence[Video]
 ) -> dict[str, int]:
     """By feature, how many of the videos an import filled; features without such are left out."""
-    counts = {}
-    for spec in specs:
-        places = store.find(spec, [video.id for video in videos])
-        records = [found.source.video(found.place) for found in places if found is not None]
-        filled = [record for record in records if record.probe.get("filled_columns")]
-        if filled:
-            counts[spec.name] = len(filled)
-    return counts
+    return {
+        name: count
+        for name, probes in _probes(store, specs, videos)
+        if (count := sum(bool(probe.get("filled_columns")) for probe in probes))
+    }
 
 
 def _left_out(
     store: FeatureStore, specs: Sequence[FeatureSpec], videos: Sequence[Video]
 ) -> dict[str, int]:
     """By feature, how many rows an import left out; features without such are left out."""
-    counts = {}
+    return {
+        name: count
+        for name, probes in _probes(store, specs, videos)
+        if (count := max((probe.get("dropped_rows", 0) for probe in probes), default=0))
+    }
+
+
+def _probes(
+    store: FeatureStore, specs: Sequence[FeatureSpec], videos: Sequence[Video]
+) -> Iterator[tuple[str, list[VideoFacts]]]:
+    """By feature, what is recorded of those videos that have it."""
     for spec in specs:
         places = store.find(spec, [video.id for video in videos])
-        records = [found.source.video(found.place) for found in places if found is not None]
-        told = [record.probe.get("dropped_rows", 0) for record in records]
-        if count := max(told, default=0):
-            counts[spec.name] = count
-    return counts
+        found = [place for place in places if place is not None]
+        yield spec.name, [one.source.video(one.place).probe for one in found]
 
 
 def _files(store: FeatureStore, spec: FeatureSpec, videos: Sequence[Video]) -> list[str]:
