@@ -14,12 +14,15 @@ links), for 300 seconds at most, and shows the resident memory.
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +37,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from vqbank.regressors import make_head
 from vqbank.regressors.base import Head
+from vqbank.regressors.batches import Input, PaddedBatch
 from vqbank.regressors.holdout import hold_out_scenes
+from vqbank.regressors.layers import Frozen, linear
 from vqbank.regressors.losses import plcc_loss
 from vqbank.regressors.metrics import srcc
 from vqbank.regressors.score_pooling import POOLINGS, hysteresis
+from vqbank.regressors.sequence import SequenceHead
+from vqbank.regressors.tail import Block
 from vqbank.store.bank import FeatureStore
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 from vqbank.store.table import FeatureTable
@@ -524,16 +531,118 @@ def memory_lines(seconds: float) -> list[Line]:
         return [Line(f"{read / 2**30:.0f} GiB read", what, 4, [peak / 2**30])]
 
 
+# frozen ----------------------------------------------------------------------------------------
+
+
+class OnTower(nn.Module):
+    """140,000 numbers to learn behind the blocks of ViT-B/32, which are frozen."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        with torch.device("meta"):
+            sizes = {"width": 768, "heads": 12, "hidden": 3072, "activation": "gelu"}
+            blocks = nn.Sequential(*(Block(**sizes) for _ in range(12)))
+        blocks.to_empty(device="cpu")
+        for value in blocks.parameters():
+            nn.init.normal_(value, std=0.02, generator=draw)
+        self.tower = Frozen(blocks)
+        self.hidden = linear(768, 182, generator=generator)
+        self.score = linear(182, 1, generator=generator)
+
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        """[b] of the states [b, t, 50, 768]."""
+        states = self.tower(batch.values["tokens"].flatten(0, 1).float())
+        scores = self.score(self.hidden(states[:, 0]).relu())
+        return scores.unflatten(0, batch.mask.shape)[..., 0].mean(dim=1)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class FrozenHead(SequenceHead):
+    """A head that stands on a tower of 85 million numbers."""
+
+    name = "frozen"
+    stackable = False
+    standardise: bool = False
+    align: str = "exact"
+    epochs: int = 2
+    patience: int = 2
+    batch_size: int = 2
+    forward_videos: int = 2
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+
+    def _network(self, inputs: Mapping[str, Input], generator: torch.Generator) -> nn.Module:
+        return OnTower(generator)
+
+    def _loss(self, predicted: Tensor, target: Tensor) -> Tensor:
+        return plcc_loss(predicted, target)
+
+
+def train_frozen(folder: Path) -> None:
+    """In a process of its own; prints what it added to memory, in parts of tower and learnt."""
+    draw = np.random.default_rng(0)
+    tokens = [draw.normal(size=(1, 50, 768)).astype("f2") for _ in range(16)]
+    table = FeatureTable.from_arrays(named(16), {"tokens": tokens})
+    mos = draw.normal(size=16)
+    # What any training needs, and any use of the tower: products keep room for themselves.
+    make_head("mlp", epochs=1, width=8).fit(table, mos)
+    made = OnTower(torch.Generator())
+    made.tower(torch.zeros(4, 50, 768))
+    tower = sum(value.nbytes for value in made.tower.parameters())
+    learnt = sum(value.nbytes for value in made.parameters() if value.requires_grad)
+    del made
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before, ended = psutil.Process().memory_info().rss, threading.Event()
+    peak = [before]
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            peak.append(psutil.Process().memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    head = FrozenHead().fit(table, mos)
+    ended.set()
+    watcher.join()
+    head.save(folder)
+    (model,) = folder.glob("model-*")
+    count = sum(value.numel() for value in head.ensemble_.state.values())
+    added = max(peak) - before
+    print((tower + 4 * learnt) / added, count, model.stat().st_size)  # weights, best, two moments
+
+
+def frozen_lines(rounds: int) -> list[Line]:
+    """Memory of training behind a frozen tower, and what is kept of it."""
+    found = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, "--train-frozen", folder]
+            told = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append([float(number) for number in told.stdout.split()])
+    ratios, (count, *_), sizes = zip(*found, strict=True)
+    what = "tower of ViT-B/32 and what is learnt / memory that training adds"
+    return [
+        Line(f"{count:,.0f} learnt", what, 1 / 1.1, list(ratios)),
+        Line("", "a megabyte / the file of this head", 1, [1e6 / size for size in sizes]),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of the other side; ours has one")
-    parser.add_argument("--only", choices=["hysteresis", "mlp", "gru", "accuracy"])
+    parser.add_argument("--only", choices=["hysteresis", "mlp", "gru", "accuracy", "frozen"])
     parser.add_argument("--memory", type=float, metavar="SECONDS", help="train gru on LSVQ's size")
     parser.add_argument("--train-lsvq", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--train-frozen", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train_lsvq is not None:
         train_lsvq(arguments.train_lsvq)
+        return
+    if arguments.train_frozen is not None:
+        train_frozen(arguments.train_frozen)
         return
     table = Table("what", "measured", "at least", "rounds", "check")
     if arguments.memory is not None:
@@ -547,6 +656,7 @@ def main() -> None:
         "mlp": mlp_lines,
         "gru": gru_lines,
         "accuracy": accuracy_lines,
+        "frozen": frozen_lines,
     }
     for name, lines in kinds.items():
         if arguments.only not in (None, name):

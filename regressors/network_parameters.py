@@ -63,8 +63,8 @@ class NetworkParameters(Head):
     precision: Precision = "float32"
     """Of products inside the network: `bfloat16` is mixed precision, for graphics cards."""
     forward_videos: PositiveInt | None = None
-    """Videos of a batch that are in the network at a time, where memory has no room for all; the
-    loss sees all of them, and every step takes a second look."""
+    """Videos that are in the network at a time, where memory has no room for a whole batch, nor for
+    64 that are predicted; the loss sees all of a batch, and every step takes a second look."""
     selection: Selection = "held-out"
     validation_fraction: Fraction = 0.2
     """Of the training scenes, held out to choose the epoch."""

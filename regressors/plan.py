@@ -56,7 +56,7 @@ class Plan:
     kept.  They begin as a copy of the start."""
     precision: Precision = "float32"
     forward_videos: int | None = None
-    """Videos of a batch that are in the network at a time; None for all.  The loss sees the whole
+    """Videos that are in the network at a time; None for all of a batch.  The loss sees the whole
     batch: scores are found first, and each part goes through the network again for its gradient."""
 
     def rate(self, epochs: float, steps: int) -> float:

@@ -14,7 +14,7 @@ from vqbank.regressors.batches import WINDOW_SHARE, Scaling, Series
 from vqbank.regressors.checkpoint import Journal
 from vqbank.regressors.member import Member, choice
 from vqbank.regressors.metrics import srcc
-from vqbank.regressors.plan import Fold, Method, Trained
+from vqbank.regressors.plan import Fold, Method, Plan, Trained
 from vqbank.regressors.progress import Watch
 from vqbank.regressors.stack import Stack, of_one_size, stacked_scores
 from vqbank.regressors.standardisation import scalings_of
@@ -125,7 +125,7 @@ def scores(
             for own in groups:
                 learnt = {name: value[own] for name, value in state.items()}
                 scaled = [scalings[member] for member in own]
-                for batches in by_length(series, [wanted] * len(own)):
+                for batches in by_length(series, [wanted] * len(own), method.plan):
                     columns = [place[row] for row in batches[0].tolist()]
                     predicted = stacked_scores(
                         module,
@@ -196,7 +196,7 @@ def _held_out(series: Series, stack: Stack) -> list[NDArray[np.float64]]:
         return out
     for window in series.windows(every, rng=np.random.default_rng(0)):
         wanted = [window.among(member.fold.held) for member in members]
-        for some in by_length(series, wanted):
+        for some in by_length(series, wanted, stack.plan):
             predicted = stack.judged(window, of_one_size(some)).double().cpu().numpy()
             for values, place, rows, own in zip(predicted, places, some, out, strict=True):
                 own[[place[row] for row in rows.tolist()]] = values[: len(rows)]
@@ -204,7 +204,7 @@ def _held_out(series: Series, stack: Stack) -> list[NDArray[np.float64]]:
 
 
 def by_length(
-    series: Series, rows: Sequence[NDArray[np.int64]]
+    series: Series, rows: Sequence[NDArray[np.int64]], plan: Plan
 ) -> Iterator[list[NDArray[np.int64]]]:
     """Batches to be predicted, one for each member at a time, which share memory for one window.
 
@@ -218,7 +218,7 @@ def by_length(
     most = series.budget_bytes // WINDOW_SHARE // row_bytes
     start = 0
     while start < count:
-        reach = longest[start : start + PREDICTED]
+        reach = longest[start : start + (plan.forward_videos or PREDICTED)]
         fitting = int((np.arange(1, len(reach) + 1) * reach <= most).sum())  # reach ascends
         stop = start + max(1, fitting)
         yield [own[start:stop] if start < len(own) else own[-1:] for own in ordered]

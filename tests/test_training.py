@@ -595,3 +595,25 @@ def test_a_start_of_other_features_or_standardisation_is_refused(tmp_path):
         other_kind(first, start=str(tmp_path / "nowhere")).fit(
             table_of({"x": list(values)}), targets
         )
+
+
+def test_no_more_videos_than_were_said_are_in_a_network_at_a_time():
+    values, targets = some()
+    table = table_of({"x": list(values)})
+    seen = []
+
+    class Counting(OnTower):
+        def forward(self, batch):
+            seen.append(len(batch.mask))
+            return super().forward(batch)
+
+    head = head_of(Counting, forward_videos=3, batch_size=10).fit(table, targets)
+    usual = head_of(Counting, batch_size=10).fit(table, targets)
+    of_usual = seen[len(seen) // 2 :]
+    assert max(of_usual) > 10
+    scores = head.predict(table)
+
+    np.testing.assert_allclose(scores, usual.predict(table), atol=2e-4)
+    seen.clear()
+    head.predict(table)
+    assert max(seen) == 3
