@@ -608,6 +608,9 @@ def test_a_record_shows_itself_as_text_and_in_notebooks_and_escapes_what_others_
         f"ridge {shown(record.heads[0].statistics['srcc'].median)}, "
         f"svr {shown(record.heads[1].statistics['srcc'].median)}>"
     )
+    assert repr(record.heads[0]).startswith("<HeadRecord 'ridge': median SRCC ")
+    assert len(repr(head)) < 150
+    assert "\x1b" not in repr(head)
     text = odd._repr_html_()
     assert "<script>" not in text
     assert "<b>" not in text

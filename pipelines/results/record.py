@@ -104,6 +104,15 @@ class HeadRecord(BaseModel):
             return f"undefined of {self.name} is {self.undefined} where {undefined} splits are"
         return ""
 
+    def __repr__(self) -> str:
+        """The medians of what tables show, on one line; predictions alone may be megabytes."""
+        medians = ", ".join(
+            f"{metric.upper()} {shown(self.statistics[metric].median)}"
+            for metric in ("srcc", "krcc", "plcc", "rmse")
+        )
+        splits = counted(len(self.selection), "split")
+        return plain(f"<HeadRecord {self.name!r}: median {medians} over {splits}>")
+
 
 class Record(BaseModel):
     """One run: some heads on some splits of the features of some videos."""
