@@ -156,6 +156,12 @@ def _recipe_of(text: str, path: Path) -> Recipe:
         for key in ("videos", "labels", "bank")
         if (value := getattr(recipe, key)) is not None
     }
+    update["heads"] = {
+        label: {**own, "start": str(folder / own["start"])}
+        if isinstance(own.get("start"), str)
+        else own
+        for label, own in recipe.heads.items()
+    }
     if recipe.protocol.splits.endswith(".json"):
         splits = str(folder / recipe.protocol.splits)
         update["protocol"] = recipe.protocol.model_copy(update={"splits": splits})

@@ -131,6 +131,22 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             for head, own, held in zip(heads, rows, aside, strict=True)
         ]
 
+    def depends_on(self) -> dict[str, str]:
+        """What its numbers depend on that no parameter tells: hashes of files, by what they are.
+
+        Raises:
+            HeadError: if a file cannot be read.
+        """
+        return {}
+
+    def seen_before(self, ids: Sequence[str]) -> list[str]:
+        """Those of these videos by which it was trained before it is fitted here.
+
+        Raises:
+            HeadError: if the head that it starts from cannot be read.
+        """
+        return []
+
     def held_out(self, videos: Sequence[Video]) -> list[NDArray[np.bool_]]:
         """What a fit on these videos holds out of them to choose an epoch by.
 
@@ -295,6 +311,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
                     f"{self.name}: parameter {parameter!r} cannot be {value!r}: "
                     f"{error.errors()[0]['msg'].lower()}"
                 ) from error
+        if self.roles == []:
+            raise HeadError(f"{self.name}: roles names none; leave it out for all")
         if self.roles is not None and len(set(self.roles)) < len(self.roles):
             raise HeadError(f"{self.name}: roles names one twice: {', '.join(self.roles)}")
 

@@ -100,6 +100,8 @@ class Journal:
                 for member, own in zip(self.members, counters, strict=True):
                     wanted = {name: f"{member.number}.{name}" for name in member.state()}
                     member.go_on({n: file.get_tensor(key) for n, key in wanted.items()}, own)
+        except HeadError:
+            raise
         except (
             OSError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError,
             OverflowError, AttributeError,
@@ -133,7 +135,7 @@ def _differences(one: str | None, other: str) -> str:
         found += [name for name in own if parameters.get(name) != own[name]]
     except (HeadError, AttributeError):  # somebody else's file
         return "contents"
-    return ", ".join(found) or "scores or held-out rows"
+    return ", ".join(found) or "scores, held-out rows or start"
 
 
 def _unwritable(path: Path, error: OSError) -> HeadError:

@@ -1,5 +1,6 @@
 """Layers whose start, noise and recurrence do not depend on what is trained beside them."""
 
+import hashlib
 import math
 from typing import Any, Self
 
@@ -7,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase
+
+from vqbank.store.errors import HeadError
 
 CACHED = 2**14
 """Values of a slab of steps: a dozen such slabs, in float32, are what a core's cache holds."""
@@ -91,19 +95,43 @@ class Frozen(nn.Module):
 def learnt(network: nn.Module) -> dict[str, Tensor]:
     """What training changes of a network, and what is kept of it, by name.
 
-    Parameters that want a gradient, and the running statistics of layers that are not `Frozen`:
-    buffers of floats that stand in a state dict.
+    Parameters that want a gradient, and the running statistics of PyTorch's normalisations that are
+    not `Frozen`.
+
+    Raises:
+        HeadError: if statistics are means over all steps (`momentum=None`): no file has their
+            count.
     """
     found: dict[str, Tensor] = {
         name: value for name, value in network.named_parameters() if value.requires_grad
     }
     frozen = tuple(f"{name}." for name, part in network.named_modules() if isinstance(part, Frozen))
-    kept = network.state_dict().keys()
-    return found | {
+    for place, part in network.named_modules():
+        if not isinstance(part, _NormBase) or f"{place}.".startswith(frozen):
+            continue
+        if part.track_running_stats and part.momentum is None:
+            raise HeadError(f"{place}: give a normalisation a momentum, such as PyTorch's 0.1")
+        for name in ("running_mean", "running_var"):
+            if (value := getattr(part, name)) is not None:
+                found[f"{place}.{name}" if place else name] = value
+    return found
+
+
+def frozen_sha256(network: nn.Module) -> str | None:
+    """A hash of the weights that a network uses and does not learn; None where there are none."""
+    own = learnt(network)
+    frozen = {
         name: value
-        for name, value in network.named_buffers()
-        if name in kept and value.is_floating_point() and not name.startswith(frozen)
+        for name, value in network.state_dict().items()
+        if name not in own and not name.endswith("num_batches_tracked")
     }
+    if not frozen:
+        return None
+    digest = hashlib.sha256()
+    for name, value in sorted(frozen.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class GruLayer(nn.Module):
@@ -142,9 +170,9 @@ class GruLayer(nn.Module):
         return self._states(rows, weight, bias)
 
     def _states(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        states, *_ = _Recurrence.apply(
-            rows[None], weight[None], bias[None], self.weight_hh_l0[None], self.bias_hh_l0[None]
-        )
+        # In float32 also under mixed precision: errors of a state go on into all that follow.
+        given = rows, weight, bias, self.weight_hh_l0, self.bias_hh_l0
+        states, *_ = _Recurrence.apply(*(one.float()[None] for one in given))
         return states[0]
 
 

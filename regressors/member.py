@@ -126,9 +126,18 @@ class Member:
         """Of the step that comes; the last of many runs may have a seed beyond 31 bits."""
         return (self.fold.seed * 2**32 + self.steps) % 2**63
 
-    def seen(self, choose: RowChoice, *, training: bool) -> Callable[[int], NDArray[np.int64]]:
-        """Which rows of a video the step that comes sees; the same ones in any company."""
-        return partial(choice, choose, np.random.default_rng(self.noise()) if training else None)
+    def seen(
+        self, choose: RowChoice, start: int, *, training: bool
+    ) -> Callable[[int], NDArray[np.int64]]:
+        """Which rows of a video the step that comes sees; the same ones in any company.
+
+        Args:
+            choose: of the head.
+            start: place of the first video in its batch, which may go through in parts.
+            training: whether rows are drawn.
+        """
+        rng = np.random.default_rng([self.noise(), start]) if training else None
+        return partial(choice, choose, rng)
 
     def judge(self, loss: float, held_srcc: float | None) -> None:
         """Close an epoch; SRCC of NaN, where all predictions agree, is never better.
@@ -164,6 +173,10 @@ class Member:
         if self.best_epoch == 0:
             raise HeadError(
                 f"predictions stayed constant for {self.epoch} epochs; raise the learning rate"
+            )
+        if not all(value.isfinite().all() for value in self.best.values()):
+            raise HeadError(
+                f"training diverged in epoch {self.best_epoch}; lower the learning rate"
             )
         srcc = self.best_srcc if self.fold.epochs is None else None
         return Trained(self.best, self.scaling, self.best_epoch, srcc)

@@ -20,7 +20,7 @@ from vqbank.regressors.batches import Input, Series, inputs_of
 from vqbank.regressors.card import CARD
 from vqbank.regressors.ensemble import Ensemble, most_bytes
 from vqbank.regressors.holdout import hold_out_scenes
-from vqbank.regressors.layers import learnt
+from vqbank.regressors.layers import frozen_sha256, learnt
 from vqbank.regressors.network_parameters import NetworkParameters
 from vqbank.regressors.parallel import train_all
 from vqbank.regressors.plan import (
@@ -30,7 +30,7 @@ from vqbank.regressors.plan import (
     Trained,
 )
 from vqbank.regressors.published import read_official
-from vqbank.regressors.start import begin
+from vqbank.regressors.start import begin, model_of, seen_by
 from vqbank.regressors.training import scores
 from vqbank.store.errors import HeadError, in_words
 from vqbank.store.schema import FeatureSpec, Video
@@ -194,6 +194,9 @@ class SequenceHead(NetworkParameters):
             return
         parts = list(zip(heads, rows, validation, strict=True))
         begun = begin(heads[0], table.specs)
+        frozen = frozen_sha256(heads[0]._network(heads[0]._inputs(table.specs), torch.Generator()))
+        for head in heads:
+            head.record_ = {} if frozen is None else {"frozen_sha256": frozen}
         folds = [
             fold._replace(start=start)
             for head, own, aside in parts
@@ -216,9 +219,10 @@ class SequenceHead(NetworkParameters):
             )
             if head.selection == "fixed":
                 own = np.setdiff1d(own, aside)
+            told = head.record_
             head._take(series, own, mos[own], trained[runs])
             head._tell(chosen[runs], folds[runs], len(own), whose)
-            head.record_ = {**head.record_, **begun.record}
+            head.record_ = {**told, **head.record_, **begun.record}
             head.specs_ = dict(table.specs)
 
     def _trained(self, series: Series, folds: Sequence[Fold], which: str = "") -> list[Trained]:
@@ -251,13 +255,22 @@ class SequenceHead(NetworkParameters):
     def _raw(
         self, networks: Ensemble, series: Series, rows: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """[runs, n]: what each network says, on its own scale."""
+        """[runs, n]: what each network says, on its own scale.
+
+        Raises:
+            HeadError: if the weights that it uses and did not learn are not those of its training.
+        """
+        module = self._network(self._inputs(series.table.specs), torch.Generator())
+        known = self.record_.get("frozen_sha256")
+        if known is not None and frozen_sha256(module) != known:
+            raise HeadError(
+                f"{self.name}: its frozen weights are not those that it was trained with; use "
+                "these, or train it again"
+            )
         return scores(
             series,
             rows,
-            module=self._network(self._inputs(series.table.specs), torch.Generator()).to(
-                series.device
-            ),
+            module=module.to(series.device),
             method=self._method(series),
             state={name: value.to(series.device) for name, value in networks.state.items()},
             scalings=[scaling and scaling.to(series.device) for scaling in networks.scalings],
@@ -270,6 +283,19 @@ class SequenceHead(NetworkParameters):
         if not self.standardise:
             return inputs
         return {role: Input(one.shape, torch.float32) for role, one in inputs.items()}
+
+    @property
+    def averages_rows(self) -> bool:
+        """Whether its networks get one row per video, the mean of its rows."""
+        return self._average
+
+    def depends_on(self) -> dict[str, str]:
+        """The networks that training starts from, if it does not draw its own."""
+        return {} if self.start is None else {"start": model_of(Path(self.start))}
+
+    def seen_before(self, ids: Sequence[str]) -> list[str]:
+        """Those that the head in `start` was trained on, or any that it was started from itself."""
+        return [] if self.start is None else seen_by(Path(self.start), ids)
 
     def held_out(self, videos: Sequence[Video]) -> list[NDArray[np.bool_]]:
         """Whole scenes, `validation_fraction` of them, drawn by the seed of each run.
@@ -392,10 +418,11 @@ class SequenceHead(NetworkParameters):
             count: of videos that could be seen.
             held_out: what the held-out rows are, in words.
         """
+        judged = self.selection != "fixed"
         self.record_ = {
             "split": {
                 "training_videos": count,
-                "held_out_videos": [len(fold.held) for fold in folds],
+                "held_out_videos": [len(fold.held) for fold in folds] if judged else [],
                 "held_out_by_seed": [fold.seed for fold in folds],
             },
             "metrics": {

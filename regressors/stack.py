@@ -1,5 +1,6 @@
 """Several networks as one: what a step does to them, and what they say."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -69,8 +70,12 @@ class Stack:
             return losses
         # Scores of all, without what a gradient needs; then each part again, with the loss's
         # gradient by its scores.  Running statistics take a part in once, the second time.
-        starts = range(0, size, many)
-        parts = [[rows[start : start + many] for rows in filled] for start in starts]
+        count = math.ceil(size / many)  # parts of one size: batch normalisation wants two videos
+        starts = [size * part // count for part in range(count)]
+        ends = [*starts[1:], size]
+        parts = [
+            [rows[start:end] for rows in filled] for start, end in zip(starts, ends, strict=True)
+        ]
         before = {n: v.clone() for n, v in self.learnt.items() if n not in self.parameters}
         with torch.no_grad():
             found = [
@@ -83,8 +88,8 @@ class Stack:
         losses = self._losses(predicted, batches)
         _sum(losses).backward()
         assert predicted.grad is not None
-        for start, rows in zip(starts, parts, strict=True):
-            gradient = predicted.grad[:, start : start + many]
+        for start, end, rows in zip(starts, ends, parts, strict=True):
+            gradient = predicted.grad[:, start:end]
             self._scores(self.learnt, window, rows, start).backward(gradient)
         return losses
 
@@ -111,7 +116,7 @@ class Stack:
         choose, training = self.method.choose, self.module.training
         chosen = None
         if choose is not None:
-            chosen = [member.seen(choose, training=training) for member in self.members]
+            chosen = [member.seen(choose, start, training=training) for member in self.members]
         return stacked_scores(
             self.module,
             state,

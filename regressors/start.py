@@ -1,5 +1,6 @@
 """Training that goes on from a fitted head: a large set first, then a small one."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 KNOWN = ("name", "selection", "score_name", "trained_on", "random_weights", "record")
 """What a card tells of the head that another was started from; the record has the one before."""
+
+
+MARK = 8
+"""Characters of a mark: of 40,000 videos two in a million share one by chance."""
 
 
 class Begun(NamedTuple):
@@ -40,7 +45,7 @@ def begin(head: "SequenceHead", specs: Mapping[str, FeatureSpec]) -> Begun:
         return Begun([None] * head.runs, {})
     folder = Path(head.start)
     other = type(head).load(folder)
-    if other.specs_ != dict(specs):
+    if list(other.specs_.items()) != list(specs.items()):
         raise HeadError(
             f"{folder} was fitted on {_named(other.specs_)}; training cannot go on from it on "
             f"{_named(specs)}"
@@ -49,6 +54,11 @@ def begin(head: "SequenceHead", specs: Mapping[str, FeatureSpec]) -> Begun:
         raise HeadError(
             f"{folder} has standardise = {other.standardise}, which its networks learnt by; take "
             "the same"
+        )
+    if other.standardise and other.averages_rows != head.averages_rows:
+        raise HeadError(
+            f"{folder} was standardised by means over rows or by rows, and {head.name} with these "
+            "parameters is by the other; take the parameters of that head"
         )
     if other.runs not in (1, head.runs):
         raise HeadError(f"{folder} has {other.runs} networks; take runs = {other.runs}")
@@ -68,6 +78,43 @@ def begin(head: "SequenceHead", specs: Mapping[str, FeatureSpec]) -> Begun:
         starts.append(Start(state, other.ensemble_.scalings[which], model))
     told = {key: card[key] for key in KNOWN if key in card}
     return Begun(starts, {"started_from": {**told, "model": model}})
+
+
+def model_of(folder: Path) -> str:
+    """sha256 of what the head in a folder has learnt.
+
+    Raises:
+        HeadError: if there is no head.
+    """
+    sha256: str = read_card(folder)["model"]["sha256"]
+    return sha256
+
+
+def marks_of(ids: Sequence[str]) -> str:
+    """The ids of the videos that a head is trained on, as its card keeps them: eight characters of
+    a hash each, because thousands of names are megabytes."""
+    return "".join(sorted({_mark(one) for one in ids}))
+
+
+def seen_by(folder: Path, ids: Sequence[str]) -> list[str]:
+    """Those of some videos that a head was trained on, or any head that it was started from.
+
+    Of heads whose cards were written before they kept marks, nothing is known.
+
+    Raises:
+        HeadError: if there is no head in the folder.
+    """
+    card: Mapping[str, Any] | None = read_card(folder)
+    seen: set[str] = set()
+    while card is not None:
+        marks = (card.get("trained_on") or {}).get("ids", "")
+        seen |= {marks[at : at + MARK] for at in range(0, len(marks), MARK)}
+        card = (card.get("record") or {}).get("started_from")
+    return [one for one in ids if _mark(one) in seen]
+
+
+def _mark(video_id: str) -> str:
+    return hashlib.sha256(video_id.encode()).hexdigest()[:MARK]
 
 
 def _named(specs: Mapping[str, FeatureSpec]) -> str:

@@ -17,9 +17,10 @@ from vqbank.pipelines.commands.cli import app
 from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.experiments.fits import Cell, Fits
 from vqbank.pipelines.experiments.rated import RatedVideos
+from vqbank.pipelines.experiments.train import train
 from vqbank.pipelines.recipe import Protocol, Recipe
 from vqbank.pipelines.results.records import read_records
-from vqbank.regressors import make_head
+from vqbank.regressors import load_head, make_head
 from vqbank.regressors.pooling import PooledTable, pooled
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import RecipeError, VqbankError
@@ -429,3 +430,52 @@ def test_what_train_cannot_take_is_refused(wrong, tmp_path):
     asked = {"bank": tmp_path, "features": "a.f", "videos": __file__, "head": "ridge"}
     with pytest.raises(RecipeError, match="cannot be"):
         vqbank.train(**({"output": tmp_path / "head"} | asked | wrong))
+
+
+# --- heads that start from others
+
+
+def started(folder, *, own=False):
+    """An experiment of a head that starts from one on other videos, or on its own ones."""
+    made = experiment()
+    table, mos = made.rated.table, made.rated.mos
+    if not own:
+        videos = [replace(video, id=f"large/{video.id}") for video in table.videos]
+        table = FeatureTable(videos, table._columns)
+    large = Experiment("large", RatedVideos(table, mos), [], made.protocol)
+    head = make_head("gru", epochs=1, align="repeat")
+    cells = [Cell("gru", head, ("x", "y"))]
+    train(replace(large, cells=cells), folder, recipe=Recipe())
+    start = make_head("gru", epochs=1, align="repeat", start=str(folder))
+    return replace(made, cells=[Cell("gru", start, ("x", "y"))])
+
+
+def test_a_cell_is_known_by_the_networks_that_it_starts_from(tmp_path):
+    made = started(tmp_path / "large")
+    first = made.key(made.cells[0])
+    fresh = replace(
+        made, cells=[Cell("gru", make_head("gru", epochs=1, align="repeat"), ("x", "y"))]
+    )
+    assert first != fresh.key(fresh.cells[0])
+
+    head = load_head(tmp_path / "large")
+    head.ensemble_.state["score.bias"].add_(1)
+    head.save(tmp_path / "large", {"trained_on": None})
+    assert made.key(made.cells[0]) != first
+    (record,) = made.run()
+    assert record.heads[0].name == "gru"
+
+
+def test_a_head_that_was_trained_on_tested_videos_is_no_start(tmp_path):
+    (record,) = started(tmp_path / "other").run()
+    assert record.heads[0].name == "gru"
+    seen = started(tmp_path / "own", own=True)
+    message = r"gru starts from a head that was trained on 2\d of the 2\d videos .* set/"
+    with pytest.raises(RecipeError, match=message):
+        list(seen.run())
+    # So is one that was started from such a head.
+    second = make_head("gru", epochs=1, align="repeat", start=str(tmp_path / "own"))
+    second.fit(seen.rated.table, seen.rated.mos).save(tmp_path / "second")
+    third = make_head("gru", epochs=1, align="repeat", start=str(tmp_path / "second"))
+    with pytest.raises(RecipeError, match="starts from a head that was trained on"):
+        list(replace(seen, cells=[Cell("gru", third, ("x", "y"))]).run())

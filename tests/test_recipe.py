@@ -132,9 +132,6 @@ def test_parameters_of_heads_are_set_beside_a_recipe():
         "short gru": {"head": "gru", "epochs": 2, "loss": "plcc", "device": "cuda:1"},
     }
     assert HEADS.heads["short gru"] == {"head": "gru", "epochs": 5}
-    assert {own["preset"] for own in with_parameters(HEADS, preset="paper").heads.values()} == {
-        "paper"
-    }
 
 
 @pytest.mark.parametrize(
@@ -156,3 +153,20 @@ def test_a_device_is_refused_where_no_head_trains_networks():
     only = Recipe(heads={"ridge": {}})
     with pytest.raises(RecipeError, match="ridge trains no network; leave it out"):
         with_parameters(only, device="cuda")
+
+
+def test_the_head_that_another_starts_from_is_found_from_the_recipes_folder(tmp_path):
+    path = tmp_path / "sub" / "recipe.yaml"
+    path.parent.mkdir()
+    path.write_text("heads: { gru: { start: ../large }, ridge: }\n")
+
+    recipe = read_recipe(path)
+
+    assert recipe.heads == {"gru": {"start": str(path.parent / "../large")}, "ridge": {}}
+
+
+def test_a_preset_goes_to_the_heads_that_have_it():
+    found = with_parameters(HEADS, preset="paper").heads
+    assert found == {"ridge": {}, "short gru": {"head": "gru", "epochs": 5, "preset": "paper"}}
+    with pytest.raises(RecipeError, match="ridge has no such preset"):
+        with_parameters(Recipe(heads={"ridge": {}}), preset="paper")

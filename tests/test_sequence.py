@@ -589,7 +589,9 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
         head.fit(table, mos)
     head.watch = None
 
-    with pytest.raises(HeadError, match="another training, with other scores or held-out rows;"):
+    with pytest.raises(
+        HeadError, match="another training, with other scores, held-out rows or start;"
+    ):
         head.fit(table, mos + np.arange(48))
     head.checkpoint.write_bytes(b"torn")
     with pytest.raises(HeadError, match="is no checkpoint, or damaged"):

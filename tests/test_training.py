@@ -13,6 +13,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn.functional import mse_loss
 
+from vqbank.regressors import make_head
 from vqbank.regressors.alignment import Alignment
 from vqbank.regressors.batches import Series
 from vqbank.regressors.layers import Frozen, dropout, learnt, linear
@@ -617,3 +618,101 @@ def test_no_more_videos_than_were_said_are_in_a_network_at_a_time():
     seen.clear()
     head.predict(table)
     assert max(seen) == 3
+
+
+# --- what came out wrong once
+
+
+def test_a_start_under_roles_in_another_order_is_refused(tmp_path):
+    values, targets = some(30)
+    series = {"a": list(values), "b": list(values[::-1])}
+    first = make_head("gru", epochs=1, roles=["a", "b"], align="repeat")
+    first.fit(table_of(series), targets).save(tmp_path)
+    turned = make_head("gru", epochs=1, roles=["b", "a"], align="repeat", start=str(tmp_path))
+    with pytest.raises(HeadError, match=r"was fitted on a = .*, b = .*; .* on b = "):
+        turned.fit(table_of(series), targets)
+
+
+@pytest.mark.parametrize("selection", ["fixed", "refit", "held-out"])
+def test_a_training_that_diverged_is_no_head(selection):
+    values, targets = some(30)
+    head = make_head("gru", epochs=2, learning_rate=1e30, selection=selection, batch_size=40)
+    with pytest.raises(HeadError, match=r"training diverged|predictions stayed constant"):
+        head.fit(table_of({"x": list(values)}), targets)
+
+
+def test_parts_of_a_batch_draw_rows_of_their_own():
+    values, targets = some(rows=9)
+    drawn = []
+
+    def one_of(length, rng):
+        rows = np.array([0]) if rng is None else rng.integers(0, length, 1)
+        if rng is not None:
+            drawn.append(int(rows[0]))
+        return rows
+
+    trained(Line, values, targets, plan(epochs=1, forward_videos=5), choose=one_of)
+
+    assert drawn[:30] == drawn[30:]  # once for scores, once for gradients
+    assert len({tuple(drawn[start : start + 5]) for start in range(0, 30, 5)}) == 6
+
+
+def test_a_normalisation_without_momentum_is_refused():
+    class Cumulative(Normalised):
+        def __init__(self, inputs, generator):
+            super().__init__(inputs, generator)
+            self.norm.momentum = None
+
+    values, targets = some()
+    with pytest.raises(HeadError, match="norm: give a normalisation a momentum"):
+        head_of(Cumulative).fit(table_of({"x": list(values)}), targets)
+
+
+def test_buffers_that_training_never_changes_are_no_statistics():
+    class WithTable(Line):
+        def __init__(self, inputs, generator):
+            super().__init__()
+            self.register_buffer("table", torch.ones(4))
+
+    values, targets = some()
+    head = head_of(WithTable, runs=2)
+    type(head).stackable = True
+    head.fit(table_of({"x": list(values)}), targets)
+    assert set(head.ensemble_.state) == {"layer.weight", "layer.bias"}
+
+
+@pytest.mark.parametrize("name", ["gru", "mlp", "cagi"])
+def test_every_network_trains_and_predicts_in_mixed_precision(name):
+    values, targets = some(30, rows=4)
+    table = table_of({"quality": list(values), "semantic": list(values)})
+    usual, mixed = (
+        make_head(name, epochs=2, align="repeat", precision=one).fit(table, targets).predict(table)
+        for one in ("float32", "bfloat16")
+    )
+    assert not np.array_equal(usual, mixed)
+    assert np.isfinite(mixed).all()
+
+
+def test_weights_that_a_head_did_not_learn_have_to_be_those_of_its_training(tmp_path):
+    values, targets = some()
+    table = table_of({"x": list(values)})
+    other = {"seed": 5}
+
+    class Changing(OnTower):
+        def __init__(self, inputs, generator):
+            super().__init__(inputs, generator)
+            with torch.no_grad():
+                self.idle.fill_(other["seed"])
+
+    head = head_of(Changing).fit(table, targets)
+    head.save(tmp_path)
+    loaded = type(head).load(tmp_path)
+    loaded.predict(table)
+    other["seed"] = 6
+    with pytest.raises(HeadError, match="its frozen weights are not those that it was trained"):
+        loaded.predict(table)
+
+
+def test_roles_that_name_none_are_refused():
+    with pytest.raises(HeadError, match="roles names none; leave it out for all"):
+        make_head("gru", roles=[])

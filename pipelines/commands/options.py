@@ -66,7 +66,8 @@ Settings = Annotated[
     ),
 ]
 Preset = Annotated[
-    str | None, typer.Option("--preset", help="Of all heads: laptop, or paper for the paper's own.")
+    str | None,
+    typer.Option("--preset", help="Of heads: laptop, or paper for those that a paper states."),
 ]
 HeadDevice = Annotated[
     str | None, typer.Option("--device", help="Where networks are trained: cpu, cuda, cuda:1, ...")

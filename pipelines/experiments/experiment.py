@@ -29,6 +29,7 @@ from vqbank.pipelines.splits.split import first_alike
 from vqbank.regressors import make_head
 from vqbank.store.errors import RecipeError
 from vqbank.store.files import write_atomically
+from vqbank.store.words import few
 
 SOFTWARE = ("vqbank", "numpy", "scipy", "scikit-learn", "torch")
 """What computes the numbers of a cell; another version may give others."""
@@ -86,12 +87,14 @@ class Experiment:
 
         Raises:
             RecipeError: as `SharedSplits.check` does, before anything is fitted; if cells share a
-                label; or if a record in `keep` is damaged.
+                label; if one starts from a head that was trained on tested videos; or if a record
+                in `keep` is damaged.
             HeadError: if a head cannot be fitted on a split.
         """
         if len({cell.label for cell in self.cells}) < len(self.cells):
             raise RecipeError(f"cells share a label: {', '.join(c.label for c in self.cells)}")
         self.splits.check((cell.head for cell in self.cells), self.rated.mos)
+        self._refuse_what_was_seen()
         missing: dict[str, Cell] = {}
         for cell in self.cells:
             if (record := self._read(cell, keep)) is None:
@@ -146,6 +149,23 @@ class Experiment:
                 )
         return today
 
+    def _refuse_what_was_seen(self) -> None:
+        """A head that goes on from one which was trained on videos that are tested here.
+
+        Raises:
+            RecipeError: naming the head, and some of the videos.
+            HeadError: if the head that it starts from cannot be read.
+        """
+        tested = sorted({row for split in self.splits.rows for row in split.test.tolist()})
+        ids = [self.rated.table.videos[row].id for row in tested]
+        for cell in self.cells:
+            if seen := cell.head.seen_before(ids):
+                raise RecipeError(
+                    f"{cell.label} starts from a head that was trained on {len(seen)} of the "
+                    f"{len(ids)} videos that are tested here: {few(seen)}; start from one that "
+                    "was trained on other videos"
+                )
+
     def key(self, cell: Cell) -> str:
         """A hash of everything that changes the numbers of a cell: the name of its record."""
         head, parameters = cell.head, cell.head.get_params()
@@ -158,6 +178,7 @@ class Experiment:
             "files": [self._files(role) for role in cell.roles],
             "shared": self._shared,
             "software": _software(),
+            **head.depends_on(),
         } | ({} if device == "cpu" else {"device": device})
         return _sha256(content)[:32]
 

@@ -27,6 +27,7 @@ from vqbank.regressors import make_head
 from vqbank.regressors.base import Head
 from vqbank.regressors.card import check_vacant
 from vqbank.regressors.pooling import PooledTable, pooled
+from vqbank.regressors.start import marks_of
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import RecipeError
 from vqbank.store.table import FeatureTable
@@ -78,6 +79,7 @@ def train(
         "videos": len(rated.table),
         "lowest": float(rated.mos.min()),
         "highest": float(rated.mos.max()),
+        "ids": marks_of([video.id for video in rated.table.videos]),
     }
     _save(fitted, folder, recipe, {"score_name": rated.score_name, "trained_on": seen})
     return fitted

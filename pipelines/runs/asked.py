@@ -151,7 +151,7 @@ def with_parameters(
     Args:
         recipe: of the run.
         settings: `HEAD.PARAMETER=VALUE` each, HEAD being a label of `heads`, VALUE as in YAML.
-        preset: of all heads.
+        preset: of all heads that have it.
         device: of all heads that train networks.
 
     Raises:
@@ -160,7 +160,14 @@ def with_parameters(
     """
     heads = {label: dict(parameters) for label, parameters in recipe.heads.items()}
     if preset is not None:
-        heads = {label: {**own, "preset": preset} for label, own in heads.items()}
+        having = [label for label in heads if preset in _presets(recipe.head(label)[0])]
+        if not having:
+            raise RecipeError(
+                f"--preset {preset}: {', '.join(heads) or 'no head'} has no such preset; there are "
+                "laptop and, of heads of a paper, paper"
+            )
+        for label in having:
+            heads[label]["preset"] = preset
     if device is not None:
         check_device(device)
         networks = [label for label in heads if _trains_networks(recipe.head(label)[0])]
@@ -180,6 +187,12 @@ def with_parameters(
             raise UnknownNameError(unknown_name("head of this run", label, heads))
         heads[label][parameter] = yaml_value(value, f"--set {place}", RecipeError)
     return recipe.model_copy(update={"heads": heads})
+
+
+def _presets(head: str) -> tuple[str, ...]:
+    from vqbank.regressors import HEADS
+
+    return ("laptop", "paper") if HEADS[head].paper else ("laptop",)
 
 
 def _trains_networks(head: str) -> bool:
