@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ STOPPED = 130
 """The exit code of a shell for a command that Ctrl-C ended."""
 
 
+AGAIN_SECONDS = 0.02
+"""After which an interrupt that was lost comes again."""
 ASKED = threading.Event()
 """Set by the first signal.  Python can lose the KeyboardInterrupt that a handler raises, where it
 comes in the middle of a collection of garbage; loops that last look here too."""
@@ -88,9 +91,26 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
     before = {each: one for each, one in known.items() if one is not signal.SIG_IGN}
     for each in before:
         signal.signal(each, handler)
+    hook, again = sys.unraisablehook, list[threading.Timer]()
+
+    def given_again(lost: "sys.UnraisableHookArgs") -> None:
+        """Python drops, and prints, what is raised while an object goes: it is raised again."""
+        if not (before and issubclass(lost.exc_type, KeyboardInterrupt)):
+            hook(lost)
+            return
+        for each in before:
+            signal.signal(each, handler)
+        again.append(threading.Timer(AGAIN_SECONDS, os.kill, [os.getpid(), next(iter(before))]))
+        again[-1].daemon = True
+        again[-1].start()
+
+    sys.unraisablehook = given_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
+        for timer in again:
+            timer.cancel()
         for each, one in before.items():
             # Who was told to stop and is still there is ended by the next.
             signal.signal(each, _end if one is _leave and ASKED.is_set() else one)

@@ -144,3 +144,33 @@ def test_results_come_in_order_and_what_workers_tell_is_told_here():
 
     assert got == [6, 2, 4]
     assert told == [Step("svr", number, 3, "fold") for number in (3, 1, 2)]
+
+
+LOST = """
+import os, signal, sys, time
+from vqbank.pipelines.stopping import left_by_signals, stopped_by_signals
+
+class Going:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{signal})
+        time.sleep(0.01)
+
+with {within}():
+    try:
+        Going()
+        for _ in range(300):
+            time.sleep(0.01)
+        print("went on")
+    except KeyboardInterrupt:
+        print("left")
+"""
+
+
+@pytest.mark.parametrize("within", ["left_by_signals", "stopped_by_signals"])
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_that_comes_while_an_object_goes_is_not_lost(within, number):
+    script = LOST.format(within=within, signal=number)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("left\n", "", 0)
