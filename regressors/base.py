@@ -226,7 +226,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         with threadpool_limits(limits=1):  # as in `fit`
             return self._predict(table)
 
-    def save(self, folder: Path, card: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def save(self, folder: Path | str, card: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write the fitted head into `folder`, made if need be, in place of the head there.
 
         At every moment, and if it is killed, the folder holds the old head or the new one.
@@ -257,7 +257,7 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
                 f"than {MOST_MODEL_BYTES:,} are not read: fit it on fewer videos or narrower "
                 "features, or by an approximation"
             )
-        write_head(folder, entries, content, suffix=self.suffix)
+        write_head(Path(folder), entries, content, suffix=self.suffix)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

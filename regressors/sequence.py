@@ -59,7 +59,8 @@ class SequenceHead(NetworkParameters):
             def _loss(self, predicted, target):
                 return plcc_loss(predicted, target)
 
-    and put it into HEADS and into the layers of `pyproject.toml`.  The network is a plain
+    and put it into HEADS, or declare it as an entry point `vqbank.heads` of a package of its own.
+    The network is a plain
     `nn.Module` of one member, whatever the number trained together: `forward(batch)` takes a
     `batches.PaddedBatch` (values by role [b, t, *shape], mask [b, t], noise) and gives scores [b].
     Values come in the dtype in which they are banked, if they are not standardised: `batch.rows`

@@ -273,10 +273,15 @@ class FeatureStore:
 
         Raises:
             MissingFeatureError: naming the videos that lack a feature.
-            TypeError: if `videos` is one name: a manifest has to be read first.
+            TypeError: if `videos` is one name: a manifest has to be read first; or `features` are
+                not by role.
         """
         if isinstance(videos, str | Path):
             raise TypeError(f"{videos!r} is one name; give a list of ids or of Videos")
+        if not isinstance(features, Mapping):
+            raise TypeError(
+                f"features by role are wanted, as {{'quality': 'nss.brisque'}}; got {features!r}"
+            )
         chosen = [one if isinstance(one, Video) else Video(one, Path(one)) for one in videos]
         columns = {}
         for role, name in features.items():

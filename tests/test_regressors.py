@@ -682,6 +682,15 @@ sys.exit(f"imported: {sorted(banned & set(sys.modules))}" if banned & set(sys.mo
     assert done.returncode == 0, done.stderr
 
 
+def test_a_head_is_saved_under_a_name_that_is_text_as_it_is_loaded(tmp_path):
+    table, mos = synthetic(20)
+    head = make_head("ridge").fit(table, mos)
+    head.save(str(tmp_path / "head"))
+    assert (
+        load_head(str(tmp_path / "head")).predict(table).tobytes() == head.predict(table).tobytes()
+    )
+
+
 # --- a score that is banked
 
 

@@ -474,3 +474,10 @@ def test_every_kind_of_not_finite_is_seen_in_every_float(value, dtype):
 
     with pytest.raises(InvalidFeatureError, match="row 1 "):
         Feature(values, np.zeros(3), np.arange(3))
+
+
+@pytest.mark.parametrize("features", ["nss.brisque", ["nss.brisque"]])
+def test_features_of_a_table_are_named_by_role(tmp_path, features):
+    store = FeatureStore.create(tmp_path / "bank")
+    with pytest.raises(TypeError, match=r"features by role are wanted, as .*; got .*nss\.brisque"):
+        store.table(["a"], features)
