@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vqbank.regressors.base import MOST_MODEL_BYTES
 from vqbank.regressors.batches import Input, Series, inputs_of
-from vqbank.regressors.card import CARD
+from vqbank.regressors.card import CARD, model_of, seen_by
 from vqbank.regressors.ensemble import Ensemble, most_bytes
 from vqbank.regressors.holdout import hold_out_scenes
 from vqbank.regressors.layers import frozen_sha256, learnt
@@ -30,7 +30,7 @@ from vqbank.regressors.plan import (
     Trained,
 )
 from vqbank.regressors.published import read_official
-from vqbank.regressors.start import begin, model_of, seen_by
+from vqbank.regressors.start import begin
 from vqbank.regressors.training import scores
 from vqbank.store.errors import HeadError, in_words
 from vqbank.store.schema import FeatureSpec, Video

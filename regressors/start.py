@@ -1,6 +1,5 @@
 """Training that goes on from a fitted head: a large set first, then a small one."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,10 +14,6 @@ if TYPE_CHECKING:
 
 KNOWN = ("name", "selection", "score_name", "trained_on", "random_weights", "record")
 """What a card tells of the head that another was started from; the record has the one before."""
-
-
-MARK = 8
-"""Characters of a mark: of 40,000 videos two in a million share one by chance."""
 
 
 class Begun(NamedTuple):
@@ -78,43 +73,6 @@ def begin(head: "SequenceHead", specs: Mapping[str, FeatureSpec]) -> Begun:
         starts.append(Start(state, other.ensemble_.scalings[which], model))
     told = {key: card[key] for key in KNOWN if key in card}
     return Begun(starts, {"started_from": {**told, "model": model}})
-
-
-def model_of(folder: Path) -> str:
-    """sha256 of what the head in a folder has learnt.
-
-    Raises:
-        HeadError: if there is no head.
-    """
-    sha256: str = read_card(folder)["model"]["sha256"]
-    return sha256
-
-
-def marks_of(ids: Sequence[str]) -> str:
-    """The ids of the videos that a head is trained on, as its card keeps them: eight characters of
-    a hash each, because thousands of names are megabytes."""
-    return "".join(sorted({_mark(one) for one in ids}))
-
-
-def seen_by(folder: Path, ids: Sequence[str]) -> list[str]:
-    """Those of some videos that a head was trained on, or any head that it was started from.
-
-    Of heads whose cards were written before they kept marks, nothing is known.
-
-    Raises:
-        HeadError: if there is no head in the folder.
-    """
-    card: Mapping[str, Any] | None = read_card(folder)
-    seen: set[str] = set()
-    while card is not None:
-        marks = (card.get("trained_on") or {}).get("ids", "")
-        seen |= {marks[at : at + MARK] for at in range(0, len(marks), MARK)}
-        card = (card.get("record") or {}).get("started_from")
-    return [one for one in ids if _mark(one) in seen]
-
-
-def _mark(video_id: str) -> str:
-    return hashlib.sha256(video_id.encode()).hexdigest()[:MARK]
 
 
 def _named(specs: Mapping[str, FeatureSpec]) -> str:

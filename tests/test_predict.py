@@ -21,6 +21,7 @@ from vqbank.pipelines.predict import Scorer
 from vqbank.pipelines.recipe import Recipe
 from vqbank.pipelines.sources import videos_to_score
 from vqbank.regressors import load_head
+from vqbank.regressors.card import MARK
 from vqbank.store.bank import FeatureStore
 from vqbank.store.documents import yaml_text, yaml_value
 from vqbank.store.errors import (
@@ -244,6 +245,8 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_fitted(recipe,
 def test_a_card_says_what_was_trained_on_what(head):
     card = Scorer(head, weights={}).card
 
+    marks = card["trained_on"].pop("ids")
+    assert len(marks) == 12 * MARK
     assert card["trained_on"] == {"videos": 12, "lowest": 50.0, "highest": 80.0}
     assert card["score_name"] == "MOS"
     assert card["recipe"]["features"] == {"motion": "motion.series"}

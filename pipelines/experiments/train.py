@@ -25,9 +25,8 @@ from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.recipe import Recipe, required
 from vqbank.regressors import make_head
 from vqbank.regressors.base import Head
-from vqbank.regressors.card import check_vacant
+from vqbank.regressors.card import check_vacant, marks_of
 from vqbank.regressors.pooling import PooledTable, pooled
-from vqbank.regressors.start import marks_of
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import RecipeError
 from vqbank.store.table import FeatureTable
