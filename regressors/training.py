@@ -14,7 +14,7 @@ from vqbank.regressors.batches import WINDOW_SHARE, Scaling, Series
 from vqbank.regressors.checkpoint import Journal
 from vqbank.regressors.member import Member, choice
 from vqbank.regressors.metrics import srcc
-from vqbank.regressors.plan import Fold, Method, Plan, Trained
+from vqbank.regressors.plan import Fold, Method, Plan, RowChoice, Trained
 from vqbank.regressors.progress import Watch
 from vqbank.regressors.stack import Stack, of_one_size, stacked_scores
 from vqbank.regressors.standardisation import scalings_of
@@ -94,7 +94,8 @@ def scores(
     rows: NDArray[np.int64],
     *,
     module: nn.Module,
-    method: Method,
+    plan: Plan,
+    choose: RowChoice | None,
     state: Mapping[str, Tensor],
     scalings: Sequence[Scaling | None],
     stacked: bool,
@@ -105,19 +106,20 @@ def scores(
         series: where the videos are.
         rows: of its table.
         module: a network of the right shape; what it would learn is not used.
-        method: by which the networks were trained.
+        plan: by which the networks were trained.
+        choose: which rows of a video they see, where these are not all.
         state: what the k networks learnt, [k, ...] each.
         scalings: k.
         stacked: whether the networks run as one, or one after the other.
     """
     members = list(range(len(scalings)))
     groups = [members] if stacked else [[member] for member in members]
-    with _threads(method.plan.threads), torch.inference_mode():
+    with _threads(plan.threads), torch.inference_mode():
         series.hold(rows)
         out = np.empty((len(scalings), len(rows)))
         chosen = None
-        if method.choose is not None:
-            chosen = partial(choice, method.choose, None)
+        if choose is not None:
+            chosen = partial(choice, choose, None)
         place = {row: number for number, row in enumerate(rows.tolist())}
         module.eval()
         for window in series.windows(rows, rng=np.random.default_rng(0)):
@@ -125,7 +127,7 @@ def scores(
             for own in groups:
                 learnt = {name: value[own] for name, value in state.items()}
                 scaled = [scalings[member] for member in own]
-                for batches in by_length(series, [wanted] * len(own), method.plan):
+                for batches in by_length(series, [wanted] * len(own), plan):
                     columns = [place[row] for row in batches[0].tolist()]
                     predicted = stacked_scores(
                         module,
@@ -134,7 +136,7 @@ def scores(
                         batches,
                         scaled,
                         chosen=None if chosen is None else [chosen] * len(own),
-                        precision=method.plan.precision,
+                        precision=plan.precision,
                     )
                     out[np.ix_(own, columns)] = predicted.double().cpu().numpy()
     return out

@@ -21,6 +21,8 @@ GOLDEN = Path(__file__).parent / "golden"
 LIGHT = (
     "hysteresis.a",
     "metrics.a",
+    "qclip_losses_schedule.a",
+    "qclip_train.a",
     "rqvqa_keyframes.a",
     "rqvqa_loss_metrics.a",
     "vsfa_head.a",

@@ -15,7 +15,7 @@ from torch.nn.functional import mse_loss
 
 from vqbank.regressors import make_head
 from vqbank.regressors.alignment import Alignment
-from vqbank.regressors.batches import Series
+from vqbank.regressors.batches import Input, Series
 from vqbank.regressors.layers import Frozen, dropout, learnt, linear
 from vqbank.regressors.losses import LOSSES
 from vqbank.regressors.plan import Fold, Method, Plan
@@ -280,19 +280,33 @@ def head_of(network, **given):
     return kind(**given)
 
 
-def test_what_is_frozen_is_neither_trained_nor_moved_nor_kept(tmp_path):
+def test_what_is_frozen_is_neither_trained_nor_given_moments_nor_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("vqbank.regressors.checkpoint.CHECKPOINT_SHARE", 0)
     values, targets = some()
-    head = head_of(OnTower)
+    made, checkpoints = [], []
+
+    class Known(OnTower):
+        def __init__(self, inputs, generator):
+            super().__init__(inputs, generator)
+            made.append(self)
+
+    head = head_of(Known)
     head.checkpoint = tmp_path / "checkpoint"
-    seen = []
-    head.watch = lambda _: (
-        seen.append(load_file(head.checkpoint))
-        if seen == [] and (head.checkpoint.exists())
-        else None
+    head.watch = lambda told: (
+        checkpoints.append(load_file(head.checkpoint)) if told.epoch > 1 else None
     )
 
     head.fit(table_of({"x": list(values)}), targets)
 
+    fresh = OnTower({"x": Input((3,), torch.float32)}, torch.Generator()).state_dict()
+    frozen = [name for name in fresh if not name.startswith("layer.")]
+    assert len(frozen) == 10  # two layers, a normalisation with its count, `idle`
+    for network in made:
+        assert all(torch.equal(network.state_dict()[name], fresh[name]) for name in frozen)
+    kinds = {"now", "best", "first", "second", "count"}
+    expected = {f"0.{kind}.layer.{name}" for kind in kinds for name in ("weight", "bias")}
+    assert len(checkpoints) == 2
+    assert all(kept.keys() == expected | {"0.generator"} for kept in checkpoints)
     assert set(head.ensemble_.state) == {"layer.weight", "layer.bias"}
     assert len(head.ensemble_.content()) < 10_000
     again = head._network(head._inputs(head.specs_), torch.Generator().manual_seed(1))

@@ -1,5 +1,6 @@
 """What a person sees of fits: what they will cost, how far they are; TensorBoard if asked for."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,7 +47,7 @@ def watched(title: str) -> Iterator[Telling]:
             Words("{task.description}"),
             BarColumn(),
             Words("epoch {task.completed} of {task.total}"),
-            Words("held-out SRCC {task.fields[srcc]:.3f}, best {task.fields[best]:.3f}"),
+            Words("{task.fields[judged]}"),
             TimeRemainingColumn(),
             console=shown_on,
             transient=True,
@@ -83,13 +84,12 @@ def watched(title: str) -> Iterator[Telling]:
                 return
             if epoch.member not in tasks:
                 tasks[epoch.member] = progress.add_task(
-                    f"{title}, run {epoch.member + 1}", total=epoch.epochs, srcc=0.0, best=0.0
+                    f"{title}, run {epoch.member + 1}", total=epoch.epochs, judged=""
                 )
             progress.update(
                 tasks[epoch.member],
                 completed=epoch.epoch,
-                srcc=epoch.srcc,
-                best=epoch.best_srcc,
+                judged=_judged(epoch),
             )
             say_rarely(f"{title}: {_text(epoch)}")
 
@@ -141,10 +141,14 @@ def _text(told: Epoch | Step | Cost) -> str:
         return f"{told.head}: {each}, all {told.fits} about {_duration(told.seconds)}"
     if isinstance(told, Step):
         return f"{told.head}: {told.what}, {told.done / told.total:.0%} of a fit"
-    return (
-        f"network {told.member + 1}, epoch {told.epoch} of {told.epochs}, held-out SRCC "
-        f"{told.srcc:.3f}, best {told.best_srcc:.3f}"
-    )
+    begun = f"network {told.member + 1}, epoch {told.epoch} of {told.epochs}"
+    return f"{begun}, {_judged(told)}"
+
+
+def _judged(told: Epoch) -> str:
+    if math.isinf(told.best_srcc) and math.isnan(told.srcc):
+        return f"loss {told.loss:.4g}"  # nothing is held out, or nothing is ranked yet
+    return f"held-out SRCC {told.srcc:.3f}, best {told.best_srcc:.3f}"
 
 
 def _duration(seconds: float) -> str:
