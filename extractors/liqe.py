@@ -136,12 +136,14 @@ class Patches:
 
 @dataclass(frozen=True, kw_only=True)
 class Liqe(WeightedExtractor):
-    """LIQE (CVPR 2023) as RQ-VQA uses it: no score, but what stands behind it, in float32.
+    """LIQE (CVPR 2023) as RQ-VQA uses it: what stands behind its score, in float32, and the score.
 
     `logits` are the official features: exp(logit_scale) times the cosines of a patch with the 495
     prompts, averaged over the patches, with no softmax.  `feature` is the mean of the patches'
     embeddings at unit length, and holds the same in less: logits = scale * values @ feature, with
-    `scale` and `values` [495, 512] of the text bank "liqe.text".
+    `scale` and `values` [495, 512] of the text bank "liqe.text".  `score` is the official one, from
+    1 (bad) to 5 (perfect), of frames at native size; LIQE's own benchmark makes large pictures
+    smaller first.
     """
 
     weights: str = "liqe"
@@ -178,6 +180,7 @@ class Liqe(WeightedExtractor):
     offers = (
         Output("feature", (EMBEDDING,), stored_dtype="float32"),  # without loss
         Output("logits", (len(PROMPTS),), usual=False),
+        Output("score", (1,), stored_dtype="float32", usual=False),
     )
 
     @property
@@ -225,7 +228,7 @@ class Liqe(WeightedExtractor):
         return ("open_clip",)
 
     def build(self, device: torch.device) -> ClipFn:
-        """The image tower, with the text of the prompts where logits are wanted.
+        """The image tower, with the text of the prompts where logits or a score are wanted.
 
         Raises:
             WeightsError: as `load`.
@@ -236,22 +239,33 @@ class Liqe(WeightedExtractor):
         tower: Any = self.load().visual
         tower = tower.to(device).eval().requires_grad_(False)
         wanted = {output.name for output in self.wanted}
-        text = self.text(device) if "logits" in wanted else None
+        text = self.text(device) if wanted & {"logits", "score"} else None
         prompts = None if text is None else torch.from_numpy(text.values).to(device)
 
         def compare(clips: Tensor) -> Mapping[str, Tensor]:
             patches = normalise(clips[:, 0], CLIP_MEAN, CLIP_STD)  # [b, 15, 3, h, w]
             embeddings = functional.normalize(tower(patches.flatten(0, 1)), dim=-1)
             embeddings = embeddings.unflatten(0, patches.shape[:2])
-            rows = {}
-            if "feature" in wanted:
-                rows["feature"] = embeddings.mean(dim=1, keepdim=True)
+            rows = {"feature": embeddings.mean(dim=1, keepdim=True)}
             if text is not None and prompts is not None:
-                logits = text.scale * embeddings @ prompts.T
-                rows["logits"] = logits.mean(dim=1, keepdim=True)
-            return rows
+                logits = (text.scale * embeddings @ prompts.T).mean(dim=1, keepdim=True)
+                rows |= {"logits": logits, "score": scores(logits)}
+            return {name: values for name, values in rows.items() if name in wanted}
 
         return compare
+
+
+def scores(logits: Tensor) -> Tensor:
+    """Official scores [..., 1] of logits [..., 495]: the expected quality, bad being 1, perfect 5.
+
+    As `do_batch` and what follows it in LIQE's demo.py (github.com/zwx8981/LIQE): a softmax over
+    all prompts of the mean over patches, summed over scenes and distortions.
+    """
+    import torch
+
+    qualities = logits.softmax(dim=-1).unflatten(-1, (len(_QUALITIES), -1)).sum(dim=-1)
+    values = torch.arange(1, len(_QUALITIES) + 1, dtype=logits.dtype, device=logits.device)
+    return (qualities @ values)[..., None]
 
 
 @lru_cache(maxsize=1)

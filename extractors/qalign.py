@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # gives them.  Later tokenizers leave out the space (29871) and so change every number.
 PREFIX_IDS = (1, 3148, 1001, 29901, 1128, 723, 366, 6554, 278, 11029, 310, 445, 1967, 29973, 13)
 SUFFIX_IDS = (29871, 319, 1799, 9047, 13566, 29901, 450, 11029, 310, 278, 1967, 338)
+# What Q-Align's own `score` says behind the picture: a newline in place of the space.
+SCORE_SUFFIX_IDS = (29871, 13, 22933, 9047, 13566, 29901, 450, 11029, 310, 278, 1967, 338)
+LEVEL_IDS = (15129, 1781, 6534, 6460, 4319)
+"""Tokens of excellent, good, fair, poor and bad, which count 5, 4, 3, 2 and 1."""
 
 # Small, but as wide as OneAlign where it ends, so that its rows fit heads.
 _TINY = MplugOwl2Sizes(
@@ -55,9 +59,12 @@ class PaddedHalves:
     """
 
     side: int = _SIDE
+    frame: bool = field(default=False, compare=False)
+    """Whether the whole frame comes third, in a square like theirs; the halves stay what they are,
+    so that no key of what is made of them tells it."""
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """[k, 2, 3, side, side].
+        """[k, 2, 3, side, side], or [k, 3, 3, side, side] with the whole frame.
 
         Raises:
             InvalidFeatureError: if a frame has less than two rows.
@@ -67,16 +74,17 @@ class PaddedHalves:
         height, width = frames.shape[-2:]
         if height < 2:
             raise InvalidFeatureError(f"frames of {width} x {height} have no halves for qalign")
-        halves = frames[..., : height // 2, :], frames[..., height // 2 :, :]
-        return torch.stack([self._square(half) for half in halves], dim=1)
+        parts = [frames[..., : height // 2, :], frames[..., height // 2 :, :]]
+        parts += [frames] if self.frame else []
+        return torch.stack([self._square(part) for part in parts], dim=1)
 
-    def _square(self, half: Tensor) -> Tensor:
-        height, width = half.shape[-2:]
+    def _square(self, part: Tensor) -> Tensor:
+        height, width = part.shape[-2:]
         large = max(height, width)
         if large == self.side:
-            return _padded(_padded(half, large, -1), large, -2)
+            return _padded(_padded(part, large, -1), large, -2)
         # Rows of padding stay what they are when their columns are resized, and so come later.
-        narrow = resize_last_axis(_padded(half, large, -1), self.side, "bicubic")
+        narrow = resize_last_axis(_padded(part, large, -1), self.side, "bicubic")
         tall = _padded(narrow, large, -2)
         return resize_last_axis(tall.transpose(-1, -2), self.side, "bicubic").transpose(-1, -2)
 
@@ -103,7 +111,9 @@ class QAlign(WeightedExtractor):
     Each half of the frame is shown with the prompt; the states after the final norm are averaged
     over both halves and over all 92 positions, those of the text included.  The official code ran
     LLM.int8 with float16, which `quantised="int8"` does too; without it the weights are those of
-    the file, kept in `compute_dtype`.
+    the file, kept in `compute_dtype`.  `score` is Q-Align's own of the whole frame, from 1 (bad) to
+    5 (excellent), and costs half as much again; the official score of a picture, and of a video the
+    mean over its key frames.
     """
 
     weights: str = "one-align"
@@ -134,7 +144,6 @@ class QAlign(WeightedExtractor):
     )
 
     sampling = KeyFrames()
-    view = PaddedHalves()
 
     def __post_init__(self) -> None:
         """Refuse what bitsandbytes would silently compute otherwise.
@@ -150,11 +159,20 @@ class QAlign(WeightedExtractor):
 
     @property
     def offers(self) -> tuple[Output, ...]:
-        """The mean over all positions, and on demand every position (mean over the halves)."""
+        """The mean over all positions; on demand every position (mean over the halves), a score."""
         configuration = self.configuration
         width = configuration.width
         positions = len(PREFIX_IDS) + configuration.queries + 1 + len(SUFFIX_IDS)
-        return Output("feature", (width,)), Output("hidden", (positions, width), usual=False)
+        return (
+            Output("feature", (width,)),
+            Output("hidden", (positions, width), usual=False),
+            Output("score", (1,), "float32", usual=False, identity=_of_score),
+        )
+
+    @property
+    def view(self) -> PaddedHalves:
+        """The halves, and the whole frame where a score is wanted."""
+        return PaddedHalves(frame=any(output.name == "score" for output in self.wanted))
 
     @property
     def configuration(self) -> MplugOwl2Sizes:
@@ -189,7 +207,7 @@ class QAlign(WeightedExtractor):
         return (*network, "bitsandbytes.nn") if self.quantised else network
 
     def build(self, device: torch.device) -> ClipFn:
-        """Both halves through ViT, abstractor and language model.
+        """Both halves, or the whole frame, through ViT, abstractor and language model.
 
         Raises:
             WeightsError: if a shard is missing, unsafe or of another network, or weights are to be
@@ -204,16 +222,22 @@ class QAlign(WeightedExtractor):
         int8 = self.quantised == "int8"
         past = None if int8 else read_prefix(network)
 
-        def average(clips: Tensor) -> Mapping[str, Tensor]:
-            pictures = normalise(clips[:, 0], CLIP_MEAN, CLIP_STD)  # [b, 2, 3, h, w]
-            hidden = torch.cat(
-                [
-                    hidden_states(network, frames.flatten(0, 1), past).float()
-                    for frames in pictures.split(1 if int8 else len(pictures))
-                ]
+        def states(pictures: Tensor, suffix: tuple[int, ...] = SUFFIX_IDS) -> Tensor:
+            batches = pictures.split(1 if int8 else len(pictures))  # of [b, k, 3, h, w]
+            return torch.cat(
+                [hidden_states(network, some.flatten(0, 1), past, suffix) for some in batches]
             )
-            positions = hidden.unflatten(0, (-1, 2)).mean(dim=1)[:, None]  # [b, 1, t, d]
-            rows = {"feature": positions.mean(dim=2), "hidden": positions}
+
+        def average(clips: Tensor) -> Mapping[str, Tensor]:
+            pictures = normalise(clips[:, 0], CLIP_MEAN, CLIP_STD)  # [b, 2 or 3, 3, h, w]
+            rows: dict[str, Tensor] = {}
+            if wanted & {"feature", "hidden"}:
+                hidden = states(pictures[:, :2]).float()
+                positions = hidden.unflatten(0, (-1, 2)).mean(dim=1)[:, None]  # [b, 1, t, d]
+                rows |= {"feature": positions.mean(dim=2), "hidden": positions}
+            if "score" in wanted:
+                logits = level_logits(network, states(pictures[:, 2:], SCORE_SUFFIX_IDS))
+                rows["score"] = scores(logits)[:, None]
             return {name: values for name, values in rows.items() if name in wanted}
 
         return average
@@ -342,7 +366,12 @@ def read_prefix(network: MplugOwl2) -> Past:
         return network.decode(network.read(PREFIX_IDS), [(TEXT, len(PREFIX_IDS))])
 
 
-def hidden_states(network: MplugOwl2, pictures: Tensor, past: Past | None = None) -> Tensor:
+def hidden_states(
+    network: MplugOwl2,
+    pictures: Tensor,
+    past: Past | None = None,
+    suffix_ids: tuple[int, ...] = SUFFIX_IDS,
+) -> Tensor:
     """States of the whole prompt after the final norm.
 
     Args:
@@ -350,6 +379,7 @@ def hidden_states(network: MplugOwl2, pictures: Tensor, past: Past | None = None
         pictures: [n, 3, h, w], normalised.
         past: of `read_prefix`; None reads the whole prompt at once, which gives the same numbers
             within rounding and costs a sixth more.
+        suffix_ids: the prompt behind the picture.
 
     Returns:
         [n, 92, d]: 15 tokens, 64 queries and the end of the picture, 12 tokens.
@@ -359,10 +389,31 @@ def hidden_states(network: MplugOwl2, pictures: Tensor, past: Past | None = None
     from vqbank.extractors.networks.mplug_owl2 import IMAGE, TEXT
 
     seen = network.see(pictures.to(network.lm_head.weight.dtype))
-    prefix, suffix = network.read(PREFIX_IDS), network.read(SUFFIX_IDS)
+    prefix, suffix = network.read(PREFIX_IDS), network.read(suffix_ids)
     parts = [part.expand(len(seen), -1, -1) for part in (prefix, seen, suffix)]
-    segments = [(TEXT, len(PREFIX_IDS)), (IMAGE, seen.shape[1]), (TEXT, len(SUFFIX_IDS))]
+    segments = [(TEXT, len(PREFIX_IDS)), (IMAGE, seen.shape[1]), (TEXT, len(suffix_ids))]
     if past is None:
         return network.decode(torch.cat(parts, dim=1), segments).hidden
     hidden = network.decode(torch.cat(parts[1:], dim=1), segments[1:], past).hidden
     return torch.cat([past.hidden.expand(len(seen), -1, -1), hidden], dim=1)
+
+
+def level_logits(network: MplugOwl2, hidden: Tensor) -> Tensor:
+    """[n, 5]: which level the language model would name after states [n, t, d]."""
+    return network.lm_head(hidden[:, -1])[:, LEVEL_IDS]
+
+
+def scores(logits: Tensor) -> Tensor:
+    """Official scores [n, 1] of logits [n, 5]: the expected level, in float32.
+
+    As `score` of the published model's modeling_mplug_owl2.py (hub, q-future/one-align).
+    """
+    import torch
+
+    values = torch.arange(5.0, 0.0, -1.0, device=logits.device)
+    return (logits.float().softmax(dim=-1) @ values)[:, None]
+
+
+def _of_score() -> Mapping[str, Any]:
+    """What a score depends on and the other outputs do not."""
+    return {"scored": "whole frame", "prompt": [*PREFIX_IDS, *SCORE_SUFFIX_IDS]}

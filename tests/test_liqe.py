@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqbank.extractors.clip_towers import architecture
-from vqbank.extractors.liqe import PROMPTS, Liqe, Patches
+from vqbank.extractors.liqe import PROMPTS, Liqe, Patches, scores
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import InvalidFeatureError, WeightsError
@@ -134,6 +134,34 @@ def test_the_banked_feature_and_text_hold_the_logits(pictures, tmp_path):
     banked = store.read(specs["feature"], "video").values
     logits = text.scale * banked @ text.values.T
     np.testing.assert_allclose(logits, direct["logits"].numpy(), rtol=0, atol=1e-5)
+
+
+def test_the_score_is_the_expected_quality_over_all_prompts(pictures):
+    """Prompt by prompt, by the word that it names; not what follows from a softmax per patch."""
+    found = rows(Liqe(weights="random-tiny", outputs=("logits", "score")), pictures)
+    chances = torch.softmax(found["logits"].double(), dim=1)
+    words = ("bad", "poor", "fair", "good", "perfect")
+    value = [1 + words.index(prompt.split(" of ")[-1].split()[0]) for prompt in PROMPTS]
+    expected = chances @ torch.tensor(value, dtype=torch.float64)
+    assert found["score"].shape == (3, 1)
+    torch.testing.assert_close(found["score"][:, 0].double(), expected, rtol=1e-6, atol=0)
+    assert len(set(expected.tolist())) == 3
+
+
+def test_a_picture_that_is_surely_of_one_quality_has_its_score():
+    logits = torch.zeros(5, 495)
+    for quality in range(5):
+        logits[quality, 99 * quality + 42] = 100.0
+    torch.testing.assert_close(scores(logits)[:, 0], torch.arange(1.0, 6.0))
+
+
+def test_a_score_changes_neither_the_key_nor_the_bits_of_a_feature(pictures):
+    alone = Liqe(weights="random-tiny", outputs=("feature",))
+    beside = Liqe(weights="random-tiny", outputs=("feature", "score"))
+    specs = beside.specs(decoder="pyav")
+    assert specs["feature"] == alone.specs(decoder="pyav")["feature"]
+    assert (specs["score"].shape, specs["score"].stored_dtype) == ((1,), "float32")
+    assert torch.equal(rows(alone, pictures)["feature"], rows(beside, pictures)["feature"])
 
 
 def test_only_the_feature_is_banked_where_nothing_is_said(pictures):

@@ -15,13 +15,17 @@ from vqbank.extractors.loading import random_weights
 from vqbank.extractors.networks.mplug_owl2 import IMAGE, TEXT, MplugOwl2
 from vqbank.extractors.networks.sizes import MplugOwl2Sizes
 from vqbank.extractors.qalign import (
+    LEVEL_IDS,
     PREFIX_IDS,
+    SCORE_SUFFIX_IDS,
     SUFFIX_IDS,
     PaddedHalves,
     QAlign,
     hidden_states,
+    level_logits,
     load_network,
     read_prefix,
+    scores,
 )
 from vqbank.store.errors import InvalidFeatureError, RecipeError, WeightsError
 
@@ -199,6 +203,49 @@ def test_a_feature_is_the_mean_over_halves_and_positions(network, pictures, clip
     std = torch.tensor((0.26862954, 0.26130258, 0.27577711)).reshape(3, 1, 1)
     halves = hidden_states(network, (clips[1, 0] / 255 - mean) / std, past)
     torch.testing.assert_close(rows["hidden"][1, 0], halves.mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_score_is_the_expected_level_of_the_whole_frame(network, pictures):
+    frames = torch.cat([pictures.unflatten(0, (3, 2)), pictures[:3, None]], dim=1)
+    clips = ((frames + 2) * 64).round().to(torch.uint8)[:, None]
+    extractor = Small(weights="random", compute_dtype="float32", outputs=("score",))
+    with torch.inference_mode():
+        rows = extractor.build(CPU)(clips)["score"]
+    mean = torch.tensor((0.48145466, 0.4578275, 0.40821073)).reshape(3, 1, 1)
+    std = torch.tensor((0.26862954, 0.26130258, 0.27577711)).reshape(3, 1, 1)
+    whole = (clips[:, 0, 2] / 255 - mean) / std
+    last = hidden_states(network, whole, None, SCORE_SUFFIX_IDS)[:, -1]
+    chances = torch.softmax(network.lm_head(last)[:, list(LEVEL_IDS)].double(), dim=1)
+    expected = chances @ torch.tensor([5.0, 4, 3, 2, 1], dtype=torch.float64)
+    torch.testing.assert_close(rows[:, 0, 0].double(), expected, rtol=1e-4, atol=1e-5)
+    assert len(set(rows.flatten().tolist())) == 3
+
+
+def test_what_is_surely_named_excellent_scores_5_and_bad_1():
+    torch.testing.assert_close(scores(100 * torch.eye(5))[:, 0], torch.arange(5.0, 0.0, -1.0))
+
+
+def test_levels_are_read_where_the_language_model_goes_on(network, pictures):
+    hidden = hidden_states(network, pictures)
+    every = network.lm_head(hidden[:, -1])
+    assert torch.equal(level_logits(network, hidden), every[:, list(LEVEL_IDS)])
+
+
+def test_a_score_changes_neither_the_key_nor_the_bits_of_a_feature(clips, frames):
+    alone = Small(weights="random", outputs=("feature", "hidden"))
+    beside = Small(weights="random", outputs=("feature", "hidden", "score"))
+    specs = beside.specs(decoder="pyav")
+    assert {name: specs[name] for name in alone.outputs} == alone.specs(decoder="pyav")
+    assert specs["score"] == replace(alone, outputs=("score",)).specs(decoder="pyav")["score"]
+    assert (specs["score"].shape, specs["score"].stored_dtype) == ((1,), "float32")
+    with_frame = torch.cat([clips, clips[:, :, :1]], dim=2)
+    with torch.inference_mode():
+        expected, rows = alone.build(CPU)(clips), beside.build(CPU)(with_frame)
+    for name, values in expected.items():
+        assert torch.equal(rows[name], values)
+    picture = torch.from_numpy(frames("halves", 1, 90, 130)).permute(0, 3, 1, 2)
+    assert alone.view(picture).shape[1] == 2
+    assert torch.equal(beside.view(picture)[:, :2], alone.view(picture))
 
 
 def test_half_precision_is_near_and_is_in_the_key(clips):
@@ -407,6 +454,12 @@ def test_halves_are_pillows_to_the_last_bit(height, width, frames):
         upper, lower = frame[: height // 2], frame[height // 2 :]
         for part, half in ((upper, halves[0]), (lower, halves[1])):
             np.testing.assert_array_equal(half.permute(1, 2, 0).numpy(), with_pillow(part))
+
+
+def test_a_whole_frame_is_pillows_to_the_last_bit(frames):
+    (drawn,) = frames("whole", 1, 361, 641)
+    ours = PaddedHalves(frame=True)(torch.from_numpy(drawn).permute(2, 0, 1)[None])
+    np.testing.assert_array_equal(ours[0, 2].permute(1, 2, 0).numpy(), with_pillow(drawn))
 
 
 def test_a_frame_of_one_row_is_refused():

@@ -20,6 +20,7 @@ from vqbank.extractors.qalign import (
     PaddedHalves,
     QAlign,
     hidden_states,
+    level_logits,
     load_network,
     read_prefix,
 )
@@ -28,7 +29,6 @@ from vqbank.pipelines.golden.fixture import Check, Fixture, frames
 from vqbank.store.errors import GoldenError
 
 _PICTURE = -200  # stands for the picture among the prompt's ids
-_LEVELS = (15129, 1781, 6534, 6460, 4319)  # excellent, good, fair, poor, bad
 _SIZE = r"(\d+)x(\d+)"
 
 
@@ -75,7 +75,7 @@ def play_qalign(fixture: Fixture) -> Iterator[Check]:
         yield from fixture.sampled("hidden", hidden, relative=1e-4)
         yield fixture.close("position_means", hidden.mean(dim=2), relative=1e-4)
         yield fixture.close("feature", hidden.mean(dim=(0, 1)), relative=3e-5)
-        logits = network.lm_head(hidden[:, -1])[:, _LEVELS]
+        logits = level_logits(network, hidden)
         yield fixture.close("level_logits_last", logits, relative=1e-4)
 
 
