@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqbank.regressors.alignment import Alignment, Placement
+from vqbank.regressors.companions import Companions
 from vqbank.regressors.tensors import tensor_of
 from vqbank.store.errors import HeadError
 from vqbank.store.schema import FeatureSpec
@@ -60,6 +61,8 @@ class Input:
     """Of a row."""
     dtype: torch.dtype
     """Of a row in a batch."""
+    beside: Companions = field(default_factory=Companions)
+    """What its bank has beside it: a tail, tokens of prompts, text banks."""
 
     @property
     def width(self) -> int:
@@ -416,6 +419,15 @@ def inputs_of(
             dtype = torch.from_numpy(np.empty(0, spec.storage_dtype)).dtype
         found[role] = Input(spec.shape, dtype)
     return found
+
+
+def taken_of(inputs: Mapping[str, Input]) -> dict[str, dict[str, dict[str, str]]]:
+    """What the card tells of all that a network took beside rows, for which these were its inputs.
+
+    Empty where it took nothing.
+    """
+    taken = {role: dict(one.beside.taken) for role, one in inputs.items() if one.beside.taken}
+    return {"companions": taken} if taken else {}
 
 
 def _seen(

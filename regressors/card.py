@@ -56,7 +56,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         HeadError: if it is not there, or not one.
     """
     path = _card_of(folder) or folder / CARD
-    _refuse_link(folder, path)
+    refuse_link(folder, path)
     if not path.is_file():
         raise HeadError(f"{folder} holds no head: there is no {CARD}")
     text = file_text(path, HeadError)
@@ -82,7 +82,7 @@ def read_model(folder: Path, card: Mapping[str, Any], *, most_bytes: int) -> tup
             the sha256 of.
     """
     path = folder / card["model"]["file"]
-    _refuse_link(folder, path)
+    refuse_link(folder, path)
     content = file_bytes(path, HeadError, most_bytes=most_bytes)
     if hashlib.sha256(content).hexdigest() != card["model"]["sha256"]:
         raise HeadError(f"{path} is damaged: its sha256 is not the one in {CARD}")
@@ -140,7 +140,7 @@ def check_vacant(folder: Path) -> None:
         return
     # What a killed `save` leaves behind is no obstacle.
     strangers = sorted(
-        name for name in names if not re.match(r"\.?(model-|card\.(yaml|json))", name)
+        name for name in names if not re.match(r"\.?(model-|card\.(yaml|json)|companions$)", name)
     )
     if strangers:
         raise HeadError(
@@ -191,7 +191,7 @@ def first_problem(error: ValidationError) -> str:
     return "".join(f"{step}: " for step in first["loc"]) + str(first["msg"]).lower()
 
 
-def _refuse_link(folder: Path, path: Path) -> None:
+def refuse_link(folder: Path, path: Path) -> None:
     """A head may come from a stranger: nothing in its folder leads out of it.
 
     Raises:

@@ -102,7 +102,7 @@ class Ensemble:
         path: Path,
         *,
         runs: int,
-        shapes: Mapping[str, Sequence[int]],
+        shapes: Mapping[str, Sequence[int]] | None,
         widths: Mapping[str, int],
     ) -> "Ensemble":
         """What `content` gave.
@@ -111,7 +111,7 @@ class Ensemble:
             content: of the file.
             path: of the file, for messages.
             runs: how many networks there are.
-            shapes: of the parameters of one network, by name.
+            shapes: of the parameters of one network, by name; None where they are known later.
             widths: d of a row, by role.
 
         Raises:
@@ -121,6 +121,12 @@ class Ensemble:
             tensors = load(content)
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise HeadError(f"{_unfit(path)}: {in_words(error)}") from error
+        if shapes is None:
+            shapes = {
+                name.removeprefix(_NETWORK): value.shape[1:]
+                for name, value in tensors.items()
+                if name.startswith(_NETWORK)
+            }
         known = tensors.get("reference", torch.empty(0)).shape[-1:]  # n, whatever it is
         wanted = {
             **{f"{_NETWORK}{name}": (runs, *shape) for name, shape in shapes.items()},

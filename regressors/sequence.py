@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -16,8 +17,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from vqbank.regressors.base import MOST_MODEL_BYTES
-from vqbank.regressors.batches import Input, Series, inputs_of
-from vqbank.regressors.card import CARD, model_of, seen_by
+from vqbank.regressors.batches import Input, Series, inputs_of, taken_of
+from vqbank.regressors.card import CARD, model_of, refuse_link, seen_by
+from vqbank.regressors.companions import FOLDER, Companions
 from vqbank.regressors.ensemble import Ensemble, most_bytes
 from vqbank.regressors.holdout import hold_out_scenes
 from vqbank.regressors.layers import frozen_sha256, learnt
@@ -32,7 +34,8 @@ from vqbank.regressors.plan import (
 from vqbank.regressors.published import read_official
 from vqbank.regressors.start import begin
 from vqbank.regressors.training import scores
-from vqbank.store.errors import HeadError, in_words
+from vqbank.store.beside import Beside, pack
+from vqbank.store.errors import BankError, HeadError, in_words
 from vqbank.store.schema import FeatureSpec, Video
 from vqbank.store.table import FeatureTable
 
@@ -73,6 +76,8 @@ class SequenceHead(NetworkParameters):
     - Dropout is `layers.dropout(values, p, batch.noise)` while `self.training`.
     - What is used as it is, a tower with weights of its own, stands in `layers.Frozen`, or has
       `requires_grad=False`: it is neither trained nor kept, and no generator draws it.
+    - What a bank has beside a role's feature, `inputs[role].beside` gives: the tail behind a cut,
+      tokens of prompts, text banks.  It is used as it is.
     - Running statistics (batch normalisation) are kept as weights are.  A head that has any says
       `stackable = False`: what fills up the batches of a stack would count.
     - `_row_choice` says which rows of a video a step sees, where these are not all.
@@ -90,6 +95,8 @@ class SequenceHead(NetworkParameters):
 
     ensemble_: Ensemble = field(init=False)
     """The networks that were trained, one per run."""
+    packed_: Path | None = field(init=False, default=None)
+    """Where a packed head has what its networks stand on.  No parameter."""
 
     @abstractmethod
     def _network(self, inputs: Mapping[str, Input], generator: torch.Generator) -> nn.Module:
@@ -194,10 +201,13 @@ class SequenceHead(NetworkParameters):
             super().fit_many(heads, table, mos, rows, validation)
             return
         parts = list(zip(heads, rows, validation, strict=True))
-        begun = begin(heads[0], table.specs)
-        frozen = frozen_sha256(heads[0]._network(heads[0]._inputs(table.specs), torch.Generator()))
+        inputs = heads[0]._inputs(table.specs, heads[0]._beside(table))
+        begun = begin(heads[0], table.specs, inputs)
+        frozen = frozen_sha256(heads[0]._network(inputs, torch.Generator()))
+        stood_on = taken_of(inputs)
         for head in heads:
-            head.record_ = {} if frozen is None else {"frozen_sha256": frozen}
+            head.record_ = {} if frozen is None else {"frozen_sha256": frozen, **stood_on}
+            head.packed_ = None
         folds = [
             fold._replace(start=start)
             for head, own, aside in parts
@@ -261,7 +271,10 @@ class SequenceHead(NetworkParameters):
         Raises:
             HeadError: if the weights that it uses and did not learn are not those of its training.
         """
-        module = self._network(self._inputs(series.table.specs), torch.Generator())
+        beside = self._beside(series.table, self.record_.get("companions", {}))
+        inputs = self._inputs(series.table.specs, beside)
+        module = self._network(inputs, torch.Generator())
+        self._check_fits(module, networks)
         known = self.record_.get("frozen_sha256")
         if known is not None and frozen_sha256(module) != known:
             raise HeadError(
@@ -276,15 +289,63 @@ class SequenceHead(NetworkParameters):
             choose=self._row_choice,
             state={name: value.to(series.device) for name, value in networks.state.items()},
             scalings=[scaling and scaling.to(series.device) for scaling in networks.scalings],
-            stacked=self._stacks(self._inputs(series.table.specs)),
+            stacked=self._stacks(inputs),
         )
 
-    def _inputs(self, specs: Mapping[str, FeatureSpec]) -> dict[str, Input]:
-        """What the network is told of the rows that it gets of these features."""
+    def _check_fits(self, module: nn.Module, networks: Ensemble) -> None:
+        """Compare what was kept with what a network learns on these features.
+
+        Raises:
+            HeadError: naming what differs: the tail is one of another size.
+        """
+        wanted = {name: tuple(value.shape) for name, value in learnt(module).items()}
+        kept = {name: tuple(value.shape[1:]) for name, value in networks.state.items()}
+        if wanted != kept:
+            name = min(one for one in wanted | kept if wanted.get(one) != kept.get(one))
+            raise HeadError(
+                f"{self.name}: its networks are not those of these features: {name} has shape "
+                f"{kept.get(name, 'none')}, not {wanted.get(name, 'any')}"
+            )
+
+    def _inputs(
+        self,
+        specs: Mapping[str, FeatureSpec],
+        beside: Mapping[str, Companions] = MappingProxyType({}),
+    ) -> dict[str, Input]:
+        """What the network is told of the rows that it gets of these features.
+
+        Args:
+            specs: by role.
+            beside: by role, what their banks have beside them; without it networks that stand on
+                any cannot be made.
+        """
         inputs = inputs_of(specs, self._alignment, average=self._average)
-        if not self.standardise:
-            return inputs
-        return {role: Input(one.shape, torch.float32) for role, one in inputs.items()}
+        return {
+            role: Input(
+                one.shape,
+                torch.float32 if self.standardise else one.dtype,
+                beside.get(role, one.beside),
+            )
+            for role, one in inputs.items()
+        }
+
+    def _beside(
+        self,
+        table: FeatureTable,
+        known: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    ) -> dict[str, Companions]:
+        """What lies beside the features of a table; a packed head looks into its own folder first.
+
+        Args:
+            table: of the features.
+            known: by role, sha256 of what the head was trained with; none while it is trained.
+        """
+        found = {}
+        for role, spec in table.specs.items():
+            banks = [bank for bank in (self.packed_, table.bank(role)) if bank is not None]
+            places = tuple(Beside(bank, spec.key) for bank in banks)
+            found[role] = Companions(f"{role} = {spec.key}", places, known.get(role, {}))
+        return found
 
     @property
     def averages_rows(self) -> bool:
@@ -375,7 +436,8 @@ class SequenceHead(NetworkParameters):
     def _method(self, series: Series) -> Method:
         """For processes too: of a clone, which has nothing of this machine's `watch`."""
         own, identity = clone(self), self._identity(series.table)
-        network = partial(own._network, self._inputs(series.table.specs))
+        inputs = self._inputs(series.table.specs, self._beside(series.table))
+        network = partial(own._network, inputs)
         return Method(network, own._loss, self._plan, identity, own._row_choice)
 
     def _identity(self, table: FeatureTable) -> dict[str, Any]:
@@ -465,25 +527,32 @@ class SequenceHead(NetworkParameters):
         """The network's parameters, of an official state dict."""
         raise HeadError(f"no official weights of {self.name} are known")
 
-    def learnt_shapes(self, specs: Mapping[str, FeatureSpec]) -> dict[str, tuple[int, ...]]:
-        """Of what one network on such features learns, by name; without memory for it."""
+    def learnt_shapes(self, inputs: Mapping[str, Input]) -> dict[str, tuple[int, ...]]:
+        """Of what one network on such rows learns, by name; without memory for it."""
         with torch.device("meta"):
-            network = self._network(self._inputs(specs), torch.Generator())
+            network = self._network(inputs, torch.Generator())
         return {name: tuple(value.shape) for name, value in learnt(network).items()}
 
-    def _shapes(self, path: Path) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, path: Path) -> dict[str, tuple[int, ...]] | None:
         """As `learnt_shapes`, for the features that a card names.
+
+        None where networks stand on what lies beside these: it is known when there are rows to
+        predict, and compared then.
 
         Raises:
             HeadError: naming `path`, if no network has the widths that the card of a head says.
         """
+        if "companions" in self.record_:
+            return None
         try:
-            return self.learnt_shapes(self.specs_)
+            return self.learnt_shapes(self._inputs(self.specs_))
         except (RuntimeError, TypeError, OverflowError, ValueError) as error:
             raise HeadError(f"{path}: no {self.name} has such widths: {in_words(error)}") from error
 
     def _most_model_bytes(self) -> int:
         shapes = self._shapes(Path(CARD))
+        if shapes is None:
+            return MOST_MODEL_BYTES
         return min(MOST_MODEL_BYTES, most_bytes(self.runs, shapes, _widths(self.specs_)))
 
     def _model_bytes(self) -> bytes:
@@ -497,6 +566,37 @@ class SequenceHead(NetworkParameters):
             shapes=self._shapes(path),
             widths=_widths(self.specs_),
         )
+        packed = path.parent / FOLDER
+        refuse_link(path.parent, packed)
+        self.packed_ = packed if packed.is_dir() else None
+
+    def pack(self, folder: Path, table: FeatureTable) -> None:
+        """Put what the networks stand on into the folder of the saved head.
+
+        Args:
+            folder: of this head, as `save` wrote it.
+            table: of the features that it was fitted on, from their bank.
+
+        Raises:
+            HeadError: if it cannot be read or written.
+        """
+        self._check_fitted()
+        taken = self.record_.get("companions", {})
+        places = {}
+        for role, names in taken.items():
+            bank = table.bank(role)
+            if bank is None:
+                raise HeadError(f"{self.name}: the rows of {role} come from no bank to pack from")
+            texts = [name.removeprefix("text/") for name in names if name.startswith("text/")]
+            places[Beside(bank, self.specs_[role].key)] = texts
+        if not places:
+            return
+        try:
+            pack(places, folder / FOLDER)
+        except BankError as error:
+            raise HeadError(
+                f"{folder} cannot take along what the head stands on: {error}"
+            ) from error
 
 
 def _widths(specs: Mapping[str, FeatureSpec]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vqbank.regressors.batches import Input
 from vqbank.regressors.card import read_card
 from vqbank.regressors.plan import Start
 from vqbank.store.errors import HeadError
@@ -25,12 +26,15 @@ class Begun(NamedTuple):
     """What the card tells of it, as JSON values."""
 
 
-def begin(head: "SequenceHead", specs: Mapping[str, FeatureSpec]) -> Begun:
+def begin(
+    head: "SequenceHead", specs: Mapping[str, FeatureSpec], inputs: Mapping[str, Input]
+) -> Begun:
     """Where training of a head starts: one network for all runs, or one for each.
 
     Args:
         head: whose parameter `start` names the folder of another, or is None.
         specs: of the features that it is fitted on.
+        inputs: what its networks are told of them.
 
     Raises:
         HeadError: if the head in the folder is of another kind, of other features, is standardised
@@ -57,7 +61,7 @@ def begin(head: "SequenceHead", specs: Mapping[str, FeatureSpec]) -> Begun:
         )
     if other.runs not in (1, head.runs):
         raise HeadError(f"{folder} has {other.runs} networks; take runs = {other.runs}")
-    theirs, ours = (one.learnt_shapes(specs) for one in (other, head))
+    theirs, ours = (one.learnt_shapes(inputs) for one in (other, head))
     if theirs != ours:
         name = min(one for one in theirs | ours if theirs.get(one) != ours.get(one))
         raise HeadError(

@@ -324,17 +324,34 @@ def load_tail(folder: Path) -> ImageTail:
         MissingFeatureError: if there is no tail.
         DamagedShardError: if it is not what was written, or of parts that are not known here.
     """
-    return _filled(ImageTail, folder, "image")
+    return image_tail(read_tower(folder, "image"), folder)
 
 
 def load_text_tail(folder: Path) -> TextTail:
     """The text tower of a tail, frozen, on the CPU; arguments and errors as for `load_tail`."""
-    return _filled(TextTail, folder, "text")
+    return text_tail(read_tower(folder, "text"), folder)
 
 
-def _filled(kind: Any, folder: Path, name: str) -> Any:
+def image_tail(tower: Tower, where: Path) -> ImageTail:
+    """An image tower that was read, frozen, on the CPU.
+
+    Args:
+        tower: what was read.
+        where: it was read from, for messages.
+
+    Raises:
+        DamagedShardError: if it is of parts that are not known here.
+    """
+    return _filled(ImageTail, tower, where, "image")
+
+
+def text_tail(tower: Tower, where: Path) -> TextTail:
+    """A text tower that was read; arguments and errors as for `image_tail`."""
+    return _filled(TextTail, tower, where, "text")
+
+
+def _filled(kind: Any, tower: Tower, where: Path, name: str) -> Any:
     try:
-        tower = read_tower(folder, name)
         _check_sizes(tower)
         with torch.device("meta"):  # no memory for what a configuration may say
             network = kind(**tower.configuration)
@@ -347,7 +364,7 @@ def _filled(kind: Any, folder: Path, name: str) -> Any:
         TypeError, LookupError, ValueError, ArithmeticError, AssertionError, RuntimeError
     ) as error:  # fmt: skip
         raise DamagedShardError(
-            f"{folder}: its {name} tower is damaged, or of parts that this vqbank does not know: "
+            f"{where}: its {name} tower is damaged, or of parts that this vqbank does not know: "
             f"{in_words(error)}"
         ) from error
     return network.eval().requires_grad_(False)

@@ -295,7 +295,7 @@ class FeatureStore:
                     f"{few(lacking)}; run `vqbank extract` on them, or compare ids with "
                     f"`vqbank ls BANK {spec.name}`"
                 )
-            columns[role] = Column(spec, places)
+            columns[role] = Column(spec, places, bank=self.path)
         return FeatureTable(chosen, columns)
 
     def writer(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -67,10 +68,19 @@ class Located(NamedTuple, Generic[Source]):
 class Column:
     """One feature of every video of a table."""
 
-    def __init__(self, spec: FeatureSpec, places: Sequence[Located[Rows]]) -> None:
-        """Hold the places of the videos, in the order of the table."""
+    def __init__(
+        self, spec: FeatureSpec, places: Sequence[Located[Rows]], *, bank: Path | None = None
+    ) -> None:
+        """Hold the places of the videos, in the order of the table.
+
+        Args:
+            spec: of the feature.
+            places: of each video.
+            bank: in which they lie, if they do; there the feature's companions are.
+        """
         self.spec = spec
         self.places = list(places)
+        self.bank = bank
         self._checked = np.zeros(len(self.places), bool)
 
     @cached_property
@@ -120,7 +130,7 @@ class Column:
 
     def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> "Column":
         """The column of some videos; what was checked stays checked."""
-        column = Column(self.spec, [self.places[row] for row in rows])
+        column = Column(self.spec, [self.places[row] for row in rows], bank=self.bank)
         column._checked = self._checked[np.asarray(rows, np.int64)]
         return column
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +88,10 @@ class FeatureTable:
     def specs(self) -> dict[str, FeatureSpec]:
         """The identity of each role's feature."""
         return {role: column.spec for role, column in self._columns.items()}
+
+    def bank(self, role: str) -> Path | None:
+        """The bank that a role's feature lies in, with its companions; None of mere arrays."""
+        return self._column(role).bank
 
     def series(self, role: str, row: int) -> NDArray[Any]:
         """[t, *shape] of one video: a view of the file where its bytes can be mapped."""
@@ -239,7 +244,7 @@ class FeatureTable:
                 [source.frame_index(place) for source, place in column.places],
                 [source.has_times(place) for source, place in column.places],
             )
-            columns[role] = Column(column.spec, rows.located())
+            columns[role] = Column(column.spec, rows.located(), bank=column.bank)
         return FeatureTable(self.videos, columns)
 
     @cached_property

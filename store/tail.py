@@ -146,6 +146,19 @@ def tail_folder(store: FeatureStore, name: str) -> Path:
     return folder
 
 
+def tower_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of the file of each tower of a tail, by its name.
+
+    Args:
+        folder: from `tail_folder`, or a copy of it anywhere.
+
+    Raises:
+        MissingFeatureError: if there is no tail.
+        DamagedShardError: if its index is not what was written.
+    """
+    return {name: entry["sha256"] for name, entry in _index(folder)["towers"].items()}
+
+
 def read_tower(folder: Path, name: str) -> Tower:
     """One tower of the tail in a folder, its bytes compared with their sha256.
 
@@ -190,6 +203,15 @@ def read_tokens(folder: Path, prompts: Sequence[str]) -> NDArray[np.int64]:
     if len({len(known[prompt]) for prompt in prompts}) > 1:
         raise DamagedShardError(f"{folder} has tokens of different length; extract again")
     return np.array([known[prompt] for prompt in prompts], np.int64)
+
+
+def read_every_token(folder: Path) -> dict[str, list[int]]:
+    """Token numbers of every prompt that a tail knows.
+
+    Raises:
+        DamagedShardError: if a file is not what was written.
+    """
+    return _tokens(folder)
 
 
 def tail_bytes(folder: Path) -> int:

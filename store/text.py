@@ -100,13 +100,7 @@ def read_text(store: FeatureStore, name: str) -> TextBank:
         MissingFeatureError: if the bank has no such text bank, or not all of its prompts.
         DamagedShardError: if its bytes have changed since they were committed.
     """
-    room = _room(store)
-    if room is None:
-        raise MissingFeatureError(
-            f"{store.path} has no text banks; `vqbank extract` writes them for extractors that "
-            "compare frames with prompts"
-        )
-    spec = room.resolve(name)
+    room, spec = _found(store, name)
     prompts = tuple(_prompts(spec))
     rows = [room.read(spec, prompt) for prompt in prompts]
     return TextBank(
@@ -114,6 +108,27 @@ def read_text(store: FeatureStore, name: str) -> TextBank:
         np.concatenate([row.values for row in rows]),
         _scale(spec, rows),
     )
+
+
+def text_bank_spec(store: FeatureStore, name: str) -> FeatureSpec:
+    """The identity of a text bank, by its name `extractor.output` or its key.
+
+    Raises:
+        AmbiguousFeatureError: if several keys share the name.
+        MissingFeatureError: if the bank has no such text bank.
+    """
+    return _found(store, name)[1]
+
+
+def _found(store: FeatureStore, name: str) -> tuple[FeatureStore, FeatureSpec]:
+    """The bank that text banks are, and one of them."""
+    room = _room(store)
+    if room is None:
+        raise MissingFeatureError(
+            f"{store.path} has no text banks; `vqbank extract` writes them for extractors that "
+            "compare frames with prompts"
+        )
+    return room, room.resolve(name)
 
 
 def _room(store: FeatureStore) -> FeatureStore | None:
