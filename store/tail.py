@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 
 from vqbank.store.bank import FeatureStore, writing
 from vqbank.store.checksums import CHANGED, MISSING
-from vqbank.store.errors import BankError, DamagedShardError, MissingFeatureError
+from vqbank.store.errors import BankError, DamagedShardError, MissingFeatureError, in_words
 from vqbank.store.files import (
     create_exclusively,
     inside,
@@ -310,5 +310,5 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BankError(f"{path} cannot be read: {error.strerror}") from error
-    except SafetensorError as error:
-        raise DamagedShardError(f"{path} is no file of tensors: {error}") from error
+    except (SafetensorError, TypeError) as error:  # the latter for numbers that NumPy has none of
+        raise DamagedShardError(f"{path} is no file of tensors: {in_words(error)}") from error
