@@ -52,6 +52,13 @@ class Alignment:
     slots: int | None = None
     """Rows of the grid for every video: the first ones of the first role, its last one again where
     it has fewer, and so for roles that repeat (RQ-VQA's 8 slots).  None: all rows as they are."""
+    own: tuple[str, ...] = ()
+    """Roles whose rows are no rows of the grid: a batch has them beside it, as they are, under a
+    mask of their own.  The first role is the grid in any case."""
+
+    def on_grid(self, roles: Sequence[str]) -> list[str]:
+        """Those of the roles after the first that are brought to its rows."""
+        return [role for role in roles[1:] if role not in self.own]
 
     def rule(self, role: str) -> Rule:
         """Of a role after the first.
@@ -73,7 +80,7 @@ class Alignment:
         Raises:
             HeadError: if a role after the first has no rule, or a rule is for no such role.
         """
-        first, *others = roles
+        first, others = roles[0], self.on_grid(roles)
         for role in others:
             self.rule(role)
         for role in () if isinstance(self.align, str) else self.align:
@@ -82,16 +89,21 @@ class Alignment:
                     f"align has a rule for {role}, the first role, whose rows are those to which "
                     "all others are brought; leave it out"
                 )
-            if role not in others:
+            if role not in roles:
                 raise HeadError(
                     f"align has a rule for {role}, which is no role; there are {', '.join(roles)}"
+                )
+            if role not in others:
+                raise HeadError(
+                    f"align has a rule for {role}, whose rows this head takes as they are; "
+                    "leave it out"
                 )
 
     def length(self, table: FeatureTable, row: int) -> int:
         """Rows of one video on the grid, without looking at its values."""
         if self.slots is not None:
             return self.slots
-        if any(self.rule(role) == "frame" for role in table.roles[1:]):
+        if any(self.rule(role) == "frame" for role in self.on_grid(table.roles)):
             return len(self._grid(table, row))
         return int(table.lengths(table.roles[0])[row])
 
@@ -104,9 +116,9 @@ class Alignment:
             HeadError: naming the video, if roles that are aligned by frame have none in common, or
                 roles are aligned by times that only one of them has.
         """
-        first, *others = table.roles
+        first, others = table.roles[0], self.on_grid(table.roles)
         if not others and self.slots is None:
-            return {first: None}
+            return dict.fromkeys(table.roles)
         for role in others:
             self._refuse_unlike_times(table, role, row)
         grid = self._grid(table, row)
@@ -114,9 +126,8 @@ class Alignment:
         if self.slots is not None:
             slot = np.arange(self.slots)
             grid = grid[np.minimum(slot, len(grid) - 1)]
-        placements: dict[str, Placement | None] = {
-            first: _unless_identity(grid, int(table.lengths(first)[row]))
-        }
+        placements: dict[str, Placement | None] = dict.fromkeys(table.roles)
+        placements[first] = _unless_identity(grid, int(table.lengths(first)[row]))
         for role in others:
             count = int(table.lengths(role)[row])
             match self.rule(role):
@@ -152,7 +163,7 @@ class Alignment:
 
     def _grid(self, table: FeatureTable, row: int) -> NDArray[np.int64]:
         """Rows of the first role that are rows of the grid, slots aside."""
-        first, *others = table.roles
+        first, others = table.roles[0], self.on_grid(table.roles)
         by_frame = [role for role in others if self.rule(role) == "frame"]
         if not by_frame:
             return np.arange(table.lengths(first)[row])

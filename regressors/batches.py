@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ BLOCK_BYTES = 2**24
 """Of the rows, in float32, of several videos whose statistics are taken at once."""
 WINDOW_SHARE = 8
 """A streamed window takes this part of the budget; it is held as read, aligned and batched."""
+Choose = Callable[[str, int], NDArray[np.int64]]
+"""Which rows of a role a step sees, of a video that has so many."""
 
 
 class PaddedBatch(NamedTuple):
@@ -40,12 +42,19 @@ class PaddedBatch(NamedTuple):
     """[b, t] bool: true for real rows.  They come first; every video has at least one."""
     noise: Tensor
     """[] int64, what `dropout` draws from: another number for every member and step."""
+    own: dict[str, Tensor] = {}  # noqa: RUF012  # a mapping that cannot change is no pytree
+    """By role whose rows are no rows of the grid, the mask [b, its t] of these; see
+    `Alignment.own`."""
 
     @property
     def rows(self) -> Tensor:
-        """[b, t, d of all roles] float32, laid flat, those of one video side by side."""
-        first, *others = map(self.series, self.values)
+        """[b, t, d of all roles on the grid] float32, flat, those of one video side by side."""
+        first, *others = map(self.series, (role for role in self.values if role not in self.own))
         return torch.cat([first, *others], dim=2) if others else first
+
+    def mask_of(self, role: str) -> Tensor:
+        """[b, t] bool: which rows of a role are real."""
+        return self.own.get(role, self.mask)
 
     def series(self, role: str) -> Tensor:
         """[b, t, d] float32: the rows of a role, laid flat."""
@@ -100,6 +109,12 @@ class Window:
     """By row of the table: where its first aligned row lies, and where its last one ends."""
     shapes: Mapping[str, tuple[int, ...]]
     """By role, of a row."""
+    own: Mapping[str, Mapping[int, tuple[int, int]]] = field(default_factory=dict)
+    """By role whose rows are no rows of the grid, what `spans` says of the others."""
+
+    def spans_of(self, role: str) -> Mapping[int, tuple[int, int]]:
+        """By row of the table: where the first row of a role lies, and where its last one ends."""
+        return self.own.get(role, self.spans)
 
     def among(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the rows that the window has, in their own order."""
@@ -107,7 +122,7 @@ class Window:
 
     def series(self, role: str, row: int) -> Tensor:
         """[t, d] of one video."""
-        start, stop = self.spans[row]
+        start, stop = self.spans_of(role)[row]
         return self.flat[role][start:stop]
 
     def blocks(self, role: str, rows: Sequence[int]) -> Iterator[Tensor]:
@@ -115,7 +130,8 @@ class Window:
 
         Of few rows in all, or a view of one video, as a window may be all that memory has room for.
         """
-        for _, alike in groupby(rows, key=lambda row: self.spans[row][1] - self.spans[row][0]):
+        spans = self.spans_of(role)
+        for _, alike in groupby(rows, key=lambda row: spans[row][1] - spans[row][0]):
             series = [self.series(role, row) for row in alike]
             many = max(1, BLOCK_BYTES // series[0].numel() // 4)
             for start in range(0, len(series), many):
@@ -126,29 +142,25 @@ class Window:
         self,
         members: Sequence[NDArray[np.int64]],
         scalings: Sequence[Scaling | None],
-        chosen: Sequence[Callable[[int], NDArray[np.int64]]] | None = None,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Values by role [k, b, t, *shape] and mask [k, b, t] of b videos for each of k members.
+        chosen: Sequence[Choose] | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Values [k, b, t, *shape] by role, and masks [k, b, t], of b videos for each of k members.
+
+        The mask of the first role is that of all but `own`.
 
         Args:
             members: rows of the table, b for each.
             scalings: of each member, or None for all.
-            chosen: of each member, which rows it sees of a video that has so many; None for all.
+            chosen: of each member, which rows it sees of a video; None for all.
         """
-        spans = torch.tensor([[self.spans[row] for row in rows.tolist()] for rows in members])
-        first, counts = spans[..., 0], spans[..., 1] - spans[..., 0]
-        seen = None
-        if chosen is not None:
-            seen, counts = _seen(chosen, counts)
-        row = torch.arange(int(counts.max()))
-        mask = row < counts[..., None]
-        # Behind its last row a video has that row again.
-        within = torch.minimum(row, counts[..., None] - 1)
-        places = first[..., None] + (within if seen is None else seen.gather(2, within))
-        device = next(iter(self.flat.values())).device
-        wanted = places.flatten().to(device)
-        values = {}
+        grid, device = next(iter(self.flat)), next(iter(self.flat.values())).device
+        placed, masks, values = {}, {}, {}
+        for role in (grid, *self.own):
+            placed[role], mask = self._places(role, members, chosen)
+            masks[role] = mask.to(device)
         for role, flat in self.flat.items():
+            places = placed.get(role, placed[grid])
+            wanted = places.flatten().to(device)
             out = flat.index_select(0, wanted).unflatten(0, places.shape)
             if scalings[0] is not None:
                 out = out.float()
@@ -156,7 +168,23 @@ class Window:
                 if scaling is not None:
                     own.sub_(scaling.mean[role]).div_(scaling.deviation[role])
             values[role] = out.reshape(*places.shape, *self.shapes[role])
-        return values, mask.to(device)
+        return values, masks
+
+    def _places(
+        self, role: str, members: Sequence[NDArray[np.int64]], chosen: Sequence[Choose] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Where the rows of a role lie that members see, and which of these are real: [k, b, t]."""
+        known = self.spans_of(role)
+        spans = torch.tensor([[known[row] for row in rows.tolist()] for rows in members])
+        first, counts = spans[..., 0], spans[..., 1] - spans[..., 0]
+        seen = None
+        if chosen is not None:
+            seen, counts = _seen([partial(choose, role) for choose in chosen], counts)
+        row = torch.arange(int(counts.max()))
+        # Behind its last row a video has that row again.
+        within = torch.minimum(row, counts[..., None] - 1)
+        places = first[..., None] + (within if seen is None else seen.gather(2, within))
+        return places, row < counts[..., None]
 
 
 class Series:
@@ -196,6 +224,8 @@ class Series:
         self._subsets: dict[bytes, FeatureTable] = {}
         self._counts: dict[tuple[bytes, int], list[int]] = {}
         alignment.check(table.roles)
+        own = [role for role in table.roles[1:] if role in alignment.own]
+        self.own = () if average else tuple(own)
         for role, spec in table.specs.items():
             if np.prod(spec.shape, dtype=np.int64) == 0:
                 raise HeadError(f"{role} = {spec.key} has rows without values")
@@ -211,6 +241,21 @@ class Series:
             self._lengths[row] = 1 if self.average else self.alignment.length(self.table, row)
         return self._lengths[rows]
 
+    def lengths_of(self, role: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[len(rows)]: rows of a role, on the grid or beside it."""
+        return self.table.lengths(role)[rows] if role in self.own else self.lengths(rows)
+
+    def batch_bytes(self, lengths: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of a video in a batch, in float32, if it is padded to so many rows of the grid.
+
+        Args:
+            lengths: rows of the grid, any number of them.
+            rows: videos, to the longest of which roles are padded that are beside it.
+        """
+        beside = sum(int(self.lengths_of(r, rows).max()) * self.widths[r] for r in self.own)
+        on_grid = sum(width for role, width in self.widths.items() if role not in self.own)
+        return 4 * (lengths * on_grid + beside)
+
     @cached_property
     def inputs(self) -> dict[str, Input]:
         """Of rows on the grid, by role."""
@@ -221,14 +266,16 @@ class Series:
         """d by role; in memory a row of any shape is laid flat."""
         return {role: one.width for role, one in self.inputs.items()}
 
-    @cached_property
-    def bytes_per_row(self) -> int:
-        """Of all roles together, as held in memory."""
-        return sum(one.width * one.dtype.itemsize for one in self.inputs.values())
+    def sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[len(rows)]: bytes of these videos, as held in memory."""
+        sizes = np.zeros(len(rows), np.int64)
+        for role, one in self.inputs.items():
+            sizes += self.lengths_of(role, rows) * (one.width * one.dtype.itemsize)
+        return sizes
 
     def fits(self, rows: NDArray[np.int64]) -> bool:
         """Whether these videos can be held in memory."""
-        return int(self.lengths(rows).sum()) * self.bytes_per_row <= self.budget_bytes
+        return int(self.sizes(rows).sum()) <= self.budget_bytes
 
     def hold(self, rows: NDArray[np.int64]) -> bool:
         """Read these videos into memory, once, if they fit the budget; whether they do.
@@ -251,7 +298,7 @@ class Series:
         empty = copy(self)
         empty.table, empty._subsets, empty._held = self.table.subset([]), {}, None
         flat = {role: values.cpu().numpy() for role, values in self._held.flat.items()}
-        return Packed(empty, self._held.rows, flat, self._held.spans)
+        return Packed(empty, self._held.rows, flat, self._held.spans, self._held.own)
 
     def windows(
         self, rows: NDArray[np.int64], *, rng: np.random.Generator, at_least: int = 1
@@ -296,7 +343,7 @@ class Series:
             self.table.lengths(role)[rows] * one.width * one.dtype.itemsize
             for role, one in self.inputs.items()
         )
-        return np.maximum(read, self.lengths(rows) * self.bytes_per_row)
+        return np.maximum(read, self.sizes(rows))
 
     def _videos_of_windows(self, rows: NDArray[np.int64], at_least: int) -> list[int]:
         """How many of these neighbours, one after the other, each window takes."""
@@ -313,26 +360,35 @@ class Series:
 
     def _read(self, rows: NDArray[np.int64]) -> Window:
         """All of some videos, by reads of neighbours."""
-        lengths = self.lengths(rows)
-        ends = np.cumsum(lengths)
-        begins = ends - lengths
-        spans = dict(
-            zip(rows.tolist(), zip(begins.tolist(), ends.tolist(), strict=True), strict=True)
-        )
         flat = {
-            role: torch.empty(int(ends[-1]), one.width, dtype=one.dtype, device=self.device)
+            role: torch.empty(
+                int(self.lengths_of(role, rows).sum()),
+                one.width,
+                dtype=one.dtype,
+                device=self.device,
+            )
             for role, one in self.inputs.items()
         }
+        whole = self._window(rows, flat)
         chosen = self.table.subset(rows)
         sizes = self._window_bytes(rows[chosen.neighbours]).clip(max=READ_BYTES)
         counts = _runs(sizes, most=READ_BYTES, at_least=1)
         for places, window in chosen.windows(videos=counts, rng=np.random.default_rng(0)):
             part = self._aligned(rows[places], window)
             for row in part.rows.tolist():
-                start, stop = spans[row]
-                for role, values in flat.items():
-                    values[start:stop] = part.series(role, row)
-        return Window(rows, flat, spans, self._shapes)
+                for role in flat:
+                    whole.series(role, row)[:] = part.series(role, row)
+        return whole
+
+    def _window(self, rows: NDArray[np.int64], flat: Mapping[str, Tensor]) -> Window:
+        """Of rows that lie one video after the other in `flat`."""
+
+        def spans(role: str) -> dict[int, tuple[int, int]]:
+            ends = np.cumsum(self.lengths_of(role, rows)).tolist()
+            return dict(zip(rows.tolist(), zip([0, *ends[:-1]], ends, strict=True), strict=True))
+
+        own = {role: spans(role) for role in self.own}
+        return Window(rows, flat, spans(self.table.roles[0]), self._shapes, own)
 
     def _aligned(
         self, rows: NDArray[np.int64], read: Mapping[str, tuple[NDArray[Any], NDArray[np.int64]]]
@@ -354,9 +410,7 @@ class Series:
                     ]
                 )
             flat[role] = tensor_of(laid).to(self.device)
-        ends = np.cumsum(self.lengths(rows)).tolist()
-        spans = dict(zip(rows.tolist(), zip([0, *ends[:-1]], ends, strict=True), strict=True))
-        return Window(rows, flat, spans, self._shapes)
+        return self._window(rows, flat)
 
     def _on_grid(
         self, role: str, values: NDArray[Any], placement: Placement | None
@@ -369,7 +423,8 @@ class Series:
         return placed
 
     def _is_mean(self, role: str) -> bool:
-        return role != self.table.roles[0] and self.alignment.rule(role) == "mean"
+        others = self.alignment.on_grid(self.table.roles)
+        return role in others and self.alignment.rule(role) == "mean"
 
     def _refuse_not_finite(
         self, role: str, rows: NDArray[np.int64], values: NDArray[Any], offsets: NDArray[np.int64]
@@ -398,11 +453,13 @@ class Packed(NamedTuple):
     rows: NDArray[np.int64]
     flat: Mapping[str, NDArray[Any]]
     spans: Mapping[int, tuple[int, int]]
+    own: Mapping[str, Mapping[int, tuple[int, int]]]
 
     def unpacked(self) -> Series:
         """As it was; of its table, features are known and no videos."""
         flat = {role: tensor_of(one).to(self.empty.device) for role, one in self.flat.items()}
-        self.empty._held = Window(self.rows, flat, self.spans, self.empty._shapes)
+        shapes = self.empty._shapes
+        self.empty._held = Window(self.rows, flat, self.spans, shapes, self.own)
         return self.empty
 
 
@@ -410,10 +467,10 @@ def inputs_of(
     specs: Mapping[str, FeatureSpec], alignment: Alignment, *, average: bool
 ) -> dict[str, Input]:
     """What rows of these features are on a grid: as banked, but float32 where rows are mixed."""
-    first = next(iter(specs))
+    others = alignment.on_grid(list(specs))
     found = {}
     for role, spec in specs.items():
-        mixed = role != first and alignment.rule(role) in {"mean", "interpolate"}
+        mixed = role in others and alignment.rule(role) in {"mean", "interpolate"}
         dtype = torch.float32
         if not (average or mixed or spec.stored_dtype == "bfloat16"):
             dtype = torch.from_numpy(np.empty(0, spec.storage_dtype)).dtype

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,9 +125,7 @@ class Member:
         """Of the step that comes; the last of many runs may have a seed beyond 31 bits."""
         return (self.fold.seed * 2**32 + self.steps) % 2**63
 
-    def seen(
-        self, choose: RowChoice, start: int, *, training: bool
-    ) -> Callable[[int], NDArray[np.int64]]:
+    def seen(self, choose: Mapping[str, RowChoice], start: int, *, training: bool) -> "Seen":
         """Which rows of a video the step that comes sees; the same ones in any company.
 
         Args:
@@ -136,8 +133,7 @@ class Member:
             start: place of the first video in its batch, which may go through in parts.
             training: whether rows are drawn.
         """
-        rng = np.random.default_rng([self.noise(), start]) if training else None
-        return partial(choice, choose, rng)
+        return Seen(choose, [self.noise(), start] if training else None)
 
     def judge(self, loss: float, held_srcc: float | None) -> None:
         """Close an epoch; SRCC of NaN, where all predictions agree, is never better.
@@ -238,13 +234,30 @@ class Member:
             setattr(self, name, counters[name])
 
 
-def choice(choose: RowChoice, rng: np.random.Generator | None, length: int) -> NDArray[np.int64]:
-    """What a head chooses of a video's rows.
+class Seen:
+    """What a head chooses of the rows of one video after the other."""
 
-    Raises:
-        HeadError: if it chooses none, or some that are not there.
-    """
-    rows = choose(length, rng)
-    if len(rows) == 0 or rows.min() < 0 or rows.max() >= length:
-        raise HeadError(f"of {length} rows a step cannot see {rows.tolist()}")
-    return rows
+    def __init__(self, choose: Mapping[str, RowChoice], seed: Sequence[int] | None = None) -> None:
+        """Begin the generators of all roles alike.
+
+        Args:
+            choose: by role; of others all rows are seen.
+            seed: of the step; None where nothing is drawn.
+        """
+        self._choose = choose
+        self._generators = {
+            role: None if seed is None else np.random.default_rng(seed) for role in choose
+        }
+
+    def __call__(self, role: str, length: int) -> NDArray[np.int64]:
+        """Rows that are seen of a video that has so many of a role.
+
+        Raises:
+            HeadError: if none is chosen, or some that are not there.
+        """
+        if role not in self._choose:
+            return np.arange(length)
+        rows = self._choose[role](length, self._generators[role])
+        if len(rows) == 0 or rows.min() < 0 or rows.max() >= length:
+            raise HeadError(f"of {length} rows a step cannot see {rows.tolist()}")
+        return rows

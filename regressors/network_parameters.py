@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, PositiveInt
 
-from vqbank.regressors.alignment import Align, Alignment
+from vqbank.regressors.alignment import Align
 from vqbank.regressors.base import Head
 from vqbank.regressors.ensemble import Combine
 from vqbank.regressors.plan import Optimizer, Plan, Precision, Schedule
@@ -107,10 +107,6 @@ class NetworkParameters(Head):
             precision=self.precision,
             forward_videos=self.forward_videos,
         )
-
-    @property
-    def _alignment(self) -> Alignment:
-        return Alignment(self.align, self.slots)
 
     def check_parameters(self) -> None:
         """As every head; and what only one schedule has goes with no other."""

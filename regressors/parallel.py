@@ -82,9 +82,8 @@ def train_all(
 
 def _stack_size(series: Series, rows: NDArray[np.int64], batch_size: int) -> int:
     """As many networks as have batches, each its own, that are together of STACK_BYTES."""
-    longest = int(series.lengths(rows).max())
-    batch_bytes = batch_size * longest * sum(series.widths.values()) * 4  # float32
-    return max(1, min(STACK, STACK_BYTES // batch_bytes))
+    (video_bytes,) = series.batch_bytes(series.lengths(rows).max(keepdims=True), rows).tolist()
+    return max(1, min(STACK, STACK_BYTES // (batch_size * video_bytes)))
 
 
 def _in_processes(

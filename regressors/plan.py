@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +20,8 @@ Precision = Literal["float32", "bfloat16"]
 graphics cards, and gives other numbers."""
 RowChoice = Callable[[int, np.random.Generator | None], NDArray[np.int64]]
 """Which rows of a video a step sees, at least one, of how many there are: drawn by the generator in
-training, always the same ones where there is none."""
+training, always the same ones where there is none.  Of roles that have as many rows, a choice that
+draws alike gives the same ones: the generators of all roles begin alike at every step."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Method:
     plan: Plan
     identity: Mapping[str, Any]
     """All else that makes a training this one and no other, as JSON values."""
-    choose: RowChoice | None = None
-    """Where a step does not see all rows of a video."""
+    choose: Mapping[str, RowChoice] = field(default_factory=dict)
+    """By role, where a step does not see all rows of a video; the first role's is the grid's."""
 
 
 class Start(NamedTuple):

@@ -16,6 +16,7 @@ from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from vqbank.regressors.alignment import Alignment
 from vqbank.regressors.base import MOST_MODEL_BYTES
 from vqbank.regressors.batches import Input, Series, inputs_of, taken_of
 from vqbank.regressors.card import CARD, model_of, refuse_link, seen_by
@@ -81,6 +82,8 @@ class SequenceHead(NetworkParameters):
     - Running statistics (batch normalisation) are kept as weights are.  A head that has any says
       `stackable = False`: what fills up the batches of a stack would count.
     - `_row_choice` says which rows of a video a step sees, where these are not all.
+    - `_own_rows` names roles that have rows of their own, any number of them: `batch.values[role]`
+      is then [b, its t, *shape], and `batch.mask_of(role)` says which are real.
     - Of a stackable head, `forward` runs under `torch.func.vmap`: no `.item()`, no branch on a
       value, no boolean indexing, no `nn.GRU` (`layers.GruLayer` instead).
     """
@@ -122,12 +125,29 @@ class SequenceHead(NetworkParameters):
         return False
 
     @property
-    def _row_choice(self) -> RowChoice | None:
+    def _row_choice(self) -> RowChoice | Mapping[str, RowChoice] | None:
         """Which rows of a video a step sees, where these are not all; see `plan.RowChoice`.
 
-        A function of its module, or `functools.partial` of one: it goes to other processes.
+        Of the grid, or by role, where roles have rows of their own.  A function of its module, or
+        `functools.partial` of one: it goes to other processes.
         """
         return None
+
+    @property
+    def _own_rows(self) -> tuple[str, ...]:
+        """Roles whose rows are no rows of the first one's; see `alignment.Alignment.own`."""
+        return ()
+
+    @property
+    def _alignment(self) -> Alignment:
+        return Alignment(self.align, self.slots, self._own_rows)
+
+    def _choices(self, roles: Sequence[str]) -> Mapping[str, RowChoice]:
+        """By role, which rows a step sees; the grid is that of the first."""
+        choice = self._row_choice
+        if choice is None:
+            return {}
+        return {roles[0]: choice} if callable(choice) else choice
 
     def _stacks(self, inputs: Mapping[str, Input]) -> bool:
         """Whether networks on such rows are trained as one stack."""
@@ -286,7 +306,7 @@ class SequenceHead(NetworkParameters):
             rows,
             module=module.to(series.device),
             plan=self._plan,
-            choose=self._row_choice,
+            choose=self._choices(series.table.roles),
             state={name: value.to(series.device) for name, value in networks.state.items()},
             scalings=[scaling and scaling.to(series.device) for scaling in networks.scalings],
             stacked=self._stacks(inputs),
@@ -438,7 +458,7 @@ class SequenceHead(NetworkParameters):
         own, identity = clone(self), self._identity(series.table)
         inputs = self._inputs(series.table.specs, self._beside(series.table))
         network = partial(own._network, inputs)
-        return Method(network, own._loss, self._plan, identity, own._row_choice)
+        return Method(network, own._loss, self._plan, identity, own._choices(series.table.roles))
 
     def _identity(self, table: FeatureTable) -> dict[str, Any]:
         """What tells a checkpoint that it is of this training, folds aside."""

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.func import functional_call, vmap
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 
-from vqbank.regressors.batches import PaddedBatch, Scaling, Window
+from vqbank.regressors.batches import Choose, PaddedBatch, Scaling, Window
 from vqbank.regressors.member import Member
 from vqbank.regressors.plan import Method, Precision
 from vqbank.store.errors import HeadError
@@ -115,7 +115,7 @@ class Stack:
         """[k, b]; `start` is the place of the first video in its batch, for noise of its own."""
         choose, training = self.method.choose, self.module.training
         chosen = None
-        if choose is not None:
+        if choose:
             chosen = [member.seen(choose, start, training=training) for member in self.members]
         return stacked_scores(
             self.module,
@@ -218,19 +218,26 @@ def stacked_scores(
     scalings: Sequence[Scaling | None],
     *,
     noise: Sequence[int] | None = None,
-    chosen: Sequence[Callable[[int], NDArray[np.int64]]] | None = None,
+    chosen: Sequence[Choose] | None = None,
     precision: Precision = "float32",
 ) -> Tensor:
     """Scores [k, b] of k networks, each with its own b videos; `state` is [k, ...] each."""
-    values, mask = window.padded(rows, scalings, chosen)
+    values, masks = window.padded(rows, scalings, chosen)
+    mask = masks[next(iter(values))]
     numbers = torch.tensor(noise or [0] * len(rows), device=mask.device)
-    batch = PaddedBatch(values, mask, numbers)
+    own = {role: masks[role] for role in window.own}
+    batch = PaddedBatch(values, mask, numbers, own)
     with _products(mask.device, precision):
         if len(rows) == 1:
-            alone = PaddedBatch({role: one[0] for role, one in values.items()}, mask[0], numbers[0])
-            own = {name: value.squeeze(0) for name, value in state.items()}
-            return functional_call(module, own, (alone,)).float()[None]
-        every = vmap(lambda own, its: functional_call(module, own, (its,)))
+            alone = PaddedBatch(
+                {role: one[0] for role, one in values.items()},
+                mask[0],
+                numbers[0],
+                {role: one[0] for role, one in own.items()},
+            )
+            of_one = {name: value.squeeze(0) for name, value in state.items()}
+            return functional_call(module, of_one, (alone,)).float()[None]
+        every = vmap(lambda of_one, its: functional_call(module, of_one, (its,)))
         return every(dict(state), batch).float()
 
 

@@ -15,7 +15,10 @@ def scalings_of(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scali
     every = np.unique(np.concatenate(fits))
     member = np.stack([np.isin(every, fit) for fit in fits]).astype(np.float64)  # [k, n]
     number = {row: place for place, row in enumerate(every.tolist())}
-    counts = torch.from_numpy(member @ series.lengths(every))[:, None]
+    counts = {
+        role: torch.from_numpy(member @ series.lengths_of(role, every))[:, None]
+        for role in series.widths
+    }
     shift: dict[str, Tensor] = {}
     sums = {
         role: torch.zeros(len(fits), width, dtype=torch.float64)
@@ -28,7 +31,7 @@ def scalings_of(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scali
         for role in series.widths:
             own = [_moments(block) for block in window.blocks(role, rows)]
             means, spread = (torch.cat(one).double().cpu() for one in zip(*own, strict=True))
-            lengths = torch.from_numpy(series.lengths(np.array(rows))).double()[:, None]
+            lengths = torch.from_numpy(series.lengths_of(role, np.array(rows))).double()[:, None]
             # Around some value, because squares of large means would swallow small deviations.
             means -= shift.setdefault(role, means[0].clone())
             sums[role] += shares @ (lengths * means)
@@ -37,8 +40,9 @@ def scalings_of(series: Series, fits: Sequence[NDArray[np.int64]]) -> list[Scali
     for place in range(len(fits)):
         mean, deviation = {}, {}
         for role, total in sums.items():
-            centre = total[place] / counts[place]
-            variance = (squares[role][place] / counts[place] - centre**2).clamp(min=0)
+            count = counts[role][place]
+            centre = total[place] / count
+            variance = (squares[role][place] / count - centre**2).clamp(min=0)
             # What is left of a value that never changes is rounding.
             constant = variance <= 1e-12 * (centre + shift[role]) ** 2
             mean[role] = (centre + shift[role]).float().to(series.device)

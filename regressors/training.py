@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from vqbank.regressors.batches import WINDOW_SHARE, Scaling, Series
 from vqbank.regressors.checkpoint import Journal
-from vqbank.regressors.member import Member, choice
+from vqbank.regressors.member import Member, Seen
 from vqbank.regressors.metrics import srcc
 from vqbank.regressors.plan import Fold, Method, Plan, RowChoice, Trained
 from vqbank.regressors.progress import Watch
@@ -95,7 +94,7 @@ def scores(
     *,
     module: nn.Module,
     plan: Plan,
-    choose: RowChoice | None,
+    choose: Mapping[str, RowChoice],
     state: Mapping[str, Tensor],
     scalings: Sequence[Scaling | None],
     stacked: bool,
@@ -107,7 +106,7 @@ def scores(
         rows: of its table.
         module: a network of the right shape; what it would learn is not used.
         plan: by which the networks were trained.
-        choose: which rows of a video they see, where these are not all.
+        choose: by role, which rows of a video they see, where these are not all.
         state: what the k networks learnt, [k, ...] each.
         scalings: k.
         stacked: whether the networks run as one, or one after the other.
@@ -117,9 +116,7 @@ def scores(
     with _threads(plan.threads), torch.inference_mode():
         series.hold(rows)
         out = np.empty((len(scalings), len(rows)))
-        chosen = None
-        if choose is not None:
-            chosen = partial(choice, choose, None)
+        chosen = Seen(choose) if choose else None
         place = {row: number for number, row in enumerate(rows.tolist())}
         module.eval()
         for window in series.windows(rows, rng=np.random.default_rng(0)):
@@ -216,11 +213,11 @@ def by_length(
     count = max(map(len, ordered))
     filled = [np.pad(own, (0, count - len(own)), mode="edge") for own in ordered]
     longest = np.max([series.lengths(own) for own in filled], axis=0)
-    row_bytes = len(rows) * sum(series.widths.values()) * 4  # float32
-    most = series.budget_bytes // WINDOW_SHARE // row_bytes
+    sizes = series.batch_bytes(longest, np.concatenate(filled))
+    most = series.budget_bytes // WINDOW_SHARE // len(rows)
     start = 0
     while start < count:
-        reach = longest[start : start + (plan.forward_videos or PREDICTED)]
+        reach = sizes[start : start + (plan.forward_videos or PREDICTED)]
         fitting = int((np.arange(1, len(reach) + 1) * reach <= most).sum())  # reach ascends
         stop = start + max(1, fitting)
         yield [own[start:stop] if start < len(own) else own[-1:] for own in ordered]

@@ -88,7 +88,8 @@ def test_padding_changes_nothing_that_is_learnt(name):
         rows = np.arange(20)
         series.hold(np.arange(40))
         (window,) = series.windows(rows, rng=np.random.default_rng(0))
-        values, mask = window.padded([rows], [None])
+        values, masks = window.padded([rows], [None])
+        (mask,) = masks.values()
         module = head._network(series.inputs, torch.Generator().manual_seed(0)).train()
         batch = [
             {
@@ -482,10 +483,10 @@ def test_predicted_batches_of_all_members_share_the_budget(monkeypatch):
     padded = Window.padded
 
     def kept(self, members, scalings, chosen):
-        values, mask = padded(self, members, scalings, chosen)
+        values, masks = padded(self, members, scalings, chosen)
         if not torch.is_grad_enabled():
-            sizes.append((sum(one.nbytes for one in values.values()), mask.shape[1]))
-        return values, mask
+            sizes.append((sum(one.nbytes for one in values.values()), masks["x"].shape[1]))
+        return values, masks
 
     monkeypatch.setattr(Window, "padded", kept)
     head = quick("gru", **options)

@@ -454,8 +454,8 @@ def test_a_head_chooses_the_rows_that_a_step_sees():
             return super().forward(batch)
 
     given = plan(epochs=30)
-    state = trained(Watching, values, targets, given, choose=first_at_last)
-    again = trained(Watching, values, targets, given, choose=first_at_last)
+    state = trained(Watching, values, targets, given, choose={"x": first_at_last})
+    again = trained(Watching, values, targets, given, choose={"x": first_at_last})
 
     assert {rows.shape[1] for rows in seen[True]} == {1}
     assert {rows.shape[1] for rows in seen[False]} == {2}
@@ -469,7 +469,7 @@ def test_a_head_chooses_the_rows_that_a_step_sees():
 def test_rows_that_are_not_there_cannot_be_chosen():
     values, targets = some(rows=2)
     with pytest.raises(HeadError, match=r"of 2 rows a step cannot see \[2\]"):
-        trained(Line, values, targets, plan(), choose=lambda length, _: np.array([length]))
+        trained(Line, values, targets, plan(), choose={"x": lambda length, _: np.array([length])})
 
 
 # --- what is kept
@@ -665,7 +665,7 @@ def test_parts_of_a_batch_draw_rows_of_their_own():
             drawn.append(int(rows[0]))
         return rows
 
-    trained(Line, values, targets, plan(epochs=1, forward_videos=5), choose=one_of)
+    trained(Line, values, targets, plan(epochs=1, forward_videos=5), choose={"x": one_of})
 
     assert drawn[:30] == drawn[30:]  # once for scores, once for gradients
     assert len({tuple(drawn[start : start + 5]) for start in range(0, 30, 5)}) == 6
