@@ -1,5 +1,6 @@
 """How a person or a batch system stops a run."""
 
+import atexit
 import os
 import signal
 import sys
@@ -39,6 +40,11 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _over() -> None:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+
+
 _OURS = (_end, _stop, _leave)
 
 
@@ -61,8 +67,11 @@ def left_by_signals() -> Iterator[None]:
     """In here, a whole command, SIGINT and SIGTERM end it: at once while it imports.
 
     Elsewhere they raise KeyboardInterrupt, so that files that are half written are removed.  A
-    second one ends the process there and then.
+    second one ends the process there and then.  When the command has ended, and Python takes its
+    modules apart, which lasts with large libraries, they change nothing: the exit code is the
+    command's.
     """
+    atexit.register(_over)
     with _handled_by(_leave):
         yield
 

@@ -166,6 +166,22 @@ with {within}():
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_a_command_has_ended_changes_nothing(number):
+    """While Python takes its modules apart, which lasts seconds with large libraries."""
+    script = f"""if True:
+        import atexit, os
+        atexit.register(os.kill, os.getpid(), {int(number)})
+        from vqbank.pipelines.commands.cli import main
+        main()
+    """
+    asked = subprocess.run(
+        [sys.executable, "-c", script, "heads"], capture_output=True, text=True, timeout=60
+    )
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert "ridge" in asked.stdout
+
+
 @pytest.mark.parametrize("within", ["left_by_signals", "stopped_by_signals"])
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 def test_an_interrupt_that_comes_while_an_object_goes_is_not_lost(within, number):
