@@ -171,12 +171,12 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         return False
 
     @classmethod
-    def published(cls, weights: Path, specs: Mapping[str, FeatureSpec], **parameters: Any) -> Self:
+    def published(cls, weights: Path, table: FeatureTable, **parameters: Any) -> Self:
         """The head of an official checkpoint, as if it had been fitted; scores are its own.
 
         Args:
             weights: a state dict that `torch.save` wrote.
-            specs: the features that it takes, by role, in the official order.
+            table: of the features that it takes, in the official order; no video is looked at.
             parameters: of this head, where they differ from those of the paper.
 
         Raises:

@@ -25,7 +25,7 @@ _UNREADABLE = (
 def read_official(
     weights: Path,
     named: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
-    shapes: Callable[[], Mapping[str, tuple[int, ...]] | None],
+    shapes: Callable[[], Mapping[str, tuple[int, ...]]],
     *,
     head: str,
 ) -> dict[str, Tensor]:
@@ -35,7 +35,7 @@ def read_official(
         weights: a state dict that `torch.save` wrote; nothing in it is executed.
         named: from the official names to those of the network.
         shapes: gives those of the network's parameters, by name, once the file is known to be
-            one of this head; None where they are known later.
+            one of this head.
         head: name of the head, for messages.
 
     Raises:
@@ -54,9 +54,7 @@ def read_official(
         dense = isinstance(value, Tensor) and value.layout == torch.strided
         if not dense or value.is_quantized or value.device.type != "cpu":
             raise HeadError(f"{weights} is no checkpoint of {head}'s paper: {name} is no tensor")
-    wanted = shapes()
-    if wanted is not None:
-        check_shapes(ours, dict(wanted), weights)  # before anything is copied
+    check_shapes(ours, dict(shapes()), weights)  # before anything is copied
     state = {name: value.float() for name, value in ours.items()}
     for name, value in state.items():
         if not value.isfinite().all():

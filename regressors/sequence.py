@@ -527,7 +527,7 @@ class SequenceHead(NetworkParameters):
             self.selection_ += f"; trained again for as many on all {count}"
 
     @classmethod
-    def published(cls, weights: Path, specs: Mapping[str, FeatureSpec], **parameters: Any) -> Self:
+    def published(cls, weights: Path, table: FeatureTable, **parameters: Any) -> Self:
         """As `Head.published`; where parameters say nothing else, they are those of the paper.
 
         What weights are already, one network on features as they are, goes without saying.
@@ -535,10 +535,12 @@ class SequenceHead(NetworkParameters):
         as_they_are = {"standardise": False, "runs": 1, "combine": "mean"}
         head = cls(**{**cls.paper, **parameters, **as_they_are})
         head.check_parameters()
-        head.specs_ = dict(specs)
+        head.specs_ = dict(table.specs)
+        inputs = head._inputs(table.specs, head._beside(table))
         state = read_official(
-            weights, head._from_official, lambda: head._shapes(weights), head=cls.name
+            weights, head._from_official, lambda: head._shapes(weights, inputs), head=cls.name
         )
+        head.record_ = taken_of(inputs)
         head.ensemble_ = Ensemble.of({name: own[None] for name, own in state.items()}, [None])
         head.selection_ = f"published weights, {weights.name}, not fitted"
         return head
@@ -553,24 +555,29 @@ class SequenceHead(NetworkParameters):
             network = self._network(inputs, torch.Generator())
         return {name: tuple(value.shape) for name, value in learnt(network).items()}
 
-    def _shapes(self, path: Path) -> dict[str, tuple[int, ...]] | None:
-        """As `learnt_shapes`, for the features that a card names.
-
-        None where networks stand on what lies beside these: it is known when there are rows to
-        predict, and compared then.
+    def _shapes(self, path: Path, inputs: Mapping[str, Input]) -> dict[str, tuple[int, ...]]:
+        """As `learnt_shapes`.
 
         Raises:
             HeadError: naming `path`, if no network has the widths that the card of a head says.
         """
-        if "companions" in self.record_:
-            return None
         try:
-            return self.learnt_shapes(self._inputs(self.specs_))
+            return self.learnt_shapes(inputs)
         except (RuntimeError, TypeError, OverflowError, ValueError) as error:
             raise HeadError(f"{path}: no {self.name} has such widths: {in_words(error)}") from error
 
+    def _shapes_by_card(self, path: Path) -> dict[str, tuple[int, ...]] | None:
+        """For the features that a card names, as `_shapes`.
+
+        None where networks stand on what lies beside these: it is known when there are rows to
+        predict, and compared then.
+        """
+        if "companions" in self.record_:
+            return None
+        return self._shapes(path, self._inputs(self.specs_))
+
     def _most_model_bytes(self) -> int:
-        shapes = self._shapes(Path(CARD))
+        shapes = self._shapes_by_card(Path(CARD))
         if shapes is None:
             return MOST_MODEL_BYTES
         return min(MOST_MODEL_BYTES, most_bytes(self.runs, shapes, _widths(self.specs_)))
@@ -583,7 +590,7 @@ class SequenceHead(NetworkParameters):
             content,
             path,
             runs=self.runs,
-            shapes=self._shapes(path),
+            shapes=self._shapes_by_card(path),
             widths=_widths(self.specs_),
         )
         packed = path.parent / FOLDER

@@ -238,7 +238,7 @@ def test_published_weights_of_a_head_score_without_labels(project, tmp_path):
     store = FeatureStore(project / "bank")
     videos = [Video(id, Path(path)) for _, id, path in rows]
     table = store.table(videos, {"motion": "motion.series"})
-    head = Gru.published(tmp_path / "VSFA.pt", table.specs)
+    head = Gru.published(tmp_path / "VSFA.pt", table)
     assert [float(score) for score, *_ in rows] == pytest.approx(head.predict(table), abs=1e-4)
     card = yaml_value((tmp_path / "head" / "card.yaml").read_text(), "yaml", VqbankError)
     assert card["published"]["file"] == "VSFA.pt"

@@ -82,7 +82,7 @@ def official(**changes):
 def published(folder, content):
     path = folder / "official.pth"
     path.write_bytes(content)
-    return HEADS["mlp"].published(path, TABLE.specs)
+    return HEADS["mlp"].published(path, TABLE)
 
 
 def saved(state, **options):

@@ -2,6 +2,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -41,7 +42,19 @@ QUICK = {
 """Parameters for tests of everything but how well a head learns."""
 
 
-@pytest.fixture(params=sorted(HEADS))
+OWN_FEATURES: dict[str, str] = {}
+"""Heads of particular features, and the file that has their contract."""
+
+
+def test_every_head_has_a_contract():
+    assert QUICK.keys() | OWN_FEATURES.keys() == HEADS.keys()
+    assert QUICK.keys().isdisjoint(OWN_FEATURES)
+    for name, file in OWN_FEATURES.items():
+        text = Path(__file__).with_name(file).read_text()
+        assert re.search(r"^class \w+\(HeadContract\):", text, re.M), name
+
+
+@pytest.fixture(params=sorted(QUICK))
 def head(request):
     return make_head(request.param, **QUICK[request.param])
 
@@ -55,7 +68,7 @@ class TestContract(HeadContract):
     """Every head, with the parameters of `QUICK`."""
 
 
-@pytest.mark.parametrize("name", sorted(HEADS.keys() - {"cagi", "score"}))  # which want other ones
+@pytest.mark.parametrize("name", sorted(QUICK.keys() - {"cagi", "score"}))  # which want other ones
 @pytest.mark.parametrize("scenes", [None, 30])
 def test_a_head_learns_a_linear_target(name, scenes):
     table, mos = synthetic(160, scenes=scenes)
@@ -731,7 +744,7 @@ def test_a_value_that_no_row_has_or_that_never_changes_is_refused():
         make_head("score", value=1).fit(same, mos)
 
 
-@pytest.mark.parametrize("name", sorted(HEADS.keys() - {"cagi"}))
+@pytest.mark.parametrize("name", sorted(QUICK.keys() - {"cagi"}))
 def test_every_head_sees_the_roles_that_it_names_and_no_others(name):
     table, mos = synthetic(60)
     chosen = make_head(name, **QUICK[name], roles=["motion"]).fit(table, mos)

@@ -18,19 +18,19 @@ from vqbank.regressors.card import read_card
 from vqbank.regressors.metrics import srcc
 from vqbank.regressors.plan import Fold, Method, Plan
 from vqbank.regressors.score_pooling import hysteresis
-from vqbank.regressors.sequence import SequenceHead
 from vqbank.regressors.standardisation import scalings_of
 from vqbank.regressors.training import train
 from vqbank.store.errors import HeadError
-from vqbank.store.schema import FeatureSpec, Video
+from vqbank.store.schema import Video
 from vqbank.store.table import FeatureTable
 
-SEQUENCE = sorted(name for name, kind in HEADS.items() if issubclass(kind, SequenceHead))
 QUICK = {
     "gru": {"reduction": 8, "width": 8, "epochs": 4, "patience": 4, "batch_size": 8},
     "mlp": {"width": 8, "epochs": 4, "patience": 4, "batch_size": 8},
     "cagi": {"width": 16, "epochs": 2, "patience": 2, "batch_size": 8, "align": "repeat"},
 }
+SEQUENCE = sorted(QUICK)
+"""Heads of networks that take any features."""
 
 
 def quick(name, **parameters):
@@ -781,7 +781,7 @@ def test_rqvqa_weights_load_in_the_official_order(tmp_path):
     torch.save(state, tmp_path / "v0.pth")
     series = {role: [rng.normal(size=(9, d)).astype(np.float32)] for role, d in widths.items()}
     table = FeatureTable.from_arrays(videos(1), series)
-    head = HEADS["mlp"].published(tmp_path / "v0.pth", table.specs)
+    head = HEADS["mlp"].published(tmp_path / "v0.pth", table)
 
     flat = np.concatenate([own[0][:8] for own in series.values()], axis=1)
     hidden = (
@@ -793,25 +793,25 @@ def test_rqvqa_weights_load_in_the_official_order(tmp_path):
     assert load_head(tmp_path / "head").predict(table)[0] == head.predict(table)[0]
 
     own = {"standardise": True, "runs": 10, "combine": "rank"}  # of heads that are fitted
-    again = HEADS["mlp"].published(tmp_path / "v0.pth", table.specs, **own)
+    again = HEADS["mlp"].published(tmp_path / "v0.pth", table, **own)
     assert again.predict(table)[0] == head.predict(table)[0]
     with pytest.raises(HeadError, match="was fitted with combine 'mean'; fit it again"):
         head.set_params(combine="zscore").predict(table)
 
     with pytest.raises(HeadError, match=r"hidden\.weight has shape"):
-        HEADS["mlp"].published(tmp_path / "v0.pth", {"spatial": table.specs["spatial"]})
+        HEADS["mlp"].published(tmp_path / "v0.pth", table.select(["spatial"]))
     for text in ("no weights", ""):
         (tmp_path / "text.pth").write_text(text)
         with pytest.raises(HeadError, match="is no checkpoint of mlp's paper"):
-            HEADS["mlp"].published(tmp_path / "text.pth", table.specs)
+            HEADS["mlp"].published(tmp_path / "text.pth", table)
 
 
 # --- VSFA's gru
 
 
 def test_vsfa_published_weights_load(shared_data):
-    spec = FeatureSpec("semantic.last", (4096,), "float16", {"extractor": "semantic"})
-    head = HEADS["gru"].published(shared_data / "data" / "weights" / "VSFA.pt", {"semantic": spec})
+    table = FeatureTable.from_arrays(videos(1), {"semantic": [np.zeros((1, 4096), np.float16)]})
+    head = HEADS["gru"].published(shared_data / "data" / "weights" / "VSFA.pt", table)
 
     assert {name: tuple(value.shape[1:]) for name, value in head.ensemble_.state.items()} == {
         "reduce.weight": (128, 4096),

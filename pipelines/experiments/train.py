@@ -164,8 +164,7 @@ def take_published(weights: Path, folder: Path, *, recipe: Recipe) -> Head:
     name, parameters = recipe.head(next(iter(recipe.heads)))
     kind = type(make_head(name, **parameters))
     parameters.pop("preset", None)  # the paper's, which others are laid over
-    specs = {role: store.resolve(feature) for role, feature in features.items()}
-    head = kind.published(weights, specs, **parameters)
+    head = kind.published(weights, store.table([], features), **parameters)
     file = {"file": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     scale = "the published weights' own score"
     _save(head, folder, recipe, {"score_name": scale, "trained_on": None, "published": file})

@@ -117,7 +117,7 @@ def _scores(fixture: Fixture, path: Path, name: str, feature: Tensor) -> Iterato
         # A video of eight slots, then videos that have one of these slots alone, eight times.
         series = {role: [own, *own[:, None]] for role, own in inputs.items()}
         table = FeatureTable.from_arrays(videos, series)
-        head = Mlp.published(path, table.specs)
+        head = Mlp.published(path, table)
         scores = head.predict(table)
         yield fixture.close(f"{what}_slots", scores[1:], absolute=1e-4)
         yield fixture.close(f"{what}_score", scores[:1], absolute=1e-4)

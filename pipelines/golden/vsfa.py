@@ -67,7 +67,7 @@ def _play_head(
 ) -> Iterator[Check]:
     videos = [Video(name, Path(name)) for name in clips]
     table = FeatureTable.from_arrays(videos, {"semantic": list(clips.values())})
-    head = Gru.published(path, table.specs)
+    head = Gru.published(path, table)
     absolute = 2e-5  # the recipe's
     yield fixture.close(f"{weights}_batch_score", head.predict(table), absolute=absolute)
     network = FrameScores(

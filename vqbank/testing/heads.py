@@ -1,8 +1,10 @@
 """What every head has to hold, as tests: the same bits twice, whole files, clear refusals."""
 
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +27,27 @@ class HeadContract:
     """Subclass it, with a fixture `head` that gives the one that is meant.
 
     It is not fitted, has parameters that make it quick, and stands in HEADS (of another package:
-    by its entry point).  Copies of it are fitted on tables of two roles, `spatial` and `motion`.
+    by its entry point).  Copies of it are fitted on tables of two roles, `spatial` and `motion`;
+    a head of features of its own overrides `table_of`.
     """
+
+    def table_of(
+        self, n: int, *, seed: int = 0, scenes: int | None = None
+    ) -> tuple[FeatureTable, NDArray[np.float64]]:
+        """n videos `set/0.mp4` and so on with their MOS [n], which their features hold.
+
+        Args:
+            n: videos.
+            seed: of what they show.
+            scenes: that videos take in turn; None, none has a scene.
+        """
+        return synthetic(n, seed=seed, scenes=scenes)
 
     @pytest.fixture
     def fitted(self, head: Head) -> Head:
         """The head, fitted on 60 videos."""
-        return fitted_copy(head)
+        copy: Head = clone(head)
+        return copy.fit(*self.table_of(60))
 
     def test_it_stands_in_the_table_under_its_own_name(self, head: Head) -> None:
         assert HEADS[head.name] is type(head)
@@ -40,8 +56,8 @@ class HeadContract:
     def test_it_says_before_a_fit_what_it_will_hold_out_and_how_many_scenes_it_takes(
         self, head: Head, fitted: Head
     ) -> None:
-        held = head.held_out(synthetic(60)[0].videos)
-        alike, mos = synthetic(60, scenes=1)
+        held = head.held_out(self.table_of(60)[0].videos)
+        alike, mos = self.table_of(60, scenes=1)
 
         counts = fitted.record_.get("split", {}).get("held_out_videos", [])
         assert [int(mask.sum()) for mask in held] == counts
@@ -56,7 +72,7 @@ class HeadContract:
             clone(head).fit(alike, mos)
 
     def test_fitting_twice_gives_the_same_bits(self, head: Head) -> None:
-        table, mos = synthetic(60)
+        table, mos = self.table_of(60)
 
         first, second = (clone(head).fit(table, mos).predict(table) for _ in range(2))
 
@@ -65,7 +81,7 @@ class HeadContract:
         assert first.tobytes() == second.tobytes()
 
     def test_another_unit_of_the_mos_gives_the_same_ranking(self, head: Head) -> None:
-        table, mos = synthetic(60)
+        table, mos = self.table_of(60)
 
         stars, percent = clone(head).fit(table, mos), clone(head).fit(table, 1000 + 25 * mos)
 
@@ -74,7 +90,7 @@ class HeadContract:
         np.testing.assert_allclose(percent.predict(table), expected, atol=0.02 * 25 * mos.std())
 
     def test_saving_and_loading_gives_the_same_bits(self, fitted: Head, tmp_path: Path) -> None:
-        table, _ = synthetic(20, seed=1)
+        table, _ = self.table_of(20, seed=1)
         fitted.save(tmp_path / "some" / "folder")
 
         loaded = load_head(tmp_path / "some" / "folder")
@@ -117,12 +133,12 @@ class HeadContract:
 
         assert copy.get_params() == fitted.get_params()
         with pytest.raises(HeadError, match="not fitted"):
-            copy.predict(synthetic(20)[0])
+            copy.predict(self.table_of(20)[0])
         with pytest.raises(HeadError, match="not fitted"):
             copy.save(Path("nowhere"))
 
     def test_predictions_do_not_depend_on_the_order_of_rows(self, fitted: Head) -> None:
-        table, _ = synthetic(30, seed=2)
+        table, _ = self.table_of(30, seed=2)
         order = np.random.default_rng(0).permutation(30)
 
         np.testing.assert_allclose(
@@ -130,7 +146,7 @@ class HeadContract:
         )
 
     def test_predictions_do_not_depend_on_company(self, fitted: Head) -> None:
-        table, _ = synthetic(30, seed=2)
+        table, _ = self.table_of(30, seed=2)
 
         alone = [fitted.predict(table.subset([row]))[0] for row in range(30)]
 
@@ -140,7 +156,7 @@ class HeadContract:
         numpy_before = np.random.get_state()  # noqa: NPY002  # what is looked at is the global one
         torch_before = torch.get_rng_state()
 
-        clone(head).fit(*synthetic(60)).predict(synthetic(5)[0])
+        clone(head).fit(*self.table_of(60)).predict(self.table_of(5)[0])
 
         numpy_after = np.random.get_state()  # noqa: NPY002
         pairs = zip(numpy_before, numpy_after, strict=True)
@@ -148,7 +164,7 @@ class HeadContract:
         assert torch.equal(torch_before, torch.get_rng_state())
 
     def test_fitting_does_not_depend_on_the_global_generators(self, head: Head) -> None:
-        table, mos = synthetic(60)
+        table, mos = self.table_of(60)
         expected = clone(head).fit(table, mos).predict(table)
         torch.rand(3)
         np.random.rand(3)  # noqa: NPY002
@@ -157,66 +173,73 @@ class HeadContract:
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_a_score_that_is_not_finite_is_refused_by_video(self, head: Head, bad: float) -> None:
-        table, mos = synthetic(60)
+        table, mos = self.table_of(60)
         mos[7] = bad
 
         with pytest.raises(HeadError, match=r"the MOS of set/7\.mp4 is"):
             clone(head).fit(table, mos)
 
     def test_constant_scores_are_refused(self, head: Head) -> None:
-        table, _ = synthetic(60)
+        table, _ = self.table_of(60)
 
         with pytest.raises(HeadError, match=r"constant target, all 60 videos have 3\.5"):
             clone(head).fit(table, np.full(60, 3.5))
 
     def test_scores_of_another_length_are_refused(self, head: Head) -> None:
-        table, mos = synthetic(60)
+        table, mos = self.table_of(60)
 
         with pytest.raises(HeadError, match=r"shape \(59,\) for 60 videos"):
             clone(head).fit(table, mos[:-1])
 
     def test_too_few_videos_are_refused_and_just_enough_are_fitted(self, head: Head) -> None:
-        table, mos = synthetic(head.min_videos)
+        table, mos = self.table_of(head.min_videos)
 
         assert clone(head).fit(table, mos).predict(table).shape == (head.min_videos,)
         with pytest.raises(HeadError, match=f"needs {head.min_videos} videos to fit; got"):
             clone(head).fit(table.subset(range(len(mos) - 1)), mos[:-1])
 
     def test_other_roles_are_refused(self, fitted: Head) -> None:
-        table, _ = synthetic(5, roles=("motion", "spatial"))
+        table, _ = self.table_of(5)
+        first, *others = table.roles
 
-        message = r"fitted on the roles spatial, motion; .* motion, spatial"
-        with pytest.raises(HeadError, match=message):
-            fitted.predict(table)
-        with pytest.raises(HeadError, match="this table has spatial"):
-            fitted.predict(synthetic(5, roles=("spatial",))[0])
+        renamed = {"other": table.arrays(first), **{role: table.arrays(role) for role in others}}
+        with pytest.raises(
+            HeadError, match=f"fitted on the roles {', '.join(table.roles)}; .* other"
+        ):
+            fitted.predict(FeatureTable.from_arrays(table.videos, renamed))
+        for roles in [others[:1], [*others, first]] if others else []:
+            with pytest.raises(HeadError, match=f"this table has {', '.join(roles)}"):
+                fitted.predict(table.select(roles))
 
     def test_another_width_is_refused(self, fitted: Head) -> None:
-        table, _ = synthetic(5)
-        wider = FeatureTable.from_arrays(
-            table.videos,
-            {
-                "spatial": [np.zeros((2, 7), np.float32)] * 5,
-                "motion": [np.zeros((2, 2, 2), np.float32)] * 5,
-            },
-        )
-
-        with pytest.raises(HeadError, match=r"spatial = .* of shape \(6,\); .* of shape \(7,\)"):
-            fitted.predict(wider)
-
-    def test_the_same_shape_under_another_key_is_refused(self, fitted: Head) -> None:
-        table, _ = synthetic(5)
-        halves = {
-            role: [table.series(role, row).astype(np.float16) for row in range(5)]
+        table, _ = self.table_of(5)
+        first = table.roles[0]
+        *outer, last = table.specs[first].shape
+        wider = {
+            role: [_wider(values) if role == first else values for values in table.arrays(role)]
             for role in table.roles
         }
 
-        with pytest.raises(HeadError, match="was fitted with spatial"):
-            fitted.predict(FeatureTable.from_arrays(table.videos, halves))
+        named = re.escape(f"of shape {(*outer, last)}; this table has memory.{first}@")
+        with pytest.raises(HeadError, match=f"{first} = .* {named}.*{last + 1}"):
+            fitted.predict(FeatureTable.from_arrays(table.videos, wider))
+
+    def test_the_same_shape_under_another_key_is_refused(self, fitted: Head) -> None:
+        table, _ = self.table_of(5)
+        others = {
+            role: [
+                values.astype(np.float16 if values.dtype == np.float32 else np.float32)
+                for values in table.arrays(role)
+            ]
+            for role in table.roles
+        }
+
+        with pytest.raises(HeadError, match=f"was fitted with {table.roles[0]}"):
+            fitted.predict(FeatureTable.from_arrays(table.videos, others))
 
     def test_a_table_without_videos_is_refused(self, fitted: Head) -> None:
         with pytest.raises(HeadError, match="no videos"):
-            fitted.predict(synthetic(5)[0].subset([]))
+            fitted.predict(self.table_of(5)[0].subset([]))
 
     def test_one_changed_byte_of_the_model_is_noticed(self, fitted: Head, tmp_path: Path) -> None:
         fitted.save(tmp_path)
@@ -235,6 +258,11 @@ class HeadContract:
 
         with pytest.raises(HeadError, match=f"{model.name} cannot be read: No such file"):
             load_head(tmp_path)
+
+
+def _wider(values: NDArray[Any]) -> NDArray[Any]:
+    """Rows [t, *shape] with one value more along their last axis."""
+    return np.concatenate([values, values[..., :1]], axis=-1)
 
 
 def fitted_copy(head: Head) -> Head:
