@@ -20,12 +20,15 @@ from vqbank.store.errors import GoldenError
 GOLDEN = Path(__file__).parent / "golden"
 LIGHT = (
     "hysteresis.a",
+    "ksvqe_adapter.a",
     "metrics.a",
     "qclip_losses_schedule.a",
     "qclip_train.a",
     "rqvqa_keyframes.a",
     "rqvqa_loss_metrics.a",
+    "vrt_tmsa.a",
     "vsfa_head.a",
+    "xclip_cct.a",
 )
 
 

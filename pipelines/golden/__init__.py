@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vqbank.pipelines.golden.adapters import play_coop_text, play_ksvqe_adapter
 from vqbank.pipelines.golden.brisque import play_brisque_protocol
 from vqbank.pipelines.golden.clip import play_clip_b32_tokens, play_liqe_495
 from vqbank.pipelines.golden.fastvqa import play_fastvqa_b, play_fastvqa_sampling, play_fragments
 from vqbank.pipelines.golden.fixture import Check, Fixture, Player, name_and_letter, outputs
+from vqbank.pipelines.golden.interaction import play_vrt_tmsa, play_xclip_cct
 from vqbank.pipelines.golden.key_frames import play_rqvqa_keyframes
 from vqbank.pipelines.golden.metrics import play_metrics, play_rqvqa_loss_metrics
 from vqbank.pipelines.golden.motion_blocks import play_slowfast_indices, play_slowfast_motion
@@ -38,10 +40,12 @@ from vqbank.store.errors import VqbankError
 PLAYERS: dict[str, Player] = {
     "brisque_protocol": play_brisque_protocol,
     "clip_b32_tokens": play_clip_b32_tokens,
+    "coop_text": play_coop_text,
     "fastvqa_b": play_fastvqa_b,
     "fastvqa_sampling": play_fastvqa_sampling,
     "fragments": play_fragments,
     "hysteresis": play_hysteresis,
+    "ksvqe_adapter": play_ksvqe_adapter,
     "liqe_495": play_liqe_495,
     "metrics": play_metrics,
     "pe_core_l14": play_pe_core_l14,
@@ -60,8 +64,10 @@ PLAYERS: dict[str, Player] = {
     "swin_base_mhsa": play_swin,
     "unique_resnet34": play_unique_resnet34,
     "vificlip": play_vificlip,
+    "vrt_tmsa": play_vrt_tmsa,
     "vsfa_head": play_vsfa_head,
     "vsfa_resnet50": play_vsfa_resnet50,
+    "xclip_cct": play_xclip_cct,
 }
 
 INFORMATIVE: dict[str, tuple[str, ...]] = {
@@ -83,6 +89,8 @@ INFORMATIVE: dict[str, tuple[str, ...]] = {
     "rqvqa_loss_metrics": (r"ntire_example\.\w+", r"plcc_loss\.constant_\w+"),
     # Compared where VSFA's weights are at hand, which are not kept here.
     "vsfa_head": (r"real_\w+",),
+    # Of windows of space, which heads on tokens have none of; what position terms are made of.
+    "vrt_tmsa": (r"spatial_\w+", r"tokens_(position_bias|rel_index)"),
     # How far two ways are apart that are the same on paper.
     "slowfast_fast256": ("fast_only_max_abs_diff",),
 }
