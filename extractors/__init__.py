@@ -30,6 +30,7 @@ EXTRACTORS: "Registry[Extractor]" = Registry(
         "semantic": "vqbank.extractors.semantic:Semantic",
         "slowfast": "vqbank.extractors.slowfast:SlowFast",
         "swin": "vqbank.extractors.swin:Swin",
+        "thumbnail": "vqbank.extractors.thumbnail:Thumbnail",
         "vificlip": "vqbank.extractors.vificlip:ViFiClip",
     },
 )

@@ -89,6 +89,32 @@ class ShortSideCrop:
         return _center_crop(resized, [self.crop])
 
 
+@dataclass(frozen=True, slots=True)
+class LetterBox:
+    """Resize the long side, keep the aspect ratio, and stand the picture in a black square."""
+
+    side: int
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """[k, 3, side, side], antialiased; an odd bar is the wider one below or on the right."""
+        import torch
+
+        height, width = letter_boxed(self.side, *frames.shape[-2:])
+        top, left = (self.side - height) // 2, (self.side - width) // 2
+        square = torch.zeros(
+            (*frames.shape[:-2], self.side, self.side), dtype=frames.dtype, device=frames.device
+        )
+        resized = _resize(frames, [height, width], "bilinear")
+        square[..., top : top + height, left : left + width] = resized
+        return square
+
+
+def letter_boxed(side: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the picture in a square of `side`, rounded, at least one pixel."""
+    scale = side / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def _resize(
     frames: Tensor, size: list[int], interpolation: Interpolation, *, antialias: bool = True
 ) -> Tensor:

@@ -24,7 +24,7 @@ from vqbank.store.errors import (
 from vqbank.store.schema import Feature, Fingerprint
 
 CPU = torch.device("cpu")
-WITHOUT_WEIGHTS = ("frames", "motion", "nss")
+WITHOUT_WEIGHTS = ("frames", "motion", "nss", "thumbnail")
 TWO = {
     "quality": {"weights": RANDOM},
     "patches": {"extractor": "quality", "mode": "preprocessed", "weights": RANDOM},
@@ -287,6 +287,7 @@ def bank_a2inet(recipe, videos, tmp_path):
     named = {
         entry: f"{entry}.{'blocks' if 'motion' in entry else 'stages'}"
         for entry in recipe.extractors
+        if entry != "thumbnail"
     }
     recipe = recipe.model_copy(update={"bank": store.path, "features": named})
     table = store.table(videos, with_keys(recipe).features)

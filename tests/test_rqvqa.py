@@ -29,6 +29,7 @@ def extractors(recipe):
     return [
         make_extractor(name, weights="random-tiny" if name in TINY else "random", **parameters)
         for name, parameters in recipe.extractors.items()
+        if name != "thumbnail"
     ]
 
 
