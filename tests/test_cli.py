@@ -474,6 +474,8 @@ def test_names_are_checked_before_features(project, tmp_path, arguments, message
         (["predict", "head", "set.csv", "--weights", "clip"], "is not of the form NAME=VALUE"),
         (["evaluate", "--json", "no/run.json"], "--json no/run.json: there is no folder no"),
         (["evaluate", "--report", "set.csv"], "--report set.csv is a file; name a folder"),
+        (["evaluate", "--report", "no/a.html"], "--report no/a.html: there is no folder no"),
+        (["report", "run.json", "-o", "no/a.html"], "--output no/a.html: there is no folder no"),
         (["predict", "head", "set.csv", "--score", "MOS"], "'MOS' is a column of a label file"),
         (["extractors", "slowfats"], "Did you mean 'slowfast'?"),
     ],

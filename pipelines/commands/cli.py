@@ -21,6 +21,7 @@ from vqbank.pipelines.commands.golden import golden
 from vqbank.pipelines.commands.labels import labels_app
 from vqbank.pipelines.commands.options import program
 from vqbank.pipelines.commands.predict import predict
+from vqbank.pipelines.commands.report import report
 from vqbank.pipelines.commands.splits import split_app
 from vqbank.pipelines.commands.train import train
 from vqbank.pipelines.commands.weights import app as weights_app
@@ -67,7 +68,7 @@ class Commands(typer.core.TyperGroup):
 
 app = program(cls=Commands, no_args_is_help=True)
 for command in (
-    demo, extract, names.recipe, status, evaluate, results, compare, train, names.heads,
+    demo, extract, names.recipe, status, evaluate, results, compare, report, train, names.heads,
     names.extractors, predict, ls, show, golden, diff, verify, compact, merge, prune,
     selection, export, pack,
 ):  # fmt: skip

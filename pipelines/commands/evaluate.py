@@ -45,7 +45,13 @@ def evaluate(
     device: HeadDevice = None,
     splits: Splits | None = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Folder for tables, pictures and a page.")
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html|FOLDER",
+            help="One page that opens anywhere, as of `report`; or a folder for tables, a picture "
+            "and a page without plots.",
+        ),
     ] = None,
     json_file: Annotated[
         Path | None,
@@ -67,9 +73,14 @@ def evaluate(
         title_of,
         with_parameters,
     )
+    from vqbank.pipelines.runs.report import check_bokeh, is_page, write_report_page
 
     check_target(json_file, "--json")
-    check_folder(report, "--report")
+    if report is not None and is_page(report):
+        check_target(report, "--report")
+        check_bokeh()
+    else:
+        check_folder(report, "--report")
     check_folder(keep, "--keep")
     asked = recipe_of(
         recipe,
@@ -98,7 +109,10 @@ def evaluate(
     if json_file is not None:
         write_record(record, json_file)
         say(f"record: {json_file}")
-    if report is not None:
+    if report is not None and is_page(report):
+        write_report_page([record], report, bank=chosen.bank, videos=chosen.videos)
+        say(f"report: {report}")
+    elif report is not None:
         say(f"report: {write_report(record, report)}")
 
 

@@ -1,0 +1,60 @@
+"""The page of records: which files it is made of, and where it goes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from vqbank.pipelines.log import log
+from vqbank.store.errors import VqbankError
+
+if TYPE_CHECKING:
+    from vqbank.pipelines.results.record import Record
+
+
+def write_report_page(
+    records: "Sequence[Record]",
+    output: Path,
+    *,
+    bank: Path | None = None,
+    videos: Path | None = None,
+    map_kind: Literal["pca", "tsne"] = "pca",
+) -> None:
+    """Write one HTML file that opens anywhere.
+
+    Args:
+        records: of runs.
+        output: the file, in a folder that is there.
+        bank: of their features, for pictures, sizes, the map and time lines.
+        videos: a manifest, for scenes and parts.
+        map_kind: how videos are laid out by their features.
+
+    Raises:
+        VqbankError: if Bokeh is not installed, a record keeps no predictions, or bank or manifest
+            cannot be read.
+    """
+    check_bokeh()
+    from vqbank.pipelines.manifest import is_manifest, read_videos
+    from vqbank.pipelines.report.page import Page, write_page
+
+    known = read_videos(videos) if videos is not None and is_manifest(videos) else []
+    page = Page.of(records, bank=bank, videos=known, map_kind=map_kind)
+    if page.why_no_table and bank is not None:
+        log.warning("no map of features: %s", page.why_no_table)
+    write_page(page, output)
+
+
+def is_page(report: Path) -> bool:
+    """Whether `--report` names the one file, and no folder."""
+    return report.suffix.lower() == ".html"
+
+
+def check_bokeh() -> None:
+    """Refuse where the page cannot be drawn, before anything that takes long.
+
+    Raises:
+        VqbankError: saying what to install.
+    """
+    try:
+        import bokeh  # noqa: F401 - all that is asked is whether it is there
+    except ModuleNotFoundError as error:
+        raise VqbankError("a page needs Bokeh: `pip install bokeh`") from error
