@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Extractor, Output, WeightedExtractor
 from vqbank.extractors.libraries import LIBRARIES, PUBLISHED, Library, described
-from vqbank.extractors.sampling import ClipPerSecond, KeyFrames, Sampling
+from vqbank.extractors.sampling import (
+    ClipPerSecond,
+    EveryClip,
+    EveryNth,
+    KeyFrames,
+    Sampling,
+)
 from vqbank.extractors.views import CROPPING, ResizeCrop, normalise
 from vqbank.extractors.weights import (
     RANDOM,
@@ -63,6 +69,9 @@ class Backbone(WeightedExtractor):
     """"published" (those that the tag means, or in the folder), "random", or the path of a file."""
     length: Annotated[int, Field(ge=1)] = field(default=16, metadata=IMPLIED)
     """Frames of a clip, for video models."""
+    frames: Literal["seconds", "every"] = field(default="seconds", metadata=IMPLIED)
+    """A frame or a clip from the start of every second, or every frame, in clips that follow each
+    other where the model is one of videos."""
 
     name = "backbone"
     version = 1
@@ -82,20 +91,20 @@ class Backbone(WeightedExtractor):
 
     @property
     def sampling(self) -> Sampling:
-        """Key frames, or clips of `length` frames for a video model.
+        """The frames that `frames` names, or clips of `length` frames for a video model.
 
         Raises:
             RecipeError: if the model was made for another number of frames.
         """
         if not self._library.is_video:
-            return KeyFrames()
+            return KeyFrames() if self.frames == "seconds" else EveryNth(1)
         fixed = self._library.frames
         if fixed is not None and fixed != self.length:
             raise RecipeError(
                 f"backbone: {self.model} takes clips of {fixed} frames, not {self.length}; set "
                 f"length: {fixed}"
             )
-        return ClipPerSecond(self.length)
+        return ClipPerSecond(self.length) if self.frames == "seconds" else EveryClip(self.length)
 
     @property
     def batch_clips(self) -> int:  # type: ignore[override]  # a constant of all other extractors

@@ -127,6 +127,19 @@ class EveryNth:
 
 
 @dataclass(frozen=True, slots=True)
+class EveryClip:
+    """A video cut into clips of consecutive frames; the last one repeats the last frame."""
+
+    length: int = 32
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[t, length] with t = ceil(n / length)."""
+        starts = np.arange(0, len(timeline), self.length, dtype=np.int64)
+        frames = starts[:, None] + np.arange(self.length)
+        return one_row_per_clip(np.minimum(frames, len(timeline) - 1))
+
+
+@dataclass(frozen=True, slots=True)
 class ClipPerSecond:
     """A clip of consecutive frames from the start of every whole second.
 

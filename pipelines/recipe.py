@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vqbank.pipelines.manifest import VIDEO_SUFFIXES
+from vqbank.pipelines.paper import Paper
 from vqbank.store.documents import file_text, yaml_value
 from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
 
@@ -80,6 +81,8 @@ class Recipe(BaseModel):
     score_name: str = "MOS"
     """What the manifest's `mos` column holds, for tables and pictures."""
     protocol: Protocol = Protocol()
+    paper: Paper | None = None
+    """Which table of a paper it makes, with the published numbers."""
 
     def head(self, label: str) -> tuple[str, dict[str, Any]]:
         """Name and parameters of the head that stands under a label.
@@ -190,7 +193,8 @@ def _first_problem(error: ValidationError) -> str:
     *parents, key = problem["loc"]
     place = ".".join(str(step) for step in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        model = Protocol if parents == ["protocol"] else Recipe
+        models: dict[str, type[BaseModel]] = {"protocol": Protocol, "paper": Paper}
+        model = models.get(".".join(map(str, parents)), Recipe)
         known = unknown_name("key", str(key), model.model_fields)
         return f"{'.'.join(map(str, parents))}: {known}" if parents else known
     message = problem["msg"].removeprefix("Value error, ")

@@ -21,6 +21,7 @@ HEADS: "Registry[Head]" = Registry(
         "boosting": "vqbank.regressors.boosting:Boosting",
         "blend": "vqbank.regressors.blend:Blend",
         "mlp": "vqbank.regressors.mlp:Mlp",
+        "mhsa": "vqbank.regressors.mhsa:Mhsa",
         "gru": "vqbank.regressors.gru:Gru",
         "cagi": "vqbank.regressors.cagi:Cagi",
     },

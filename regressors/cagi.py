@@ -51,7 +51,7 @@ Axis = Literal["time", "channel"]
 Gate = Literal["after-convolution", "before-convolution"]
 Kernel = Literal[1, 3, 5, 7, 9]
 QUALITY = "quality"
-"""The role of the quality-aware series; the other one is the semantic-aware."""
+"""How the role of the quality-aware series begins; the other one is the semantic-aware."""
 REDUCED = 128  # width of the rows that the recurrent layer gets, and of its state: those of VSFA
 STATE = 32
 
@@ -88,8 +88,9 @@ class Layers:
 class Cagi(SequenceHead):
     """A2INet's network on a quality-aware and a semantic-aware series; absolute error, rank loss.
 
-    The roles are `quality` and any other one, such as `semantic` (S+S: `quality.stages` and
-    `semantic.stages`) or `motion` (S+M: `quality.stages` and `slowfast.blocks`).  Of the longer
+    The roles are `quality`, or one that begins so, such as `quality-540`, and any other one, such
+    as `semantic` (S+S: `quality.stages` and `semantic.stages`) or `motion` (S+M: `quality.stages`
+    and `slowfast.blocks`).  Of the longer
     series the rows of the other's frames are taken.  Options that stand in `Layers` as well are
     explained there.
 
@@ -140,7 +141,9 @@ class Cagi(SequenceHead):
         return super()._series(table)
 
     def _check_roles(self, roles: Collection[str]) -> None:
-        if not self.wiring.startswith("concat") and (len(roles) != 2 or QUALITY not in roles):
+        if self.wiring.startswith("concat"):
+            return
+        if len(roles) != 2 or sum(role.startswith(QUALITY) for role in roles) != 1:
             raise HeadError(
                 f"{self.name}: the wiring {self.wiring!r} takes two roles, {QUALITY!r} and another "
                 f"such as 'semantic' or 'motion'; got {', '.join(roles)}; name them in "
@@ -226,8 +229,8 @@ class Interaction(nn.Module):
     def __init__(self, widths: Mapping[str, int], layers: Layers) -> None:
         super().__init__()
         width, bias = layers.width, layers.bias
-        self.other = next(role for role in widths if role != QUALITY)
-        self.quality = nn.Linear(widths[QUALITY], width, bias)
+        self.aware, self.other = sorted(widths, key=lambda role: not role.startswith(QUALITY))
+        self.quality = nn.Linear(widths[self.aware], width, bias)
         self.semantic = nn.Linear(widths[self.other], width, bias)
         self.wiring = layers.wiring
         count = 2 if self._both_ways and not layers.shared_guides else 1
@@ -247,7 +250,7 @@ class Interaction(nn.Module):
             batch: with both roles.
             real: [b, t, 1] bool, true for the rows of a video, false behind them.
         """
-        quality = self.quality(batch.series(QUALITY))
+        quality = self.quality(batch.series(self.aware))
         semantic = self.semantic(batch.series(self.other))
         if self._both_ways:
             to_semantic = self.guides[0](quality, semantic, real)

@@ -52,6 +52,7 @@ class Mlp(SequenceHead):
             "batch_size": 6,
             "learning_rate": 1e-5,
             "weight_decay": 1e-7,
+            "optimizer": "adam",
             "decay": 0.9,  # every 10 epochs
         }
     )

@@ -36,10 +36,21 @@ QUICK = {
     "boosting": {"most_trees": 60},
     "blend": {"folds": 3},
     "mlp": {"epochs": 30, "width": 16},
+    "mhsa": {
+        "blocks": 1,
+        "bottleneck": 4,
+        "heads": 2,
+        "head_channels": 4,
+        "epochs": 6,
+        "learning_rate": 1e-2,
+        "width": 8,
+    },
     "gru": {"epochs": 10, "reduction": 8, "width": 8},
     "cagi": {"wiring": "concat", "epochs": 10, "learning_rate": 2e-3},  # takes any roles
 }
 """Parameters for tests of everything but how well a head learns."""
+NOT_LINEAR = {"cagi", "mhsa", "score"}
+"""Heads that want other rows: a quality-aware series, maps, a score."""
 
 
 OWN_FEATURES: dict[str, str] = {}
@@ -68,7 +79,7 @@ class TestContract(HeadContract):
     """Every head, with the parameters of `QUICK`."""
 
 
-@pytest.mark.parametrize("name", sorted(QUICK.keys() - {"cagi", "score"}))  # which want other ones
+@pytest.mark.parametrize("name", sorted(QUICK.keys() - NOT_LINEAR))
 @pytest.mark.parametrize("scenes", [None, 30])
 def test_a_head_learns_a_linear_target(name, scenes):
     table, mos = synthetic(160, scenes=scenes)
@@ -91,6 +102,7 @@ def test_every_head_says_how_it_was_selected(fitted):
         "boosting": "trees of at most 60 by squared error in 3-fold cross-validation",
         "blend": "weights by out-of-fold predictions over 3 training folds",
         "mlp": "of 30 by SRCC on 12 of 60 training videos, 20% of the training scenes",
+        "mhsa": "of 6 by SRCC on 12 of 60 training videos, 20% of the training scenes",
         "gru": "of 10 by SRCC on 12 of 60 training videos, 20% of the training scenes",
         "cagi": "of 10 by SRCC on 12 of 60 training videos, 20% of the training scenes",
     }

@@ -28,6 +28,16 @@ QUICK = {
     "gru": {"reduction": 8, "width": 8, "epochs": 4, "patience": 4, "batch_size": 8},
     "mlp": {"width": 8, "epochs": 4, "patience": 4, "batch_size": 8},
     "cagi": {"width": 16, "epochs": 2, "patience": 2, "batch_size": 8, "align": "repeat"},
+    "mhsa": {
+        "blocks": 1,
+        "bottleneck": 4,
+        "heads": 2,
+        "head_channels": 4,
+        "width": 8,
+        "epochs": 2,
+        "patience": 2,
+        "standardise": True,
+    },
 }
 SEQUENCE = sorted(QUICK)
 """Heads of networks that take any features."""

@@ -97,6 +97,7 @@ def evaluate(
     chosen = of_bank(asked, pairs(weights, "--weights"))
     from vqbank.pipelines.console import console  # and what takes seconds
     from vqbank.pipelines.experiments.fits import all_cores
+    from vqbank.pipelines.results.published import published_table
     from vqbank.pipelines.results.records import write_record
     from vqbank.pipelines.results.report import write_report
     from vqbank.pipelines.results.tables import result_table
@@ -106,6 +107,8 @@ def evaluate(
     processes = all_cores() if jobs is None else jobs
     record = show_experiment(experiment, jobs=processes, keep=keep)
     console().print(result_table(record))
+    if chosen.paper is not None and chosen.paper.rows:
+        console().print(published_table(record, chosen.paper))
     if json_file is not None:
         write_record(record, json_file)
         say(f"record: {json_file}")

@@ -13,6 +13,7 @@ from vqbank.extractors.networks.spatial_branch import SpatialBranch
 from vqbank.extractors.swin import Swin, load_network, our_keys
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from vqbank.pipelines.golden.fixture import Check, Fixture, array, checkpoint, frames
+from vqbank.regressors.mhsa import Mhsa
 from vqbank.regressors.mlp import Mlp
 from vqbank.store.schema import Video
 from vqbank.store.table import FeatureTable
@@ -33,9 +34,13 @@ def play_swin(fixture: Fixture) -> Iterator[Check]:
     }  # tables that timm computes, and counters
     with checkpoint({**fixture.state_dict(), **left}) as path, torch.inference_mode():
         network = load_network(path, *Swin.files).eval()
-        average = Swin(weights=str(path), outputs=("feature",)).build(device)
-        feature = torch.cat([average(clip[None])["feature"][0] for clip in clips])
+        average = Swin(weights=str(path), outputs=("feature", "tokens")).build(device)
+        rows = [average(clip[None]) for clip in clips]
+        feature, tokens = (
+            torch.cat([row[what][0] for row in rows]) for what in ("feature", "tokens")
+        )
         scores = list(_scores(fixture, path, name, feature))
+        scores.append(_score_of_tokens(fixture, path, name, tokens))
     yield fixture.keys(_official(fixture, network))
     yield fixture.close("spatial_feature", feature, relative=2e-5)
 
@@ -102,6 +107,15 @@ def _arrays(fixture: Fixture, network: SpatialBranch, name: str) -> Iterator[Che
     maps = network.bot4(8 * torch.from_numpy(array(f"{name}/bot_in", (1, 1024, 12, 12))))
     yield from fixture.sampled("bot_on_array", maps, relative=1e-4)
     yield fixture.close("bot_on_array_pooled", maps.mean(dim=(2, 3))[0], relative=1e-4)
+
+
+def _score_of_tokens(fixture: Fixture, path: Path, name: str, tokens: Tensor) -> Check:
+    """The same score by `mhsa`, which has the attention blocks of the checkpoint too."""
+    others = {part: array(f"{name}/{part}", (len(tokens), own)) for part, own in _FUSED.items()}
+    series = {"tokens": [tokens.numpy()], **{role: [own] for role, own in others.items()}}
+    table = FeatureTable.from_arrays([Video("full/tokens", Path("full"))], series)
+    score = Mhsa.published(path, table).predict(table)
+    return fixture.close("full_score", score, absolute=1e-4)
 
 
 def _scores(fixture: Fixture, path: Path, name: str, feature: Tensor) -> Iterator[Check]:

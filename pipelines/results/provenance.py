@@ -51,7 +51,7 @@ def seen_by_weights(specs: Mapping[str, FeatureSpec], ids: Iterable[str]) -> lis
         trained = [
             spec.name
             for spec in specs.values()
-            if _bare(name) in {_bare(seen) for seen in spec.trained_on}
+            if bare(name) in {bare(seen) for seen in spec.trained_on}
         ]
         if trained:
             lines.append(f"{name} ({', '.join(dict.fromkeys(trained))})")
@@ -74,5 +74,6 @@ def unknown_provenance(specs: Mapping[str, FeatureSpec]) -> list[str]:
     return [s.name for s in specs.values() if s.identity.get("provenance") == "unknown"]
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
+    """A name of a data set as names are compared: without case, hyphens and underscores."""
     return name.replace("-", "").replace("_", "").casefold()

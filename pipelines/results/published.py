@@ -1,0 +1,73 @@
+"""Numbers of a paper beside those of a record."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vqbank.pipelines.paper import Paper
+from vqbank.pipelines.results.provenance import bare
+from vqbank.pipelines.results.record import Record, Row
+from vqbank.pipelines.results.statistics import METRICS, shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def data_of(record: Record, paper: Paper) -> list[str]:
+    """The columns of a paper that a record is of; all of them where its videos name none."""
+    own = {bare(video_id.split("/", 1)[0]) for video_id in record.ids}
+    named = [data for data in paper.data if bare(data) in own]
+    return named or list(paper.data)
+
+
+def published_table(record: Record, paper: Paper) -> "Table":
+    """The table for a terminal: every row of the paper, and what the record has for it.
+
+    A row of the record stands beside the row of the paper that has the label of its head, also in
+    another order; numbers of the paper that nobody can compare stand alone.
+    """
+    from rich.table import Table
+
+    from vqbank.pipelines.console import styled
+
+    data = data_of(record, paper)
+    metrics = [metric for metric in paper.metrics if metric in METRICS]
+    caption = [*_cautions(record, paper, data), *record.cautions]
+    table = Table(title=styled(f"{paper.name}, {paper.shows}"), caption=styled(*caption))
+    table.add_column("row")
+    for one in data:
+        for metric in metrics:
+            table.add_column(styled(f"{one} {metric.upper()}"), justify="right")
+    for metric in metrics:
+        table.add_column(f"here {metric.upper()}", justify="right")
+    published = {(one.row, one.data, one.metric): one.value for one in paper.numbers}
+    ours = {row.head.name: row for row in record.rows}
+    for label in dict.fromkeys([*paper.rows, *ours]):
+        theirs = [
+            shown(published.get((label, one, metric), math.nan))
+            for one in data
+            for metric in metrics
+        ]
+        table.add_row(styled(label), *theirs, *_ours(ours.get(label), metrics))
+    return table
+
+
+def _ours(row: Row | None, metrics: Sequence[str]) -> list[str]:
+    if row is None:
+        return [""] * len(metrics)
+    return [shown(row.statistics[metric].median) for metric in metrics]
+
+
+def _cautions(record: Record, paper: Paper, data: Sequence[str]) -> list[str]:
+    """What is to be known before two numbers are compared."""
+    lines = [f"here: {record.number_selected_by}, {record.splits}."]
+    if paper.protocol:
+        lines.append(f"Published: {paper.protocol}.")
+    if paper.chosen:
+        lines.append(f"There, {paper.chosen}.")
+    if len(data) == len(paper.data) > 1:
+        lines.append(
+            f"The ids of the videos here begin with the name of none of {', '.join(data)}: which "
+            "column is theirs is not known."
+        )
+    return lines
