@@ -7,13 +7,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
 from vqbank.pipelines.log import log
 from vqbank.store.documents import file_text
 from vqbank.store.errors import ManifestError, naming, unknown_name
 from vqbank.store.ordinary import open_ordinary
-from vqbank.store.schema import Part, Video
+from vqbank.store.schema import PARTS, Video, is_part
 
 COLUMNS = ("id", "path", "mos", "scene", "part", "std", "n_ratings")
 MOST_BYTES = 2**27
@@ -69,8 +68,8 @@ def read_manifest(manifest: Path) -> list[Video]:
     """The videos of a CSV file with a header line.
 
     Columns: `path` (relative to the manifest's folder), and optionally `id` (default: manifest
-    name / path), `mos`, `scene`, `part` (train, validation or test), `std` and `n_ratings` (of
-    the ratings behind `mos`).
+    name / path), `mos`, `scene`, `part` (train, validation, test, or test-NAME for a further test
+    set), `std` and `n_ratings` (of the ratings behind `mos`).
 
     Raises:
         ManifestError: naming file and line.
@@ -127,14 +126,14 @@ def _video(manifest: Path, line: int, row: dict[str, str]) -> Video:
     if not row["path"]:
         raise ManifestError(f"{where}: path is empty")
     part = row.get("part") or None
-    if part is not None and part not in get_args(Part):
-        raise ManifestError(f"{where}: {unknown_name('part', part, get_args(Part))}")
+    if part is not None and not is_part(part):
+        raise ManifestError(f"{where}: {unknown_name('part', part, PARTS)}")
     return Video(
         id=row.get("id") or f"{manifest.stem}/{row['path']}",
         path=manifest.parent / row["path"],
         mos=_number(where, "mos", row.get("mos", "")),
         scene=row.get("scene") or None,
-        part=part,  # type: ignore[arg-type]
+        part=part,
         std=_number(where, "std", row.get("std", ""), least=0),
         n_ratings=_count(where, row.get("n_ratings", "")),
     )

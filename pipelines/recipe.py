@@ -5,7 +5,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from vqbank.pipelines.manifest import VIDEO_SUFFIXES
 from vqbank.pipelines.paper import Paper
@@ -43,15 +51,38 @@ class Protocol(BaseModel):
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     min_test_scenes: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
+    statistic: Literal["median", "mean"] = "median"
+    """Over the splits: the number that tables print, as a paper states it.  Of any splits; records
+    keep both."""
 
     @model_validator(mode="after")
     def _say_once(self) -> "Protocol":
-        further = sorted(self.model_fields_set - {"splits"})
+        further = sorted(self.model_fields_set - {"splits", "statistic"})
         if self.splits != "scene" and further:
             raise ValueError(
                 f"splits {self.splits} take no {' and no '.join(further)}, as `splits: scene` does"
             )
         return self
+
+
+class RatedFile(BaseModel):
+    """A test set: videos with scores that every fitted head predicts, whatever splits test."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: File
+    """A manifest (.csv) or a label file of any layout, whose videos are banked."""
+    score: str | None = None
+    """The column of a label file that is the MOS, where it has several."""
+    score_name: str = "MOS"
+    """What the scores are, for tables and pictures."""
+    part: str | None = None
+    """Only videos of this part, such as `test`."""
+
+
+def _as_file(value: object) -> object:
+    """A path alone is a file without further keys."""
+    return {"file": value} if isinstance(value, str | Path) else value
 
 
 class Recipe(BaseModel):
@@ -80,6 +111,11 @@ class Recipe(BaseModel):
     does not, so that variants of one can be tried; `preset: paper` means those of its paper."""
     score_name: str = "MOS"
     """What the manifest's `mos` column holds, for tables and pictures."""
+    test: dict[str, Annotated[RatedFile, BeforeValidator(_as_file)]] = {}
+    """Test sets by a name that tables show; a path alone, or with further keys."""
+    overlap: Literal["stop", "mark"] = "stop"
+    """What happens where a test set has videos that are trained on: nothing runs, or its lines are
+    marked."""
     protocol: Protocol = Protocol()
     paper: Paper | None = None
     """Which table of a paper it makes, with the published numbers."""
@@ -165,6 +201,10 @@ def _recipe_of(text: str, path: Path) -> Recipe:
         else own
         for label, own in recipe.heads.items()
     }
+    update["test"] = {
+        name: own.model_copy(update={"file": folder / own.file})
+        for name, own in recipe.test.items()
+    }
     if recipe.protocol.splits.endswith(".json"):
         splits = str(folder / recipe.protocol.splits)
         update["protocol"] = recipe.protocol.model_copy(update={"splits": splits})
@@ -193,7 +233,11 @@ def _first_problem(error: ValidationError) -> str:
     *parents, key = problem["loc"]
     place = ".".join(str(step) for step in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {"protocol": Protocol, "paper": Paper}
+        models: dict[str, type[BaseModel]] = {
+            "protocol": Protocol,
+            "paper": Paper,
+            **dict.fromkeys((f"test.{parent}" for parent in parents[1:]), RatedFile),
+        }
         model = models.get(".".join(map(str, parents)), Recipe)
         known = unknown_name("key", str(key), model.model_fields)
         return f"{'.'.join(map(str, parents))}: {known}" if parents else known

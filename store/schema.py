@@ -23,7 +23,12 @@ from vqbank.store.errors import InvalidFeatureError, unknown_name
 from vqbank.store.ordinary import open_ordinary
 
 StoredDtype = Literal["float16", "float32", "bfloat16", "uint8", "int16", "int32"]
-Part = Literal["train", "validation", "test"]
+Part = str
+"""`train`, `validation`, `test`, or `test-NAME`: a further test part of a data set, which is a test
+set of its own, such as LSVQ's `test-1080p`."""
+PARTS = ("train", "validation", "test", "test-NAME")
+"""For messages."""
+FURTHER_TEST = "test-"
 
 FINGERPRINT_BLOCKS = 8
 FINGERPRINT_BLOCK_BYTES = 16 * 1024
@@ -31,6 +36,11 @@ KEY_DIGITS = 12
 AXES = 16
 ROW_BYTES = 2**28
 """The most bytes of one row in one array: a clip of 32 frames of 1920 x 1080 as u8 has 190 MiB."""
+
+
+def is_part(text: str) -> bool:
+    """Whether a part of a data set may be called so."""
+    return bool(re.fullmatch(r"train|validation|test|test-[\w.+-]{1,64}", text))
 
 
 @dataclass(frozen=True, slots=True)

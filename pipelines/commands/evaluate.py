@@ -44,6 +44,16 @@ def evaluate(
     preset: Preset = None,
     device: HeadDevice = None,
     splits: Splits | None = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--test", metavar="[NAME=]FILE", help="A further test set; may be given several times."
+        ),
+    ] = None,
+    overlap: Annotated[
+        str | None,
+        typer.Option("--overlap", help="Test sets with videos that are trained on: stop, or mark."),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -65,7 +75,7 @@ def evaluate(
         typer.Option("--keep", help="Folder of finished heads, from which the same run goes on."),
     ] = None,
 ) -> None:
-    """Try heads on splits of a bank; prints medians over the test parts."""
+    """Try heads on splits of a bank, and on test sets; prints medians over the splits."""
     from vqbank.pipelines.runs.asked import (
         check_folder,
         of_bank,
@@ -91,6 +101,8 @@ def evaluate(
         features=features,
         heads=head,
         splits=splits,
+        test=test,
+        overlap=overlap,
         missing=missing,
     )
     asked = with_parameters(asked, settings or (), preset=preset, device=device)
@@ -167,7 +179,8 @@ def compare(
         caption="p of Wilcoxon's test, and of the t-test corrected for overlapping training parts. "
         "F-test: splits whose residuals vary less or more, 95 %. Splits are left out where a run "
         "has no value, or an earlier one the same test part. A dash: all splits differ by the "
-        "same, which leaves a t-test nothing to go by.",
+        "same, which leaves a t-test nothing to go by; or they share a test set, so that none is "
+        "evidence of its own.",
     )
     for column in ("run", "median gain", "better in", "Wilcoxon p", "corrected p", "F-test"):
         table.add_column(column, justify="left" if column == "run" else "right")

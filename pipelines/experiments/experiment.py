@@ -1,38 +1,43 @@
 """Experiments as data: cells on shared splits; each finished cell is a record that is kept."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Literal
 
 from vqbank.pipelines.experiments.fits import Cell, Fits, SplitResult
 from vqbank.pipelines.experiments.fitting import Fitted, Telling
+from vqbank.pipelines.experiments.found import (
+    as_json,
+    files_sha256,
+    head_record,
+    labels_text,
+    scores_sha256,
+    set_record,
+    sha256,
+    software,
+)
+from vqbank.pipelines.experiments.further import FurtherSet
 from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.experiments.shared_splits import SharedSplits
+from vqbank.pipelines.log import log
 from vqbank.pipelines.recipe import Protocol, Recipe, required
+from vqbank.pipelines.results.head_record import HeadRecord
 from vqbank.pipelines.results.provenance import (
     Source,
     seen_by_weights,
     unknown_provenance,
     unknown_weights,
 )
-from vqbank.pipelines.results.record import HeadRecord, Mapped, Record
+from vqbank.pipelines.results.record import Record
 from vqbank.pipelines.results.records import joined, read_records, to_json
-from vqbank.pipelines.results.statistics import METRICS, Statistics
+from vqbank.pipelines.results.set_record import SetRecord
 from vqbank.pipelines.splits.split import first_alike
 from vqbank.regressors import make_head
 from vqbank.store.errors import RecipeError
 from vqbank.store.files import write_atomically
 from vqbank.store.words import few
-
-SOFTWARE = ("vqbank", "numpy", "scipy", "scikit-learn", "torch")
-"""What computes the numbers of a cell; another version may give others."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class Experiment:
     """Those videos that have the features of every cell."""
     cells: Sequence[Cell]
     protocol: Protocol
+    sets: Sequence[FurtherSet] = ()
+    """What every fitted head predicts beside the test parts of the splits."""
+    overlap: Literal["stop", "mark"] = "stop"
+    """Whether videos of a test set may be trained on; its lines are marked then."""
 
     @classmethod
     def of(
@@ -57,7 +66,7 @@ class Experiment:
             weights: of extractors, where the bank has a feature of several.
 
         Raises:
-            RecipeError: if it names no heads, or as `RatedVideos.of` does.
+            RecipeError: if it names no heads, or as `RatedVideos.of` and `FurtherSet.all_of` do.
             ManifestError: as `RatedVideos.of` does.
             MissingFeatureError: as `RatedVideos.of` does.
             UnknownNameError: if there is no such head.
@@ -66,7 +75,8 @@ class Experiment:
         named = {label: recipe.head(label) for label in required(recipe, "heads", option="--head")}
         heads = {label: make_head(name, **own) for label, (name, own) in named.items()}
         cells = [Cell(label, head, rated.table.roles) for label, head in heads.items()]
-        return cls(title, rated, cells, recipe.protocol)
+        sets = FurtherSet.all_of(recipe, rated, weights=weights)
+        return cls(title, rated, cells, recipe.protocol, sets, recipe.overlap)
 
     @cached_property
     def splits(self) -> SharedSplits:
@@ -82,18 +92,22 @@ class Experiment:
             jobs: processes; results are the same.
             watch: told of costs, steps and epochs, and of every fit that is done.
             keep: a folder in which each record is put in its place at once, under the hash of all
-                that its numbers depend on.  Cells that it holds are not computed again: a run that
-                was killed goes on after the last cell that it finished.  None keeps nothing.
+                that its fits depend on.  Cells that it holds are not computed again: a run that
+                was killed goes on after the last cell that it finished.  Of runs with test sets,
+                or one split, fitted heads are kept as well: another test set is predicted by them.
+                None keeps nothing.
 
         Raises:
             RecipeError: as `SharedSplits.check` does, before anything is fitted; if cells share a
-                label; if one starts from a head that was trained on tested videos; or if a record
-                in `keep` is damaged.
+                label; if one starts from a head that was trained on tested videos; if nothing is
+                tested, or a test set has videos that are trained on; or if a record in `keep` is
+                damaged.
             HeadError: if a head cannot be fitted on a split.
         """
         if len({cell.label for cell in self.cells}) < len(self.cells):
             raise RecipeError(f"cells share a label: {', '.join(c.label for c in self.cells)}")
         self.splits.check((cell.head for cell in self.cells), self.rated.mos)
+        self._refuse_sets()
         self._refuse_what_was_seen()
         missing: dict[str, Cell] = {}
         for cell in self.cells:
@@ -107,7 +121,7 @@ class Experiment:
         if not missing:
             return
         found: dict[str, list[SplitResult]] = {label: [] for label in missing}
-        for result in self.fits(list(missing.values())).run(jobs=jobs, watch=watch):
+        for result in self.fits(list(missing.values()), keep).run(jobs=jobs, watch=watch):
             found[result.cell].append(result)
             if watch is not None:
                 watch(Fitted(result.cell, result.split))
@@ -119,10 +133,18 @@ class Experiment:
                     write_atomically(path, to_json(record).encode())
                 yield record
 
-    def fits(self, cells: Sequence[Cell]) -> Fits:
-        """All fits of some of the cells, of which `run` makes records."""
+    def fits(self, cells: Sequence[Cell], keep: Path | None = None) -> Fits:
+        """All fits of some of the cells, of which `run` makes records.
+
+        Args:
+            cells: of this experiment.
+            keep: as of `run`.
+        """
         by_label = {cell.label: cell for cell in cells}
-        return Fits(self.rated.table, self.rated.mos, by_label, self.splits)
+        kept = {}
+        if keep is not None and (self.sets or len(self.splits) == 1):
+            kept = {cell.label: keep / self.key(cell) for cell in cells}
+        return Fits(self.rated.table, self.rated.mos, by_label, self.splits, self.sets, kept)
 
     def _read(self, cell: Cell, keep: Path | None) -> Record | None:
         """The head that a folder holds of a cell, in a record that says all else as of today.
@@ -139,8 +161,14 @@ class Experiment:
             raise RecipeError(
                 f"{path} is not the record of the cell that it is named by; remove it"
             )
-        head = records[0].heads[0].model_copy(update={"name": cell.label})
-        today = self._record(cell, head)
+        head, sets = records[0].heads[0], self.set_records(cell)
+        kept_sets = zip(records[0].test_sets, head.sets, strict=True)
+        held = {_content(one): scores for one, scores in kept_sets}
+        if lacking := [one.name for one in sets if _content(one) not in held]:
+            self._tell_of_more(cell, lacking, keep)
+            return None
+        update = {"name": cell.label, "sets": [held[_content(one)] for one in sets]}
+        today = self._record(cell, head.model_copy(update=update))
         for name in ("features", "ids", "mos", "tests", "validations"):
             if getattr(records[0], name) != getattr(today, name):
                 raise RecipeError(
@@ -148,6 +176,52 @@ class Experiment:
                     f"{name}; remove it"
                 )
         return today
+
+    def _tell_of_more(self, cell: Cell, lacking: Sequence[str], keep: Path | None) -> None:
+        """Say whether a cell is trained again to be tested on more sets."""
+        names = few(lacking)
+        if self.fits([cell], keep).has_heads(cell.label):
+            log.info(
+                "%s: its kept heads are tested on %s, and not trained again", cell.label, names
+            )
+        else:
+            log.warning(
+                "%s is trained again to be tested on %s: its heads were not kept, as they are of "
+                "runs with test sets or one split",
+                cell.label, names,
+            )  # fmt: skip
+
+    def set_records(self, cell: Cell) -> list[SetRecord]:
+        """The test sets, as a cell sees them."""
+        every = zip(self.sets, self._trained_on, strict=True)
+        return [set_record(one, cell, trained_on=trained) for one, trained in every]
+
+    @cached_property
+    def _trained_on(self) -> list[list[int]]:
+        """Of each test set the videos that are trained on."""
+        return [one.trained_on(self.rated, self.splits.rows) for one in self.sets]
+
+    def _refuse_sets(self) -> None:
+        """Nothing to test, or a test set with videos that are trained on and may not be.
+
+        Raises:
+            RecipeError: naming the set, some of the videos, and what to do.
+        """
+        if not (self.sets or self.splits.tests_itself):
+            raise RecipeError(
+                f"splits {self.splits.name} train on all videos, and nothing is tested; name a "
+                "test set by --test FILE, or in the recipe's `test`"
+            )
+        if self.overlap == "mark":
+            return
+        for one, rows in zip(self.sets, self._trained_on, strict=True):
+            if rows:
+                videos = one.rated.table.videos
+                raise RecipeError(
+                    f"test set {one.name}: {len(rows)} of its {len(videos)} videos are trained on, "
+                    f"by id or as the same file: {few([videos[row].id for row in rows])}; leave "
+                    "them out, or mark its lines by --overlap mark"
+                )
 
     def _refuse_what_was_seen(self) -> None:
         """A head that goes on from one which was trained on videos that are tested here.
@@ -157,14 +231,19 @@ class Experiment:
             HeadError: if the head that it starts from cannot be read.
         """
         tested = sorted({row for split in self.splits.rows for row in split.test.tolist()})
-        ids = [self.rated.table.videos[row].id for row in tested]
+        every = [("", [self.rated.table.videos[row].id for row in tested])]
+        every += [
+            (f" in test set {one.name}", [video.id for video in one.rated.table.videos])
+            for one in self.sets
+        ]
         for cell in self.cells:
-            if seen := cell.head.seen_before(ids):
-                raise RecipeError(
-                    f"{cell.label} starts from a head that was trained on {len(seen)} of the "
-                    f"{len(ids)} videos that are tested here: {few(seen)}; start from one that "
-                    "was trained on other videos"
-                )
+            for where, ids in every:
+                if seen := cell.head.seen_before(ids):
+                    raise RecipeError(
+                        f"{cell.label} starts from a head that was trained on {len(seen)} of the "
+                        f"{len(ids)} videos that are tested here{where}: {few(seen)}; start from "
+                        "one that was trained on other videos"
+                    )
 
     def key(self, cell: Cell) -> str:
         """A hash of everything that changes the numbers of a cell: the name of its record."""
@@ -173,25 +252,14 @@ class Experiment:
         device = str(parameters.get("device", "cpu")).partition(":")[0]
         content = {
             "head": head.name,
-            "parameters": _json({n: v for n, v in parameters.items() if n not in head.unkept}),
+            "parameters": as_json({n: v for n, v in parameters.items() if n not in head.unkept}),
             "features": [[role, self.rated.table.specs[role].key] for role in cell.roles],
-            "files": [self._files(role) for role in cell.roles],
+            "files": [files_sha256(self.rated, role) for role in cell.roles],
             "shared": self._shared,
-            "software": _software(),
+            "software": software(),
             **head.depends_on(),
         } | ({} if device == "cpu" else {"device": device})
-        return _sha256(content)[:32]
-
-    def _files(self, role: str) -> str:
-        """A hash of whose features these are: of the videos' files, or of the values themselves."""
-        table = self.rated.table
-        files = self.rated.files.get(table.specs[role].key)
-        if files is not None:
-            return _sha256(list(files))
-        digest = hashlib.sha256()
-        for row in range(len(table)):
-            digest.update(np.ascontiguousarray(table.series(role, row)).tobytes())
-        return digest.hexdigest()
+        return sha256(content)[:32]
 
     @cached_property
     def _shared(self) -> str:
@@ -202,13 +270,13 @@ class Experiment:
             for split in self.splits.rows
         ]
         texts = [self.splits.name, self.splits.text, self.rated.score_name]
-        return _sha256([videos, self.rated.mos.tolist(), sides, texts])
+        return sha256([videos, self.rated.mos.tolist(), sides, texts])
 
     @cached_property
     def _sides_sha256(self) -> str:
         """Of the ids on every side: equal for equal splits of the same videos in any order."""
         ids = [video.id for video in self.rated.table.videos]
-        return _sha256(
+        return sha256(
             [
                 [sorted(ids[row] for row in side.tolist()) for side in sides]
                 for sides in ((s.train, s.validation, s.test) for s in self.splits.rows)
@@ -222,7 +290,7 @@ class Experiment:
             cell: of this experiment.
             results: one for each split, in any order.
         """
-        return self._record(cell, _head_record(cell, self.key(cell), self.splits, results))
+        return self._record(cell, head_record(cell, self.key(cell), self.splits, results))
 
     def _record(self, cell: Cell, head: HeadRecord) -> Record:
         """Of one head, on the features of its cell."""
@@ -246,14 +314,14 @@ class Experiment:
             seen_per_split=[seen_by_weights(specs, (ids[row] for row in test)) for test in tests],
             weights_unknown=unknown_weights(specs),
             taken_for=rated.taken_for,
-            labels=f"{labels.path.name}: {labels.layout}" if labels is not None else None,
+            labels=labels_text(labels),
             videos=len(ids),
             ids=ids,
             mos=rated.mos.tolist(),
             splits=splits.text,
             splits_name=splits.name,
             splits_sha256=self._sides_sha256,
-            mos_sha256=_sha256(sorted(zip(ids, rated.mos.tolist(), strict=True))),
+            mos_sha256=scores_sha256(ids, rated.mos.tolist()),
             mos_kind=labels.kind if labels is not None else "",
             test_videos=[len(split.test) for split in splits.rows],
             train_videos=[len(split.train) for split in splits.rows],
@@ -261,7 +329,13 @@ class Experiment:
             validations=[split.validation.tolist() for split in splits.rows],
             same_test_as=first_alike(splits.rows),
             directions=splits.directions,
-            software=_software(),
+            number_selected_by=(
+                "mean over all splits"
+                if self.protocol.statistic == "mean"
+                else "median over all splits"
+            ),
+            test_sets=self.set_records(cell),
+            software=software(),
             heads=[head],
         )
 
@@ -298,41 +372,6 @@ def evaluate(
     return joined([records[cell.label] for cell in experiment.cells])
 
 
-def _head_record(
-    cell: Cell, key: str, splits: SharedSplits, results: Sequence[SplitResult]
-) -> HeadRecord:
-    results = sorted(results, key=lambda result: result.split)
-    per_split = {
-        metric: np.array([getattr(result.metrics, metric) for result in results])
-        for metric in METRICS
-    }
-    different = sorted(set(first_alike(splits.rows)))
-    return HeadRecord(
-        name=cell.label,
-        parameters=_json(cell.head.get_params()),
-        selection=[result.selection for result in results],
-        held_out=[result.held_out for result in results if result.held_out is not None],
-        undefined=int(np.isnan(per_split["srcc"]).sum()),
-        statistics={m: Statistics.of(values, different) for m, values in per_split.items()},
-        per_split={metric: values.tolist() for metric, values in per_split.items()},
-        fits=[result.metrics.fit for result in results],
-        mappings=[
-            Mapped(kind=r.metrics.mapping, parameters=list(r.metrics.parameters)) for r in results
-        ],
-        predicted=[result.predicted.tolist() for result in results],
-        seconds=[result.seconds for result in results],
-        cell=key,
-    )
-
-
-@cache
-def _software() -> dict[str, str]:
-    return {name: version(name) for name in SOFTWARE}
-
-
-def _json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _sha256(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def _content(test_set: SetRecord) -> str:
+    """A hash of what its numbers depend on, beside the fitted heads."""
+    return sha256([test_set.ids, test_set.mos, test_set.files_sha256])

@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from joblib import cpu_count
@@ -11,10 +12,14 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from vqbank.pipelines.experiments.fitting import Telling
+from vqbank.pipelines.experiments.further import FurtherSet
 from vqbank.pipelines.experiments.processes import in_workers
 from vqbank.pipelines.experiments.shared_splits import SharedSplits
+from vqbank.pipelines.log import log
 from vqbank.pipelines.splits.split import Split
+from vqbank.regressors import load_head
 from vqbank.regressors.base import Head
+from vqbank.regressors.card import CARD, read_card
 from vqbank.regressors.metrics import QualityMetrics, quality_metrics
 from vqbank.regressors.pooled_head import PooledHead
 from vqbank.regressors.pooling import PooledTable, pooled, pooled_width
@@ -48,14 +53,23 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SetResult:
+    """One fitted head on a test set."""
+
+    metrics: QualityMetrics
+    predicted: NDArray[np.float64]
+    """Of its videos, in their order."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SplitResult:
     """One cell on one split."""
 
     cell: str
     """Its label."""
     split: int
-    metrics: QualityMetrics
-    """Of the test rows."""
+    metrics: QualityMetrics | None
+    """Of the test rows; None where there are none."""
     selection: str
     """By which rule the head's hyper-parameters or epoch were chosen; never on test rows."""
     held_out: int | None
@@ -64,6 +78,8 @@ class SplitResult:
     """Of the test rows, in their order."""
     seconds: float
     """What fitting and predicting took; of networks that train together, an equal share."""
+    sets: Sequence[SetResult] = ()
+    """On each test set."""
 
 
 Task = tuple[str, Sequence[tuple[int, Split]]]
@@ -80,6 +96,11 @@ class Fits:
     cells: Mapping[str, Cell]
     """By label."""
     splits: SharedSplits
+    sets: Sequence[FurtherSet] = ()
+    """What every fitted head predicts beside the test rows."""
+    kept: Mapping[str, Path] = field(default_factory=dict)
+    """By label, a folder of fitted heads: those that it holds are not fitted again, and others are
+    put there."""
 
     def run(self, *, jobs: int = 1, watch: Telling | None = None) -> Iterator[SplitResult]:
         """Every cell on every split, all splits of a cell one after the other.
@@ -117,10 +138,16 @@ class Fits:
     def _ready(self) -> "Fits":
         """With features pooled or in memory, once for all fits."""
         kinds = [isinstance(cell.head, PooledHead) for cell in self.cells.values()]
-        table = self.table if all(kinds) else self.table.in_memory(budget_bytes=TABLE_BYTES)
-        if any(kinds):
-            table = PooledTable(table, pooled(table))
-        return Fits(table, self.mos, self.cells, self.splits)
+
+        def ready(table: FeatureTable) -> FeatureTable:
+            table = table if all(kinds) else table.in_memory(budget_bytes=TABLE_BYTES)
+            return PooledTable(table, pooled(table)) if any(kinds) else table
+
+        sets = [
+            replace(one, rated=replace(one.rated, table=ready(one.rated.table)))
+            for one in self.sets
+        ]
+        return replace(self, table=ready(self.table), sets=sets)
 
     @property
     def _kinds(self) -> tuple[list[str], list[str], list[str], list[str]]:
@@ -129,7 +156,9 @@ class Fits:
         kinds: tuple[list[str], list[str], list[str], list[str]] = ([], [], [], [])
         for label, cell in self.cells.items():
             head, table = cell.head, self.table_of(label)
-            if head.trains_together(table):
+            if self.has_heads(label):
+                kinds[3].append(label)
+            elif head.trains_together(table):
                 kinds[0].append(label)
             elif head.shares(table):
                 kinds[1].append(label)
@@ -141,8 +170,20 @@ class Fits:
 
     def table_of(self, label: str) -> FeatureTable:
         """The features of a cell."""
+        return self._of_cell(label, self.table)
+
+    def _of_cell(self, label: str, table: FeatureTable) -> FeatureTable:
         roles = self.cells[label].roles
-        return self.table if roles == self.table.roles else self.table.select(roles)
+        return table if roles == table.roles else table.select(roles)
+
+    def has_heads(self, label: str) -> bool:
+        """Whether the fitted heads of a cell are kept, so that none has to be fitted."""
+        folders = [self._folder(label, split) for split in range(len(self.splits))]
+        return all(folder is not None and (folder / CARD).exists() for folder in folders)
+
+    def _folder(self, label: str, split: int) -> Path | None:
+        """Where the fitted head of a split is kept."""
+        return self.kept[label] / f"{split:05}" if label in self.kept else None
 
     def _in_turn(
         self, tasks: Sequence[Task], jobs: int, watch: Telling | None
@@ -180,36 +221,81 @@ class Fits:
             watch: told of every epoch of a network, and every step of another fit.
             jobs: processes that a network may start.
         """
+        fitted = self._fitted(label, splits, watch, jobs)
         started = time.monotonic()
         table = self.table_of(label)
-        mos = self.splits.training_mos(self.mos, [split for _, split in splits])
-        heads = [clone(self.cells[label].head) for _ in splits]
-        for head in heads:
-            head.watch, head.processes = watch, jobs
-        fitted = type(heads[0]).fit_many(
-            heads,
-            table,
-            mos,
-            [split.train for _, split in splits],
-            [split.validation for _, split in splits],
-        )
         predictions = [
-            head.predict(table.subset(split.test))
-            for head, (_, split) in zip(fitted, splits, strict=True)
+            head.predict(table.subset(split.test)) if len(split.test) else np.empty(0)
+            for (head, _), (_, split) in zip(fitted, splits, strict=True)
+        ]
+        sets = [
+            [
+                SetResult(quality_metrics(one.rated.mos, predicted), predicted)
+                for one in self.sets
+                for predicted in [head.predict(self._of_cell(label, one.rated.table))]
+            ]
+            for head, _ in fitted
         ]
         share = (time.monotonic() - started) / len(splits)
+        found = zip(splits, fitted, predictions, sets, strict=True)
         return [
             SplitResult(
                 cell=label,
                 split=number,
-                metrics=quality_metrics(self.mos[split.test], predicted),
+                metrics=quality_metrics(self.mos[split.test], own) if len(own) else None,
                 selection=head.selection_,
                 held_out=_held_out(head),
-                predicted=predicted,
-                seconds=share,
+                predicted=own,
+                seconds=seconds + share,
+                sets=further,
             )
-            for (number, split), head, predicted in zip(splits, fitted, predictions, strict=True)
+            for (number, split), (head, seconds), own, further in found
         ]
+
+    def _fitted(
+        self,
+        label: str,
+        splits: Sequence[tuple[int, Split]],
+        watch: Telling | None,
+        jobs: int,
+    ) -> list[tuple[Head, float]]:
+        """The heads of some splits with the seconds that each took: kept ones, or fitted now."""
+        cell = self.cells[label]
+        folders = [self._folder(label, number) for number, _ in splits]
+        kept = [folder for folder in folders if folder is not None and (folder / CARD).exists()]
+        if len(kept) == len(splits):
+            return [_kept(cell.head, folder) for folder in kept]
+        started = time.monotonic()
+        mos = self.splits.training_mos(self.mos, [split for _, split in splits])
+        heads = [clone(cell.head) for _ in splits]
+        for head in heads:
+            head.watch, head.processes = watch, jobs
+        fitted = type(heads[0]).fit_many(
+            heads,
+            self.table_of(label),
+            mos,
+            [split.train for _, split in splits],
+            [split.validation for _, split in splits],
+        )
+        share = (time.monotonic() - started) / len(splits)
+        for head, folder in zip(fitted, folders, strict=True):
+            if folder is not None:
+                try:
+                    head.save(folder, {"seconds": share})
+                except HeadError as error:  # the record is worth more than the head
+                    log.warning("%s is not kept: %s", label, error)
+        return [(head, share) for head in fitted]
+
+
+def _kept(head: Head, folder: Path) -> tuple[Head, float]:
+    """What `head`, fitted, was kept as, on the machine of today; and the seconds of its fit.
+
+    Raises:
+        HeadError: if what the folder holds is damaged.
+    """
+    kept = load_head(folder)
+    kept.set_params(**{name: getattr(head, name) for name in head.unkept})
+    return kept, float(read_card(folder)["seconds"])
 
 
 def _held_out(head: Head) -> int | None:

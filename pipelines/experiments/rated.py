@@ -16,7 +16,7 @@ from vqbank.pipelines.splits.file import same_videos
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import ManifestError, MissingFeatureError, RecipeError
 from vqbank.store.layout import VideoFacts
-from vqbank.store.schema import FeatureSpec, Video
+from vqbank.store.schema import FURTHER_TEST, FeatureSpec, Video
 from vqbank.store.table import FeatureTable
 
 
@@ -46,18 +46,28 @@ class RatedVideos:
     """The bank's data set that videos were taken to be of, where their file states another."""
     files: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By feature key, the hash of the file that each video was when it was banked."""
+    further_parts: Sequence[str] = ()
+    """Parts of the same manifest or label file that are test sets of their own, and not in here."""
 
     @classmethod
-    def of(cls, recipe: Recipe, *, weights: Mapping[str, str] | None = None) -> "RatedVideos":
+    def of(
+        cls,
+        recipe: Recipe,
+        *,
+        weights: Mapping[str, str] | None = None,
+        part: str | None = None,
+    ) -> "RatedVideos":
         """Read what a recipe names.
 
         Args:
             recipe: features go by the bank's names, keys, or the names of the recipe's extractors.
             weights: of extractors, where the bank has a feature of several.
+            part: of the videos that are read; None for all, but for further test parts
+                (`test-NAME`) where the protocol goes by parts.
 
         Raises:
-            RecipeError: if it names no videos, bank or features, or videos and labels; or if
-                videos of a label file shall be dropped.
+            RecipeError: if it names no videos, bank or features, or videos and labels; if no video
+                is of the part; or if videos of a label file shall be dropped.
             ManifestError: if a video has no score.
             MissingFeatureError: if a video lacks a feature, and is not to be dropped.
         """
@@ -65,7 +75,8 @@ class RatedVideos:
         required(recipe, "features", option="--features")
         features = with_keys(recipe, weights=weights).features
         specs = [store.resolve(name) for name in features.values()]
-        labels, stated, videos = _named(recipe, store, specs)
+        labels, stated, further = _stated(recipe, part)
+        videos = _banked(labels, stated, store, specs)
         taken_for = _taken_for(stated, videos)
         kept = _with_all_features(recipe, store, specs, videos)
         some = [video for video, has in zip(videos, kept, strict=True) if has]
@@ -88,6 +99,7 @@ class RatedVideos:
             in_table=None if kept.all() else kept,
             taken_for=taken_for,
             files=files,
+            further_parts=further,
         )
 
     @property
@@ -98,30 +110,58 @@ class RatedVideos:
         return [video.id for video, has in zip(self.stated, self.in_table, strict=True) if not has]
 
 
-def _named(
-    recipe: Recipe, store: FeatureStore, specs: Sequence[FeatureSpec]
-) -> tuple[Labels | None, Sequence[Video], list[Video]]:
-    """The label file if it is one, the videos by their own ids, and by those of the bank."""
+def _stated(
+    recipe: Recipe, part: str | None
+) -> tuple[Labels | None, Sequence[Video], Sequence[str]]:
+    """The label file if it is one, the videos by their own ids, and parts that are sets apart."""
     if recipe.labels is not None and recipe.videos is not None:
         raise RecipeError("videos and labels both name the videos; give one of them")
     source = recipe.labels or required(recipe, "videos", option="--videos or --labels")
+    labels: Labels | None = None
+    stated: Sequence[Video]
     if recipe.labels is not None and not is_manifest(source):
         labels = read_labels(source, score=recipe.score)
         stated = videos_of(labels.rows, labels.path.stem)
-        try:
-            return labels, stated, banked_videos(labels, store, specs)
-        except MissingFeatureError as error:
-            raise MissingFeatureError(
-                f"{error}; to leave such videos out, make a manifest by `vqbank labels import`, "
-                "and give it by --videos, with --missing drop"
-            ) from error
-    if recipe.score is not None:
+    elif recipe.score is not None:
         raise RecipeError(
             f"score {recipe.score!r} is a column of a label file, and {source} is none: a "
             "manifest's scores are its column mos"
         )
-    stated = read_videos(source)
-    return None, stated, _banked_manifest(stated, store, specs)
+    else:
+        stated = read_videos(source)
+    parts = list(dict.fromkeys(video.part or "" for video in stated))
+    further = [name for name in parts if name.startswith(FURTHER_TEST)]
+    if part is None and recipe.protocol.splits != "official":
+        further = []  # parts are nothing then
+    wanted = set(parts) - set(further) if part is None else {part}
+    kept = [row for row, video in enumerate(stated) if (video.part or "") in wanted]
+    if len(kept) == len(stated):
+        return labels, stated, ()
+    if not kept:
+        known = ", ".join(filter(None, parts)) or "none"
+        raise RecipeError(f"{source} has no video of part {part!r}; its parts are {known}")
+    if labels is not None:
+        rows = tuple(labels.rows[row] for row in kept)
+        labels = replace(labels, rows=rows, split_columns={}, orders=None)  # those are of all
+    return labels, [stated[row] for row in kept], further if part is None else ()
+
+
+def _banked(
+    labels: Labels | None,
+    stated: Sequence[Video],
+    store: FeatureStore,
+    specs: Sequence[FeatureSpec],
+) -> list[Video]:
+    """The same videos by the ids of the bank."""
+    if labels is None:
+        return _banked_manifest(stated, store, specs)
+    try:
+        return banked_videos(labels, store, specs)
+    except MissingFeatureError as error:
+        raise MissingFeatureError(
+            f"{error}; to leave such videos out, make a manifest by `vqbank labels import`, "
+            "and give it by --videos, with --missing drop"
+        ) from error
 
 
 def _with_all_features(

@@ -15,7 +15,7 @@ from vqbank.pipelines.labels.label import IndexMeaning, Label, Labels, Orders, p
 from vqbank.pipelines.labels.scenes import scenes_by_name
 from vqbank.pipelines.labels.sheet import Sheet, is_number
 from vqbank.store.errors import ManifestError, unknown_name
-from vqbank.store.schema import Part
+from vqbank.store.schema import FURTHER_TEST, Part, is_part
 
 # Column names are compared in lower case, letters and digits only.
 FILE_NAMES = (
@@ -218,7 +218,7 @@ def _parts(
             continue
         words = IS_TEST if name == "istest" else PART_WORDS
         cells = sheet.columns[column]
-        parts = [words.get(cell.lower()) for cell in cells]
+        parts = [words.get(cell.lower()) or _further(cell) for cell in cells]
         if not any(parts):
             continue
         is_official = name in PARTS
@@ -238,6 +238,11 @@ def _parts(
                 "be the official part; rename or remove one"
             )
     return official, splits
+
+
+def _further(cell: str) -> Part | None:
+    """A further test part, such as `test-1080p`."""
+    return cell if cell.startswith(FURTHER_TEST) and is_part(cell) else None
 
 
 def _without_header(sheet: Sheet, score: str | None) -> Labels:

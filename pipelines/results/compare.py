@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vqbank.pipelines.results.record import HeadRecord, Record
+from vqbank.pipelines.results.head_record import Scores
+from vqbank.pipelines.results.record import Record
 from vqbank.pipelines.results.statistics import LESS_IS_BETTER, METRICS
 from vqbank.regressors.significance import Paired, better_by_variance, paired_test
 from vqbank.store.errors import RecipeError, unknown_name
@@ -14,10 +15,15 @@ from vqbank.store.errors import RecipeError, unknown_name
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A head against the reference, over the splits that count as evidence of their own."""
+    """A head against the reference, over the splits that count as evidence of their own.
+
+    On a test set, which all splits share, no split is evidence of its own: gains are counted over
+    all of them, and there are no paired tests.
+    """
 
     reference: str
     other: str
+    """With the name of the test set where it is not the splits' own test parts."""
     metric: str
     made: int
     """Splits of the runs."""
@@ -58,6 +64,9 @@ def compare(
         metric: of METRICS.
         sources: what tells the runs apart, one for each, where heads and features may not.
 
+    Returns:
+        One for each further head, and one for each test set that both have, by name and scores.
+
     Raises:
         RecipeError: if there is no such metric, nothing to compare, or the splits or the scores
             are not the same.
@@ -84,36 +93,81 @@ def compare(
                 f"{name} was tried on other scores of the same videos than {against} "
                 f"({_mos_of(record)}; {_mos_of(first)}); their numbers cannot be compared"
             )
-    share = float(np.mean(np.array(first.test_videos) / np.array(first.train_videos)))
-    different = first.different
-    videos = np.array(first.test_videos)[different]
-    sign = -1.0 if metric in LESS_IS_BETTER else 1.0
-    return [
-        Comparison(
-            reference=against,
-            other=name,
-            metric=metric,
-            made=len(first.test_videos),
-            repeated=len(first.test_videos) - len(different),
-            paired=paired_test(
-                sign * _values(reference, metric)[different],
-                sign * _values(head, metric)[different],
-                test_share=share,
-            ),
-            less_variance=variance[0],
-            more_variance=variance[1],
+    found = []
+    for record, head, name in others:
+        if first.tests_itself:
+            found.append(_own(first, reference, head, metric=metric, names=(against, name)))
+        theirs = zip(record.test_sets, head.sets, strict=True)
+        scores = {(one.name, one.mos_sha256): own for one, own in theirs}
+        for one, own in zip(first.test_sets, reference.sets, strict=True):
+            if (other := scores.get((one.name, one.mos_sha256))) is not None:
+                names = against, f"{name}, {one.name}"
+                found.append(_on_set(own, other, metric=metric, videos=len(one.ids), names=names))
+    if not found:
+        raise RecipeError(
+            "these runs test nothing that they have in common: no split has a test part, and no "
+            "test set has the same name and the same scores"
         )
-        for _, head, name in others
-        for variance in [
-            better_by_variance(
-                _values(reference, "rmse")[different], _values(head, "rmse")[different], videos
-            )
-        ]
-    ]
+    return found
 
 
-def _values(head: HeadRecord, metric: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    return np.array(head.per_split[metric], np.float64)
+def _own(
+    record: Record, reference: Scores, other: Scores, *, metric: str, names: tuple[str, str]
+) -> Comparison:
+    """On the test parts of the splits, of which repeated ones count once."""
+    share = float(np.mean(np.array(record.test_videos) / np.array(record.train_videos)))
+    different = record.different
+    videos = np.array(record.test_videos)[different]
+    sign = -1.0 if metric in LESS_IS_BETTER else 1.0
+    less, more = better_by_variance(
+        _values(reference, "rmse")[different], _values(other, "rmse")[different], videos
+    )
+    return Comparison(
+        reference=names[0],
+        other=names[1],
+        metric=metric,
+        made=len(record.test_videos),
+        repeated=len(record.test_videos) - len(different),
+        paired=paired_test(
+            sign * _values(reference, metric)[different],
+            sign * _values(other, metric)[different],
+            test_share=share,
+        ),
+        less_variance=less,
+        more_variance=more,
+    )
+
+
+def _on_set(
+    reference: Scores, other: Scores, *, metric: str, videos: int, names: tuple[str, str]
+) -> Comparison:
+    """On a test set that all splits share."""
+    sign = -1.0 if metric in LESS_IS_BETTER else 1.0
+    gains = sign * (_values(other, metric) - _values(reference, metric))
+    defined = gains[np.isfinite(gains)]
+    one, two = _values(reference, "rmse"), _values(other, "rmse")
+    less, more = better_by_variance(one, two, np.full(len(gains), videos))
+    return Comparison(
+        reference=names[0],
+        other=names[1],
+        metric=metric,
+        made=len(gains),
+        repeated=0,
+        paired=Paired(
+            splits=len(defined),
+            undefined=len(gains) - len(defined),
+            median_gain=float(np.median(defined)) if len(defined) else math.nan,
+            wins=int((defined > 0).sum()),
+            wilcoxon_p=math.nan,
+            corrected_p=math.nan,
+        ),
+        less_variance=less,
+        more_variance=more,
+    )
+
+
+def _values(scores: Scores, metric: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    return np.array(scores.per_split[metric], np.float64)
 
 
 def _mos_of(record: Record) -> str:

@@ -1,7 +1,7 @@
 """A record: what one experiment found, from which everything shown is made."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple, Self
@@ -9,109 +9,22 @@ from typing import Annotated, Literal, NamedTuple, Self
 import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
+from vqbank.pipelines.results.head_record import KEEPS_PREDICTIONS, HeadRecord, Scores
 from vqbank.pipelines.results.provenance import Source
-from vqbank.pipelines.results.statistics import (
-    METRICS,
-    SHOWN,
-    STRICT,
-    Number,
-    Statistics,
-    shown,
-)
+from vqbank.pipelines.results.set_record import TRAINED_MARK, Places, SetRecord
+from vqbank.pipelines.results.statistics import SHOWN, STRICT, Statistics, shown
 from vqbank.pipelines.terminal import counted, plain
 from vqbank.store.errors import RecipeError, unknown_name
 from vqbank.store.words import html_table
 
-KEEPS_PREDICTIONS = 4
-"""The first format that keeps predictions per split."""
 MOST_SPLITS = 10_000
 """As many as a protocol makes; drawing the interval of so many takes seconds."""
 SEEN_MARK = "*"
 """At a result on data that the weights of a feature were trained on."""
-FEW_HELD_OUT = 10
-"""Of fewer held-out videos an SRCC has a standard error of 1 / sqrt(n - 1), a third and more: what
-is chosen by it is little better than drawn."""
 Rows = Annotated[int, Field(ge=1)]
 """How many videos a part of a split has."""
-Places = list[Annotated[int, Field(ge=0)]]
-"""Videos of a record, by their numbers."""
-
-
-class Mapped(BaseModel):
-    """From predictions to MOS units, as fitted before PLCC and RMSE of a split."""
-
-    model_config = STRICT
-
-    kind: Literal["logistic", "linear", "none"]
-    parameters: list[float]
-    """As `vqbank.regressors.metrics.MosMapping` has them."""
-
-
-class HeadRecord(BaseModel):
-    """One head of a run."""
-
-    model_config = STRICT
-
-    name: str
-    parameters: dict[str, object]
-    selection: list[str]
-    """How hyper-parameters or epochs were chosen, per split; never on test rows."""
-    held_out: list[int] = []
-    """Per split, on how few held-out videos an epoch was chosen; empty for heads without epochs,
-    and not told before 4."""
-    undefined: int
-    """Splits without a correlation, because predictions or scores were constant."""
-    statistics: dict[str, Statistics]
-    """By metric."""
-    per_split: dict[str, list[Number]]
-    """By metric, one value per split."""
-    fits: list[str]
-    """How the logistic was fitted, per split; empty where it converged from the usual start."""
-    mappings: list[Mapped] = []
-    """Per split; not told before 4."""
-    predicted: list[list[float]] = []
-    """Per split, of its test videos in their order; not told before 4."""
-    seconds: list[float] = []
-    """Per split, what fitting and predicting took; not told before 4."""
-    cell: str = ""
-    """The hash of all that its numbers depend on; not told before 4."""
-    predictions: dict[str, float] = {}
-    """By video id, the mean over the splits that test it; of format 4 `Record.predictions_of` makes
-    it of `predicted`."""
-
-    @property
-    def rule(self) -> str:
-        """By which rule its numbers were chosen."""
-        rules = list(dict.fromkeys(self.selection))
-        return rules[0] if len(rules) == 1 else f"{rules[0]} (in the first split; differs by split)"
-
-    def problem(self, splits: int, *, version: int) -> str:
-        """What no run of so many splits has written; empty where all is as it should be."""
-        for name, by_metric in (("statistics", self.statistics), ("per_split", self.per_split)):
-            if lacking := set(METRICS) - by_metric.keys():
-                return f"{name} of {self.name} have no {min(lacking)}"
-        counts = {**{m: len(v) for m, v in self.per_split.items()}, "fits": len(self.fits)}
-        if version >= KEEPS_PREDICTIONS:
-            of_splits = ("predicted", "mappings", "seconds")
-            counts |= {name: len(getattr(self, name)) for name in of_splits}
-        if self.held_out:
-            counts["held_out"] = len(self.held_out)
-        for name, count in {**counts, "selection": len(self.selection)}.items():
-            if count != splits:
-                return f"{name} of {self.name} has {count} values for {splits} splits"
-        undefined = sum(math.isnan(value) for value in self.per_split["srcc"])
-        if undefined != self.undefined:
-            return f"undefined of {self.name} is {self.undefined} where {undefined} splits are"
-        return ""
-
-    def __repr__(self) -> str:
-        """The medians of what tables show, on one line; predictions alone may be megabytes."""
-        medians = ", ".join(
-            f"{metric.upper()} {shown(self.statistics[metric].median)}"
-            for metric in ("srcc", "krcc", "plcc", "rmse")
-        )
-        splits = counted(len(self.selection), "split")
-        return plain(f"<HeadRecord {self.name!r}: median {medians} over {splits}>")
+TestedRows = Annotated[int, Field(ge=0)]
+"""The same of a test part, which there is none of where all videos are trained on."""
 
 
 class Record(BaseModel):
@@ -119,7 +32,7 @@ class Record(BaseModel):
 
     model_config = STRICT
 
-    vqbank_results: Literal[2, 3, 4] = 4
+    vqbank_results: Literal[2, 3, 4, 5] = 5
     title: str
     score_name: str
     features: dict[str, str]
@@ -157,8 +70,8 @@ class Record(BaseModel):
     """Of every video's id and score: numbers of other scores are other numbers."""
     mos_kind: str
     """Which kind of MOS, where the data set has several and the label file tells."""
-    test_videos: list[Rows] = Field(min_length=1, max_length=MOST_SPLITS)
-    """Per split."""
+    test_videos: list[TestedRows] = Field(min_length=1, max_length=MOST_SPLITS)
+    """Per split; 0 of the one split that trains on all videos."""
     train_videos: list[Rows]
     tests: list[Places] = []
     """Per split, the videos that are tested; not told before 4."""
@@ -168,7 +81,12 @@ class Record(BaseModel):
     """Per split the number of the first one with the same test part; not told before 3."""
     directions: list[str] = []
     """Per split, from which data sets to which, where whole ones are left out."""
-    number_selected_by: Literal["median over all splits"] = "median over all splits"
+    number_selected_by: Literal["median over all splits", "mean over all splits"] = (
+        "median over all splits"
+    )
+    """The number that tables print; median and mean are both kept."""
+    test_sets: list[SetRecord] = []
+    """What every fitted head predicts beside the test parts; there were none before 5."""
     software: dict[str, str] = {}
     """Versions of what computed it; not told before 4."""
     heads: list[HeadRecord] = Field(min_length=1)
@@ -184,12 +102,37 @@ class Record(BaseModel):
         if any(not 0 <= first <= place for place, first in enumerate(self.same_test_as)):
             raise ValueError("same_test_as names a split that is no earlier one")
         version = self.vqbank_results
-        problems = (head.problem(splits, version=version) for head in self.heads)
-        for problem in filter(None, problems):
+        tested = self.tests_itself
+        if not tested and any(self.test_videos):
+            raise ValueError("some splits test videos, and others none")
+        problems = (head.problem(splits, version=version, tested=tested) for head in self.heads)
+        for problem in (*filter(None, problems), *self._sets_problems()):
             raise ValueError(problem)
         if version >= KEEPS_PREDICTIONS and (problem := self._parts_problem()):
             raise ValueError(problem)
         return self
+
+    def _sets_problems(self) -> Iterator[str]:
+        """What test sets and the predictions of them cannot be."""
+        names = [test_set.name for test_set in self.test_sets]
+        if len(set(names)) < len(names):
+            yield f"test sets share a name: {', '.join(names)}"
+        if not (names or self.tests_itself):
+            yield "nothing is tested: no split has a test part, and there is no test set"
+        for test_set in filter(lambda one: one.problem, self.test_sets):
+            yield f"test set {test_set.name}: {test_set.problem}"
+        splits, version = len(self.test_videos), self.vqbank_results
+        for head in self.heads:
+            if len(head.sets) != len(names):
+                yield f"{head.name} has scores on {len(head.sets)} of {len(names)} test sets"
+            for test_set, scores in zip(self.test_sets, head.sets, strict=False):
+                name = f"{head.name} on {test_set.name}"
+                yield from filter(
+                    None, [scores.scores_problem(name, splits, version=version, tested=True)]
+                )
+                counts = {len(predicted) for predicted in scores.predicted}
+                if counts - {len(test_set.ids)}:
+                    yield f"{name} predicts {min(counts)} of {len(test_set.ids)} videos"
 
     def _parts_problem(self) -> str:
         """What the parts of the splits and the predictions on them cannot be; else empty."""
@@ -215,6 +158,16 @@ class Record(BaseModel):
                 if (count := len(head.predicted[split])) != len(test):
                     return f"{head.name} predicts {count} of {len(test)} videos of split {split}"
         return ""
+
+    @property
+    def tests_itself(self) -> bool:
+        """Whether splits have test parts; else test sets alone are tested."""
+        return all(self.test_videos)
+
+    @property
+    def statistic(self) -> Literal["median", "mean"]:
+        """Of the splits' values, the number that tables print."""
+        return "mean" if self.number_selected_by.startswith("mean") else "median"
 
     @property
     def different(self) -> list[int]:
@@ -251,7 +204,8 @@ class Record(BaseModel):
 
     @property
     def rows(self) -> "list[Row]":
-        """One row per head; before it, one for each direction between data sets."""
+        """For each head a row, before it one for each direction between data sets, and then one
+        for each test set."""
         rows = []
         for head in self.heads:
             for split, direction in enumerate(self.directions):
@@ -261,8 +215,12 @@ class Record(BaseModel):
                 seen = bool(self.seen_in(split))
                 rows.append(Row(self, head, direction, own, 1, undefined, seen))
             every, splits = "all" if self.directions else "", len(self.test_videos)
-            seen = bool(self.seen_by_weights)
-            rows.append(Row(self, head, every, head.statistics, splits, head.undefined, seen))
+            if self.tests_itself:
+                seen = bool(self.seen_by_weights)
+                rows.append(Row(self, head, every, head.statistics, splits, head.undefined, seen))
+            for one, scores in zip(self.test_sets, head.sets, strict=True):
+                seen, found = bool(one.seen_by_weights), scores.statistics
+                rows.append(Row(self, head, "", found, splits, scores.undefined, seen, one))
         return rows
 
     def seen_in(self, split: int) -> list[str]:
@@ -275,64 +233,72 @@ class Record(BaseModel):
     @property
     def cautions(self) -> list[str]:
         """What has to be said wherever these numbers are shown, a sentence or two each."""
-        return [*self._of_all_heads, *self._of_some_heads]
+        return [*self._of_all_heads, *self._of_some_rows]
 
-    def cautions_of(self, head: HeadRecord) -> list[str]:
-        """Those of the cautions that speak of this head's numbers."""
-        some = self._of_some_heads
-        return [*self._of_all_heads, *(line for line in some if head.name in some[line])]
+    def cautions_of(self, row: "Row") -> list[str]:
+        """Those of the cautions that speak of a row's numbers."""
+        some, place = self._of_some_rows, (row.head.name, row.set_name)
+        return [*self._of_all_heads, *(line for line in some if place in some[line])]
 
     @property
     def _of_all_heads(self) -> list[str]:
         lines = []
         if self.random_weights:
             lines.append("RANDOM WEIGHTS: these numbers say nothing about any network.")
-        if seen := ", ".join(self.seen_by_weights):
+        every = [self.seen_by_weights, *(one.seen_by_weights for one in self.test_sets)]
+        if seen := ", ".join(dict.fromkeys(line for lines in every for line in lines)):
             lines.append(
                 f"{SEEN_MARK} The weights of a feature were trained on {seen}. These numbers are "
                 "too good for data that no network has seen."
             )
+        lines += [one.trained_text for one in self.test_sets if one.trained_on]
         if unknown := ", ".join(self.weights_unknown):
             lines.append(f"What the weights of {unknown} were trained on is not known.")
         if imported := ", ".join(self.provenance_unknown):
             lines.append(f"Provenance unknown, because imported: {imported}.")
-        if self.taken_for:
-            lines.append(
-                f"The videos' names do not state {self.taken_for}; they were taken for its videos "
-                "in the bank."
-            )
-        lines += [
-            f"{name}: {counted(count, 'video')} had values that were not finite; their import "
-            "filled these with means over all videos, tested ones included."
-            for name, count in self.filled.items()
-        ]
-        lines += [
-            f"{name}: {counted(count, 'row')} of its file had no finite value; their import "
-            "left them out."
-            for name, count in self.left_out.items()
-        ]
+        lines += _of_videos(self)
+        for one in self.test_sets:
+            lines += [f"{one.name}: {line}" for line in _of_videos(one)]
+            if one.dropped:
+                dropped = f"{one.dropped} of {counted(len(one.ids) + one.dropped, 'video')}"
+                lines.append(f"{one.name}: {dropped} lack a feature and are left out.")
         return lines
 
     @property
-    def _of_some_heads(self) -> dict[str, list[str]]:
-        """Cautions that do not speak of every head, with the names of those that they speak of."""
+    def _of_some_rows(self) -> dict[str, list[tuple[str, str]]]:
+        """Cautions that do not speak of every row, with head and test set of those they speak of;
+        of the splits' own test parts the name of the set is empty."""
+        every = self._all_scores
         lines = {}
-        if undefined := [head.name for head in self.heads if head.undefined]:
+        if undefined := [place for place, scores in every if scores.undefined]:
             lines[
                 "Where predictions or scores are constant, SRCC, KRCC and PLCC are undefined: such "
                 "splits count in RMSE alone, which is that of the predictions as they are."
             ] = undefined
-        lines |= {_few_held_out(head): [head.name] for head in self.heads if _few(head)}
-        fits = [fit for head in self.heads for fit in head.fits]
+        for head in self.heads:
+            if caution := head.few_held_out:
+                lines[caution] = [place for place, _ in every if place[0] == head.name]
+        fits = [fit for _, scores in every for fit in scores.fits]
         for fit in dict.fromkeys(filter(None, fits)):
             line = f"PLCC and RMSE of {fits.count(fit)} of {len(fits)} fits: {fit}."
-            lines[line] = [head.name for head in self.heads if fit in head.fits]
+            lines[line] = [place for place, scores in every if fit in scores.fits]
         return lines
+
+    @property
+    def _all_scores(self) -> list[tuple[tuple[str, str], Scores]]:
+        """Of each head those on its test parts, if there are any, and on each test set."""
+        names = [one.name for one in self.test_sets]
+        return [
+            ((head.name, name), scores)
+            for head in self.heads
+            for name, scores in [("", head), *zip(names, head.sets, strict=True)]
+            if name or self.tests_itself
+        ]
 
     @property
     def method(self) -> list[str]:
         """How the numbers came about, sentence by sentence."""
-        fits = [fit for head in self.heads for fit in head.fits]
+        fits = [fit for _, scores in self._all_scores for fit in scores.fits]
         logistic = sum(not fit or fit.startswith("logistic") for fit in fits)
         others = "" if logistic == len(fits) else ", where nothing else is said of a fit"
         mapping = f"the 4-parameter logistic{others}" if logistic else "no logistic"
@@ -340,16 +306,33 @@ class Record(BaseModel):
             self.splits,
             f"SRCC and KRCC of raw predictions; PLCC and RMSE after {mapping}.",
             *(f"{head.name}: {head.rule}." for head in self.heads),
+            *self._of_sets,
             "Nothing was chosen on test rows.",
         ]
 
+    @property
+    def _of_sets(self) -> list[str]:
+        if not self.test_sets:
+            return []
+        sets = (f"{s.name} ({counted(len(s.ids), 'video')})" for s in self.test_sets)
+        lines = [
+            f"Test sets, of which nothing was fitted or chosen: {', '.join(sets)}; each has a "
+            "logistic of its own, and RMSE in the unit of its own scores."
+        ]
+        if len(self.test_videos) > 1:
+            lines.append(
+                "A test set is the same in every split: its deviation tells of training parts "
+                "alone, and its medians have no interval."
+            )
+        return lines
+
     def __repr__(self) -> str:
-        """The medians of all heads, on one line."""
-        medians = ", ".join(f"{h.name} {shown(h.statistics['srcc'].median)}" for h in self.heads)
+        """The medians, or means, of all rows on one line."""
+        numbers = ", ".join(f"{r.plain_label} {shown(r.number('srcc'))}" for r in self.rows)
         splits = f"{counted(len(self.test_videos), 'split')} {self.splits_name}"
         return plain(
             f"<Record {self.title!r}: {self.feature_names}, {counted(self.videos, 'video')}, "
-            f"{splits}; median SRCC: {medians}>"
+            f"{splits}; {self.statistic} SRCC: {numbers}>"
         )
 
     def _repr_html_(self) -> str:
@@ -358,8 +341,8 @@ class Record(BaseModel):
         rows = []
         for row in self.rows:
             numbers = (
-                f"{shown(own.median)} ± {shown(own.std)}"
-                for own in (row.statistics[metric] for metric in SHOWN)
+                f"{shown(row.number(metric))} ± {shown(row.statistics[metric].std)}"
+                for metric in SHOWN
             )
             rows.append([row.label, *numbers, row.interval("srcc"), row.splits_text])
         said = "".join(f"<p>{escape(plain(line))}</p>" for line in (*self.cautions, *self.method))
@@ -367,7 +350,8 @@ class Record(BaseModel):
 
 
 class Row(NamedTuple):
-    """A row of a table: a head of a run over all splits, or in one direction between data sets."""
+    """A row of a table: a head of a run over all splits, or in one direction between data sets, or
+    on a test set."""
 
     record: Record
     head: HeadRecord
@@ -378,12 +362,44 @@ class Row(NamedTuple):
     undefined: int
     seen: bool
     """Whether the weights of a feature were trained on a data set that is tested here."""
+    test_set: SetRecord | None = None
+    """None of the test parts of the splits."""
+
+    @property
+    def set_name(self) -> str:
+        """Of the test set; empty of the test parts of the splits."""
+        return "" if self.test_set is None else self.test_set.name
+
+    @property
+    def scores(self) -> Scores:
+        """What its numbers are of."""
+        if self.test_set is None:
+            return self.head
+        return self.head.sets[[s.name for s in self.record.test_sets].index(self.set_name)]
+
+    @property
+    def mos_sha256(self) -> str:
+        """Of the ids and scores that it is measured by."""
+        return self.record.mos_sha256 if self.test_set is None else self.test_set.mos_sha256
+
+    @property
+    def plain_label(self) -> str:
+        """The head, and what it is tested on where there is more than the test parts."""
+        own = "test part" if self.record.test_sets and not self.direction else self.direction
+        tested = self.set_name or own
+        return f"{self.head.name}, {tested}" if tested else self.head.name
 
     @property
     def label(self) -> str:
-        """The head, the direction where there are some, and the mark of what was seen before."""
-        name = f"{self.head.name}, {self.direction}" if self.direction else self.head.name
-        return f"{name} {SEEN_MARK}" if self.seen else name
+        """The same with the marks of what was seen before, by weights or by the head."""
+        trained = self.test_set is not None and self.test_set.trained_on
+        marks = f"{SEEN_MARK if self.seen else ''}{TRAINED_MARK if trained else ''}"
+        return f"{self.plain_label} {marks}" if marks else self.plain_label
+
+    def number(self, metric: str) -> float:
+        """What tables print of a metric: the record's statistic of it."""
+        found = self.statistics[metric]
+        return found.mean if self.record.statistic == "mean" else found.median
 
     def confidence(self, metric: str) -> tuple[float, float]:
         """The 95 % bootstrap interval of the median, in the unit of the metric; NaN of none.
@@ -394,11 +410,12 @@ class Row(NamedTuple):
         record, stated = self.record, self.statistics[metric]
         # One direction is one split, which has none; before, intervals had other rules.
         if self.direction in ("", "all") and record.vqbank_results >= KEEPS_PREDICTIONS:
-            values = np.array(self.head.per_split[metric], np.float64)
-            if not stated.has_interval_of(values, record.different):
+            values = np.array(self.scores.per_split[metric], np.float64)
+            different = record.different if self.test_set is None else [0]
+            if not stated.has_interval_of(values, different):
                 raise RecipeError(
                     f"{record.title!r} is no record of a run: its splits come to another interval "
-                    f"of the {metric} of {self.head.name}; run `vqbank evaluate` again"
+                    f"of the {metric} of {self.plain_label}; run `vqbank evaluate` again"
                 )
         return stated.confidence
 
@@ -413,15 +430,22 @@ class Row(NamedTuple):
         return f"{self.splits} ({self.undefined} undefined)" if self.undefined else f"{self.splits}"
 
 
-def _few(head: HeadRecord) -> list[int]:
-    return [count for count in head.held_out if count < FEW_HELD_OUT]
-
-
-def _few_held_out(head: HeadRecord) -> str:
-    few = _few(head)
-    many = f"{few[0]}" if min(few) == max(few) else f"{min(few)} to {max(few)}"
-    return (
-        f"{head.name}: in {len(few)} of {counted(len(head.held_out), 'split')} the epoch was "
-        f"chosen by SRCC on {many} held-out videos; on fewer than {FEW_HELD_OUT} that is little "
-        "better than chance."
-    )
+def _of_videos(record: Record | SetRecord) -> list[str]:
+    """What has to be said of where videos and their values come from."""
+    lines = []
+    if record.taken_for:
+        lines.append(
+            f"The videos' names do not state {record.taken_for}; they were taken for its videos in "
+            "the bank."
+        )
+    lines += [
+        f"{name}: {counted(count, 'video')} had values that were not finite; their import filled "
+        "these with means over all videos, tested ones included."
+        for name, count in record.filled.items()
+    ]
+    lines += [
+        f"{name}: {counted(count, 'row')} of its file had no finite value; their import left them "
+        "out."
+        for name, count in record.left_out.items()
+    ]
+    return lines

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from vqbank.pipelines.results.record import KEEPS_PREDICTIONS, HeadRecord, Record
+from vqbank.pipelines.results.head_record import KEEPS_PREDICTIONS, HeadRecord
+from vqbank.pipelines.results.record import Record
 from vqbank.pipelines.results.statistics import METRICS, close, moments, shown
 from vqbank.store.errors import RecipeError, in_words, naming
 from vqbank.store.ordinary import open_ordinary
@@ -20,6 +21,7 @@ SHARED = {
     "vqbank_results": "formats",
     "features": "features",
     "splits_sha256": "splits",
+    "number_selected_by": "statistics",
     "mos_sha256": "scores or videos",
 }
 """What records have in common that become one, and how it is called."""
@@ -42,6 +44,11 @@ def joined(records: Sequence[Record]) -> Record:
                     f"{record.title!r} and {first.title!r} have other {what}, and cannot be one "
                     "record; keep them apart"
                 )
+        if _sets_of(record) != _sets_of(first):
+            raise RecipeError(
+                f"{record.title!r} and {first.title!r} have other test sets, and cannot be one "
+                "record; keep them apart"
+            )
         if sorted(record.ids) != sorted(first.ids):
             raise RecipeError(
                 f"{record.title!r} and {first.title!r} are of other videos, and cannot be one "
@@ -51,6 +58,10 @@ def joined(records: Sequence[Record]) -> Record:
     if len({head.name for head in heads}) < len(heads):
         raise RecipeError(f"heads share a name: {', '.join(head.name for head in heads)}")
     return first.model_copy(update={"heads": heads})
+
+
+def _sets_of(record: Record) -> list[tuple[str, str, list[str]]]:
+    return [(one.name, one.mos_sha256, one.ids) for one in record.test_sets]
 
 
 def _in_order_of(first: Record, record: Record) -> list[HeadRecord]:
@@ -132,15 +143,22 @@ def _record(line: bytes, where: str) -> Record:
         place = "".join(f"{step}: " for step in problem["loc"])
         what = problem["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{where}: no record of a run: {place}{what}") from error
-    for head in record.heads:
+    names = [f" on {test_set.name}" for test_set in record.test_sets]
+    every = [
+        (f"{head.name}{name}", scores)
+        for head in record.heads
+        for name, scores in zip(["", *names], [head, *head.sets], strict=True)
+    ]
+    for name, scores in every:
         for metric in METRICS:
-            values, stated = np.array(head.per_split[metric], np.float64), head.statistics[metric]
+            values = np.array(scores.per_split[metric], np.float64)
+            stated = scores.statistics[metric]
             median, mean, std = moments(values)
             if record.vqbank_results < KEEPS_PREDICTIONS:  # when a spread of 0 had other rules
                 std = stated.std
             if not close([stated.median, stated.mean, stated.std], [median, mean, std]):
                 raise RecipeError(
-                    f"{where}: no record of a run: its {metric} of {head.name} says "
+                    f"{where}: no record of a run: its {metric} of {name} says "
                     f"{shown(stated.median)}, and its splits come to {shown(median)}, or "
                     "so does their spread; run `vqbank evaluate` again"
                 )

@@ -3,13 +3,16 @@
 import base64
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vqbank.pipelines.results.record import KEEPS_PREDICTIONS, SEEN_MARK, HeadRecord, Record
+from vqbank.pipelines.results.head_record import KEEPS_PREDICTIONS, HeadRecord, Scores
+from vqbank.pipelines.results.record import SEEN_MARK, Record
+from vqbank.pipelines.results.set_record import SetRecord
 from vqbank.pipelines.results.statistics import NO_INTERVAL, SHOWN, shown
 from vqbank.store.errors import RecipeError, naming
 
@@ -60,11 +63,47 @@ def _page(record: Record, picture: bytes) -> str:
     return environment.get_template("report.html").render(
         record=record,
         metrics=SHOWN,
-        mark=SEEN_MARK,
+        tested=_tested(record),
         no_interval=NO_INTERVAL,
         shown=shown,
         picture=base64.b64encode(picture).decode(),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What one fitted head came to on the test part of a split, or on a test set."""
+
+    head: HeadRecord
+    split: int
+    scores: Scores
+    test_set: SetRecord | None
+    ids: Sequence[str]
+    mos: Sequence[float]
+    seen: Sequence[str]
+    """Data sets in it that weights were trained on."""
+
+    @property
+    def label(self) -> str:
+        """The head, the test set if it is one, and the mark of what was seen."""
+        name = self.head.name if self.test_set is None else f"{self.head.name}, {self.set_name}"
+        return f"{name} {SEEN_MARK}" if self.seen else name
+
+    @property
+    def set_name(self) -> str:
+        """Of the test set; empty of the test parts of the splits."""
+        return "" if self.test_set is None else self.test_set.name
+
+
+def _tested(record: Record) -> Iterator[Tested]:
+    """Split by split, every head on the test part and on each test set."""
+    for split, test in enumerate(record.tests):
+        ids, mos = [record.ids[row] for row in test], [record.mos[row] for row in test]
+        for head in record.heads:
+            if record.tests_itself:
+                yield Tested(head, split, head, None, ids, mos, record.seen_in(split))
+            for one, scores in zip(record.test_sets, head.sets, strict=True):
+                yield Tested(head, split, scores, one, one.ids, one.mos, one.seen_by_weights)
 
 
 def _write_results(record: Record, path: Path) -> None:
@@ -74,34 +113,35 @@ def _write_results(record: Record, path: Path) -> None:
             "mapping", "fit", "test_videos", "selection", "random_weights", "provenance_unknown",
             "seen_by_weights",
         ]  # fmt: skip
-        rows.writerow(["head", "split", *SHOWN, *further])
-        for split, videos in enumerate(record.test_videos):
-            for head in record.heads:
-                rows.writerow(
-                    [
-                        head.name,
-                        split,
-                        *(f"{head.per_split[metric][split]:.6f}" for metric in SHOWN),
-                        head.mappings[split].kind,
-                        head.fits[split],
-                        videos,
-                        head.selection[split],
-                        record.random_weights,
-                        "; ".join(record.provenance_unknown),
-                        "; ".join(record.seen_in(split)),
-                    ]
-                )
+        rows.writerow(["head", "split", "test_set", *SHOWN, *further])
+        for tested in _tested(record):
+            scores, split = tested.scores, tested.split
+            rows.writerow(
+                [
+                    tested.head.name,
+                    split,
+                    tested.set_name,
+                    *(f"{scores.per_split[metric][split]:.6f}" for metric in SHOWN),
+                    scores.mappings[split].kind,
+                    scores.fits[split],
+                    len(tested.ids),
+                    tested.head.selection[split],
+                    record.random_weights,
+                    "; ".join(record.provenance_unknown),
+                    "; ".join(tested.seen),
+                ]
+            )
 
 
 def _write_predictions(record: Record, path: Path) -> None:
     with naming(path), path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(["head", "split", "id", record.score_name, "predicted"])
-        for split, test in enumerate(record.tests):
-            for head in record.heads:
-                for row, predicted in zip(test, head.predicted[split], strict=True):
-                    numbers = f"{record.mos[row]:.4f}", f"{predicted:.6f}"
-                    rows.writerow([head.name, split, record.ids[row], *numbers])
+        rows.writerow(["head", "split", "test_set", "id", record.score_name, "predicted"])
+        for tested in _tested(record):
+            of_split = tested.scores.predicted[tested.split]
+            for video_id, mos, predicted in zip(tested.ids, tested.mos, of_split, strict=True):
+                own = tested.head.name, tested.split, tested.set_name
+                rows.writerow([*own, video_id, f"{mos:.4f}", f"{predicted:.6f}"])
 
 
 def _picture(record: Record) -> bytes:
@@ -119,13 +159,13 @@ def _picture(record: Record) -> bytes:
         count = len(record.heads)
         figure = Figure(figsize=(3.3 * count + 3.0, 3.6), layout="constrained")
         panels = figure.subplots(1, count + 1, width_ratios=[*[1.0] * count, 0.85])
-        tested = [record.mos[row] for test in record.tests for row in test]
-        low, high = min(tested), max(tested)
+        low, high = min(_pictured(record)), max(_pictured(record))
         margin = 0.05 * (high - low)
         for panel, head, colour in zip(panels, record.heads, _colours(count), strict=False):
             _scatter(panel, record, head, colour)
             panel.set_ylim(low - margin, high + margin)
-        panels[0].set_ylabel(record.score_name)
+        names = record.score_name, *(one.score_name for one in record.test_sets)
+        panels[0].set_ylabel(names[0] if record.tests_itself else names[1])
         _splits(panels[-1], record)
         if record.random_weights:
             figure.suptitle("RANDOM WEIGHTS", color="#b3261e", fontweight="bold")
@@ -135,35 +175,49 @@ def _picture(record: Record) -> bytes:
 
 
 def _scatter(panel: "Axes", record: Record, head: HeadRecord, colour: str) -> None:
-    """Predictions on all test parts, and the curves of which PLCC and RMSE were taken."""
+    """Predictions on all test parts, and the curves of which PLCC and RMSE were taken.
+
+    Of a run whose splits test nothing, those on its first test set.
+    """
     from vqbank.regressors.metrics import MosMapping
 
-    mos = [record.mos[row] for test in record.tests for row in test]
-    panel.scatter(np.concatenate(head.predicted), mos, s=14, color=colour, alpha=0.55, linewidths=0)
-    for predicted, mapped in zip(head.predicted, head.mappings, strict=True):
+    scores, mos = (head if record.tests_itself else head.sets[0]), _pictured(record)
+    panel.scatter(
+        np.concatenate(scores.predicted), mos, s=14, color=colour, alpha=0.55, linewidths=0
+    )
+    for predicted, mapped in zip(scores.predicted, scores.mappings, strict=True):
         if mapped.kind != "none":
             mapping = MosMapping(mapped.kind, tuple(mapped.parameters))
             grid = np.linspace(min(predicted), max(predicted), 200)
             fainter = len(record.tests) ** -0.5
             panel.plot(grid, mapping(grid), color=INK, linewidth=1.2, alpha=fainter)
-    median = head.statistics["srcc"].median
-    panel.set_title(f"{head.name}: median SRCC {shown(median)}", fontsize=10)
+    row = next(row for row in record.rows if row.head is head and row.direction in ("", "all"))
+    number = shown(row.number("srcc"))
+    panel.set_title(f"{row.plain_label}: {record.statistic} SRCC {number}", fontsize=10)
     panel.set_xlabel("predicted")
     _plain(panel)
 
 
+def _pictured(record: Record) -> list[float]:
+    """The scores behind the points of each head's scatter."""
+    if record.tests_itself:
+        return [record.mos[row] for test in record.tests for row in test]
+    return record.test_sets[0].mos * len(record.tests)
+
+
 def _splits(panel: "Axes", record: Record) -> None:
-    """The SRCC of every split of each head, and the median."""
+    """The SRCC of every split of each head, and the median or mean."""
     count = len(record.heads)
     for place, (head, colour) in enumerate(zip(record.heads, _colours(count), strict=False)):
-        values = head.per_split["srcc"]
+        scores = head if record.tests_itself else head.sets[0]
+        values = scores.per_split["srcc"]
         spread = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [0.0]
         panel.scatter(place + np.asarray(spread), values, s=26, color=colour, linewidths=0)
-        median = head.statistics["srcc"].median
-        panel.hlines(median, place - 0.28, place + 0.28, color=INK, linewidth=1.6)
+        number = getattr(scores.statistics["srcc"], record.statistic)
+        panel.hlines(number, place - 0.28, place + 0.28, color=INK, linewidth=1.6)
     panel.set_xticks(range(count), [head.name for head in record.heads])
     panel.set_xlim(-0.6, count - 0.4)
-    panel.set_title("SRCC of every split, median", fontsize=10)
+    panel.set_title(f"SRCC of every split, {record.statistic}", fontsize=10)
     _plain(panel)
 
 

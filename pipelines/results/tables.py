@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vqbank.pipelines.results.record import SEEN_MARK, HeadRecord, Record, Row
+from vqbank.pipelines.results.record import SEEN_MARK, Record, Row
+from vqbank.pipelines.results.set_record import TRAINED_MARK
 from vqbank.pipelines.results.statistics import LESS_IS_BETTER, METRICS, NO_INTERVAL, SHOWN, shown
 from vqbank.pipelines.terminal import plain
 from vqbank.store.errors import RecipeError
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SPREAD = ("srcc", "plcc")
-"""Metrics whose deviation stands in Markdown and LaTeX beside the median."""
+"""Metrics whose deviation stands in Markdown and LaTeX beside the median or mean."""
+MARKS = (SEEN_MARK, TRAINED_MARK)
+"""What cautions begin with whose rows have the mark in their label."""
 COLUMNS = {"plcc_raw": "plcc_without_mapping", "plcc_extremes": "plcc_of_worst_and_best_fifth"}
 """What CSV calls metrics whose names of a record do not say what they are."""
 
@@ -27,7 +30,7 @@ def result_table(record: Record) -> "Table":
 
     from vqbank.pipelines.console import styled
 
-    title = f"{record.title}: median (standard deviation) over test parts"
+    title = f"{record.title}: {record.statistic} (standard deviation) over {_over([record])}"
     caption = [
         *record.cautions,
         *record.method,
@@ -40,8 +43,7 @@ def result_table(record: Record) -> "Table":
     table.add_column("SRCC, 95 %", justify="right")
     table.add_column("splits", justify="right")
     for row in record.rows:
-        both = (row.statistics[metric] for metric in SHOWN)
-        cells = [f"{shown(own.median)} ({shown(own.std)})" for own in both]
+        cells = [f"{shown(row.number(m))} ({shown(row.statistics[m].std)})" for m in SHOWN]
         table.add_row(row.label, *cells, row.interval("srcc"), row.splits_text)
     return table
 
@@ -49,13 +51,14 @@ def result_table(record: Record) -> "Table":
 def to_csv(records: Sequence[Record]) -> str:
     """Every statistic of every row, one line each.
 
-    `low` and `high` are the ends of the median's 95 % bootstrap interval.
+    `low` and `high` are the ends of the median's 95 % bootstrap interval; `statistic` is the one
+    that other tables print; `videos` are those of the run, or of the test set.
     """
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     statistics = ("median", "mean", "std")
     lines.writerow(
-        ["title", "features", "head", "direction", "splits", "videos"]
+        ["title", "features", "head", "direction", "test_set", "splits", "videos", "statistic"]
         + [f"{COLUMNS.get(m, m)}_{s}" for m in METRICS for s in (*statistics, "low", "high")]
         + ["split_count", "undefined", "seen_by_weights", "notes", "selection"]
     )
@@ -65,8 +68,10 @@ def to_csv(records: Sequence[Record]) -> str:
             for metric, own in ((metric, row.statistics[metric]) for metric in METRICS)
             for number in (*(getattr(own, name) for name in statistics), *row.confidence(metric))
         ]
-        own = [record.title, "+".join(record.features.values()), row.head.name, row.direction]
-        counts = [record.splits_name, record.videos]
+        features, place = "+".join(record.features.values()), (row.direction, row.set_name)
+        own = [record.title, features, row.head.name, *place]
+        videos = record.videos if row.test_set is None else len(row.test_set.ids)
+        counts = [record.splits_name, videos, record.statistic]
         notes = " ".join([*record.cautions, *record.method])
         end = [row.splits, row.undefined, row.seen, notes, row.head.rule]
         lines.writerow([*own, *counts, *numbers, *end])
@@ -92,7 +97,9 @@ class Form:
 
 
 def to_markdown(records: Sequence[Record]) -> str:
-    """Medians and deviations; the best of equal splits is bold, the second underlined.
+    """Medians or means, as records say, and deviations; of equal splits the best is bold.
+
+    The second is underlined.
 
     A number at a row is that of a note below; random weights are never the best or the second.
     """
@@ -135,6 +142,7 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "^": "\\textasciicircum{}",
     "~": "\\textasciitilde{}",
     "→": "$\\rightarrow$",
+    TRAINED_MARK: "\\textdagger{}",
 }
 _MARKDOWN = {character: f"\\{character}" for character in "\\`*[]|"} | {"<": "&lt;", "&": "&amp;"}
 
@@ -159,11 +167,11 @@ def _table(records: Sequence[Record], form: Form) -> list[str]:
     rows = _rows(records)
     places, numbers = _places(rows), _numbers(records)
     for number, (record, row) in enumerate(rows):
-        marks = ",".join(str(numbers[note]) for note in _marked(record, row.head))
+        marks = ",".join(str(numbers[note]) for note in _marked(record, row))
         label = form.escape(row.label) + (f" {form.mark.format(marks)}" if marks else "")
         cells = [form.escape(record.feature_names), label]
         for metric in SHOWN:
-            text = shown(row.statistics[metric].median)
+            text = shown(row.number(metric))
             place = places[metric].get(number)
             if place is not None:
                 text = (form.best, form.second)[place].format(text)
@@ -183,7 +191,11 @@ def _notes(records: Sequence[Record], form: Form) -> list[str]:
     for record in records:
         for note in (*record.cautions, *_undefined(record), *record.method, *_intervals(record)):
             said.setdefault(note, []).append(record)
-    lines = ["Medians and standard deviations over test parts."]
+    stated = dict.fromkeys(f"{record.statistic.capitalize()}s" for record in records)
+    lines = [f"{' or '.join(stated)} and standard deviations over {_over(records)}."]
+    if len(stated) > 1:
+        for record in records:
+            said.setdefault(f"{record.statistic.capitalize()}s.", []).append(record)
     numbers, marks = _numbers(records), dict[int, str]()
     for note, of in said.items():
         names = dict.fromkeys(record.feature_names for record in of)
@@ -196,25 +208,29 @@ def _notes(records: Sequence[Record], form: Form) -> list[str]:
     return [f"{form.note}{marks.get(n, '')}{escape(line)}" for n, line in enumerate(lines)]
 
 
+def _over(records: Sequence[Record]) -> str:
+    """What a row's numbers are of, in the plural."""
+    return "splits" if any(record.test_sets for record in records) else "test parts"
+
+
 def _numbers(records: Sequence[Record]) -> dict[str, int]:
     """A number from 1 on for every caution that rows are marked by, in the order of the notes."""
     cautions = dict.fromkeys(
-        note for record in records for note in record.cautions if not note.startswith(SEEN_MARK)
+        note for record in records for note in record.cautions if not note.startswith(MARKS)
     )
     return {note: number for number, note in enumerate(cautions, 1)}
 
 
-def _marked(record: Record, head: HeadRecord) -> list[str]:
-    """What a row of a head is marked by; what weights have seen has a mark of its own."""
-    return [note for note in record.cautions_of(head) if not note.startswith(SEEN_MARK)]
+def _marked(record: Record, row: Row) -> list[str]:
+    """What a row is marked by; what was seen before has a mark of its own."""
+    return [note for note in record.cautions_of(row) if not note.startswith(MARKS)]
 
 
 def _undefined(record: Record) -> list[str]:
-    splits = len(record.test_videos)
     return [
-        f"{head.name}: {head.undefined} of {splits} splits undefined."
-        for head in record.heads
-        if head.undefined
+        f"{row.plain_label}: {row.undefined} of {row.splits} splits undefined."
+        for row in record.rows
+        if row.undefined and row.direction in ("", "all")
     ]
 
 
@@ -222,7 +238,7 @@ def _intervals(record: Record) -> list[str]:
     """The median's interval of every head, of the metrics that have a deviation, too."""
     lines = []
     for row in record.rows:
-        if row.direction not in ("", "all"):
+        if row.direction not in ("", "all") or row.test_set is not None:
             continue
         intervals = [f"{metric.upper()} {row.interval(metric)}" for metric in SPREAD]
         known = not all(interval.endswith(" -") for interval in intervals)
@@ -235,29 +251,30 @@ def _intervals(record: Record) -> list[str]:
 
 
 def _places(rows: Sequence[tuple[Record, Row]]) -> dict[str, dict[int, int]]:
-    """By metric, which rows are best (0) and second (1) among equal splits, scores and directions.
+    """By metric, which rows are best (0) and second (1) among equal splits, scores, directions and
+    statistics.
 
     A second only of three rows or more: of two it would be the worst.  Rows of random weights,
     which say nothing of a network, are neither, and leave the places to others.
     """
-    groups: dict[tuple[str, str, str], list[int]] = {}
+    groups: dict[tuple[str, ...], list[int]] = {}
     for number, (record, row) in enumerate(rows):
         if record.random_weights:
             continue
-        same = record.splits_sha256, record.mos_sha256, row.direction
+        same = record.splits_sha256, row.mos_sha256, row.direction, record.statistic
         groups.setdefault(same, []).append(number)
     places: dict[str, dict[int, int]] = {metric: {} for metric in SHOWN}
     for metric in SHOWN:
         sign = 1 if metric in LESS_IS_BETTER else -1
         for numbers in groups.values():
             # As they are printed: what looks equal is marked equal.
-            medians = {n: round(sign * rows[n][1].statistics[metric].median, 4) for n in numbers}
-            finite = [median for median in medians.values() if math.isfinite(median)]
+            printed = {n: round(sign * rows[n][1].number(metric), 4) for n in numbers}
+            finite = [number for number in printed.values() if math.isfinite(number)]
             order = sorted(set(finite))
             marked = 0 if len(numbers) < 2 else 1 if len(finite) < 3 else 2
-            for n, median in medians.items():
-                if median in order[:marked]:
-                    places[metric][n] = order.index(median)
+            for n, value in printed.items():
+                if value in order[:marked]:
+                    places[metric][n] = order.index(value)
     return places
 
 
@@ -268,13 +285,19 @@ def to_ntire(records: Sequence[Record]) -> str:
     for these, `vqbank predict -o` writes the same form with a head that was trained on all others.
 
     Raises:
-        RecipeError: if the records hold more than one head, of which one has to be chosen.
+        RecipeError: if the records hold more than one head, of which one has to be chosen, or no
+            split has a test part.
     """
     heads = [(record, head) for record in records for head in record.heads]
     if len(heads) != 1:
         names = ", ".join(head.name for _, head in heads)
         raise RecipeError(f"a submission holds one head, not {names}; choose by --head")
     ((record, head),) = heads
+    if not record.tests_itself:
+        raise RecipeError(
+            f"a submission is of what splits test, and splits {record.splits_name} test nothing; "
+            "`vqbank predict -o` writes one of other videos"
+        )
     return submission(record.predictions_of(head))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
-from vqbank.pipelines.recipe import Protocol, Recipe, read_recipe, required
+from vqbank.pipelines.recipe import Protocol, RatedFile, Recipe, read_recipe, required
 from vqbank.store.documents import yaml_value
 from vqbank.store.errors import ManifestError, RecipeError, UnknownNameError, unknown_name
 
@@ -23,6 +23,10 @@ Names = str | Sequence[str]
 """One name, or several."""
 Entries = Names | Mapping[str, Mapping[str, Any]]
 """Names alone, or with parameters, as a recipe has them."""
+TestSets = (
+    Path | str | Sequence[Path | str] | Mapping[str, Path | str | Mapping[str, Any] | RatedFile]
+)
+"""Files, each as `[NAME=]FILE`; or by name, with further keys, as a recipe has them."""
 FILES = ("videos", "labels", "bank")
 """Keys of a recipe that are paths."""
 _PATH = (Path | str | None, "a path")
@@ -33,7 +37,8 @@ KINDS: Mapping[str, tuple[Any, str]] = {
     "recipe": (AskedRecipe, "a Recipe, its file, or the name of one that comes with vqbank"),
     **dict.fromkeys([*FILES, "keep", "output", "published", "tensorboard"], _PATH),
     **dict.fromkeys(["extractors", "heads"], _ENTRIES),
-    **dict.fromkeys(["splits", "score", "missing", "decoder"], _TEXT),
+    **dict.fromkeys(["splits", "score", "missing", "decoder", "overlap"], _TEXT),
+    "test": (TestSets | None, "a file, several, or files by name"),
     "features": _NAMES,
     "weights": (Mapping[str, str] | None, "choices by the name of an extractor"),
     "jobs": (PositiveInt | None, "a number of processes, 1 or more"),
@@ -65,6 +70,7 @@ def recipe_of(
     features: Names | Mapping[str, str] | None = None,
     heads: Entries | None = None,
     splits: str | None = None,
+    test: TestSets | None = None,
     **further: str | Path | None,
 ) -> Recipe:
     """A recipe with what is given beside it laid over; what is None changes nothing.
@@ -74,12 +80,14 @@ def recipe_of(
         extractors: names alone keep the parameters that the recipe has for them.
         features: feature by role; or strings `[ROLE=]NAME[@KEY]`.
         heads: as `extractors`.
-        splits: the name of a scheme, or a file; other keys of the protocol then fall away.
+        splits: the name of a scheme, or a file; other keys of the protocol then fall away, but for
+            the statistic.
+        test: test sets in place of the recipe's.
         **further: of the recipe's other keys.
 
     Raises:
-        RecipeError: if the recipe cannot be read, a value is of another type, or two features have
-            one role.
+        RecipeError: if the recipe cannot be read, a value is of another type, two features have
+            one role, or two test sets one name.
         UnknownNameError: if there is no such recipe, or no such way with missing videos.
     """
     check_given(
@@ -88,6 +96,7 @@ def recipe_of(
         features=features,
         heads=heads,
         splits=splits,
+        test=test,
         **further,
     )
     begun = recipe if isinstance(recipe, Recipe) else Recipe()
@@ -98,8 +107,9 @@ def recipe_of(
         for key, value in further.items()
         if value is not None
     }
-    if update.get("missing", "stop") not in ("stop", "drop"):
-        raise UnknownNameError(unknown_name("--missing", update["missing"], ("stop", "drop")))
+    for option, known in (("missing", ("stop", "drop")), ("overlap", ("stop", "mark"))):
+        if update.get(option, "stop") not in known:
+            raise UnknownNameError(unknown_name(f"--{option}", update[option], known))
     if extractors:
         update["extractors"] = _entries(extractors, begun.extractors)
     if features:
@@ -107,7 +117,9 @@ def recipe_of(
     if heads:
         update["heads"] = _entries(heads, begun.heads)
     if splits is not None:
-        update["protocol"] = Protocol(splits=splits)
+        update["protocol"] = Protocol(splits=splits, statistic=begun.protocol.statistic)
+    if test:
+        update["test"] = _test_sets(test)
     return begun.model_copy(update=update)
 
 
@@ -119,6 +131,29 @@ def _entries(given: Entries, known: Mapping[str, dict[str, Any]]) -> dict[str, d
 
 def _several(names: Names) -> Sequence[str]:
     return [names] if isinstance(names, str) else names
+
+
+def _test_sets(given: TestSets) -> dict[str, RatedFile]:
+    """Files by name, also from `[NAME=]FILE`; without a name, by that of the file."""
+    if isinstance(given, Mapping):
+        named = list(given.items())
+    else:
+        named = []
+        for text in [given] if isinstance(given, str | Path) else given:
+            name, _, file = ("", "", text) if isinstance(text, Path) else text.rpartition("=")
+            named.append((name or Path(file).stem, file))
+    found: dict[str, RatedFile] = {}
+    for name, one in named:
+        if name in found:
+            raise RecipeError(f"two test sets have the name {name!r}; give --test NAME=FILE")
+        keys = {"file": one} if isinstance(one, str | Path) else one
+        try:
+            found[name] = RatedFile.model_validate(keys)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, ("test", name, *problem["loc"])))
+            raise RecipeError(f"{place}: {problem['msg'].lower()}") from error
+    return found
 
 
 def roles_of(features: Names | Mapping[str, str]) -> dict[str, str]:
@@ -232,7 +267,8 @@ def of_bank(
     if scored:
         if recipe.labels is None:
             required(recipe, "videos", option="--videos or --labels")
-        for source in filter(None, (recipe.videos, recipe.labels)):
+        tested = (own.file for own in recipe.test.values())
+        for source in filter(None, (recipe.videos, recipe.labels, *tested)):
             if not source.exists():
                 raise ManifestError(f"{source} cannot be read: No such file or directory")
     store = FeatureStore(required(recipe, "bank", option="--bank"))

@@ -10,12 +10,14 @@ from vqbank.pipelines.runs.asked import (
     AskedRecipe,
     Entries,
     Names,
+    TestSets,
     check_folder,
     check_given,
     of_bank,
     recipe_of,
     title_of,
 )
+from vqbank.store.words import few
 
 if TYPE_CHECKING:
     from vqbank.pipelines.experiments.experiment import Experiment
@@ -45,6 +47,12 @@ def experiment_of(recipe: Recipe, *, title: str) -> "Experiment":
             "dropped %d of %d videos, which lack a feature: %s%s",
             len(dropped), len(experiment.rated.stated), ", ".join(dropped[:NAMED]), more,
         )  # fmt: skip
+    for one in experiment.sets:
+        if gone := one.rated.dropped:
+            log.info(
+                "test set %s: dropped %d of %d videos, which lack a feature: %s",
+                one.name, len(gone), len(one.rated.stated), few(gone),
+            )  # fmt: skip
     return experiment
 
 
@@ -58,6 +66,8 @@ def evaluate(
     score: str | None = None,
     heads: Entries | None = None,
     splits: str | None = None,
+    test: TestSets | None = None,
+    overlap: str | None = None,
     missing: str | None = None,
     weights: Mapping[str, str] | None = None,
     jobs: int | None = None,
@@ -67,7 +77,7 @@ def evaluate(
     """Try heads on splits of a bank: fit on training rows, predict test rows, measure.
 
     Hyper-parameters and epochs are chosen on rows held out of the training part, never on test
-    rows.
+    rows.  What is fitted once can be tested on many sets: each has scores of its own in the record.
 
     Args:
         recipe: a `Recipe`, its file, or the name of one that comes with vqbank.  What is given
@@ -79,7 +89,13 @@ def evaluate(
         labels: a label file of any layout, whose videos are found in the bank.
         score: the column of the label file that is the MOS, where it has several.
         heads: names, such as "ridge" or ["ridge", "svr"], or parameters by name.
-        splits: "scene10", "videval100", "official", ..., or a file that `vqbank split make` wrote.
+        splits: "scene10", "videval100", "official", ..., or a file that `vqbank split make` wrote;
+            "all" trains on every video, for test sets.
+        test: test sets beside the test parts of the splits: a file (manifest or label file with
+            scores), several, each also as "NAME=FILE", or files by name, with further keys as a
+            recipe has them: {"1080p": {"file": "lsvq.csv", "part": "test-1080p"}}.
+        overlap: "stop" (default) or "mark": what happens where a test set has videos that are
+            trained on.
         missing: "stop" (default) or "drop": what happens to videos of a manifest that lack a
             feature.
         weights: of the features' extractors, where the bank has those of several.
@@ -87,16 +103,17 @@ def evaluate(
         keep: a folder, made if need be, in which the record of each head is put as soon as its
             last split is done.  What it holds of the same videos, features, scores, splits and
             parameters is not fitted again: a run that was killed goes on after the last head that
-            it finished.
+            it finished.  Of runs with test sets, or one split, fitted heads are kept there as well,
+            and predict a test set that is named later.
         watch: told of costs, steps and epochs as they come, if in processes by a thread.
 
     Returns:
         The record: settings, keys, SRCC, KRCC, PLCC and RMSE (in the unit of the scores) per split
-        and over all, predictions per split.
+        and over all, predictions per split; the same of each test set.
 
     Raises:
         RecipeError: if something is not given, or of another type, splits cannot be made or
-            fitted, or a record in `keep` is damaged.
+            fitted, a test set has videos that are trained on, or a record in `keep` is damaged.
         UnknownNameError: if there is no such head, parameter or scheme of splits.
         BankError: if there is no bank.
         ManifestError: if a file of videos cannot be read, or a video has no score.
@@ -119,6 +136,8 @@ def evaluate(
         score=score,
         heads=heads,
         splits=splits,
+        test=test,
+        overlap=overlap,
         missing=missing,
     )
     check_given(weights=weights, jobs=jobs, keep=keep)

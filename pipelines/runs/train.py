@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqbank.pipelines.log import log
-from vqbank.pipelines.recipe import Recipe
+from vqbank.pipelines.recipe import Protocol, Recipe
 from vqbank.pipelines.runs.asked import (
     AskedRecipe,
     Entries,
@@ -66,7 +66,8 @@ class TrainPlan:
                 several heads, a folder that holds something else, or event files of a head without
                 epochs; then what is wrong with videos and features.
         """
-        chosen = of_bank(recipe, weights, scored=published is None)
+        untested = recipe.model_copy(update={"test": {}})
+        chosen = of_bank(untested, weights, scored=published is None)
         # Seconds, of which `fit` has none.
         from vqbank.pipelines.experiments.train import check_plan, check_tensorboard
         from vqbank.regressors import make_head
@@ -75,7 +76,8 @@ class TrainPlan:
         if tensorboard is not None and published is None:
             name, parameters = chosen.head(next(iter(chosen.heads)))
             check_tensorboard(make_head(name, **parameters))
-        experiment = experiment_of(chosen, title=title) if published is None else None
+        whole = chosen.model_copy(update={"protocol": Protocol()})  # no part is left out
+        experiment = experiment_of(whole, title=title) if published is None else None
         return cls(chosen, folder, experiment, published, tensorboard)
 
     @property

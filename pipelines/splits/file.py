@@ -19,7 +19,13 @@ SPLITS_FORMAT = 1
 
 
 def write_splits(path: Path, name: str, videos: Sequence[Video], splits: Sequence[Split]) -> None:
-    """Keep splits by video id, in JSON; `train` and `validation` have no row in common there."""
+    """Keep splits by video id, in JSON; `train` and `validation` have no row in common there.
+
+    Raises:
+        RecipeError: if a split tests nothing, which needs no file.
+    """
+    if any(len(split.test) == 0 for split in splits):
+        raise RecipeError(f"splits {name} have no test part, and need no file: give their name")
     content = {
         "vqbank_splits": SPLITS_FORMAT,
         "name": name,

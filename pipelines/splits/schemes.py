@@ -56,7 +56,7 @@ def named_splits(
         )
     splits = SCHEMES[scheme].make(videos, labels, count)
     for number, split in enumerate(splits):
-        if len(split.train) == 0 or len(split.test) == 0:
+        if len(split.train) == 0 or (len(split.test) == 0 and scheme != "all"):
             raise RecipeError(
                 f"splits {name}: number {number} has {len(split.train)} training and "
                 f"{len(split.test)} test rows of {len(videos)}; both need some"
@@ -113,6 +113,7 @@ SCHEMES = {
     "kfold": Scheme(5, ours.folds, "as many folds, by scene; each is tested once"),
     "random": Scheme(10, ours.random, "80/20 by video, scenes or not"),
     "official": Scheme(None, ours.official, "the part column"),
+    "all": Scheme(None, ours.everything, "all videos are trained on, test sets alone are tested"),
     "across": Scheme(None, ours.across, "leave one data set out; the id begins with its name"),
     "columns": Scheme(None, papers.columns, "the split columns of a label file (pyiqa)"),
     "vsfa": Scheme(10, papers.vsfa, "60/20/20 from a .mat file's index (VSFA, MDTVSFA)"),

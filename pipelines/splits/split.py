@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vqbank.pipelines.terminal import counted
 from vqbank.store.errors import RecipeError
-from vqbank.store.schema import Part
+from vqbank.store.schema import FURTHER_TEST, Part
 
 LEAST_TESTED = 2
 """Videos of a test part: of fewer there is no correlation."""
@@ -43,8 +43,13 @@ class Split:
 
     @classmethod
     def of_parts(cls, parts: Sequence[Part | None]) -> Self:
-        """From what stands beside each row; a row without a part is fitted."""
-        test = np.array([part == "test" for part in parts], dtype=bool)
+        """From what stands beside each row; a row without a part is fitted.
+
+        Further test parts (`test-NAME`) are tested as well.
+        """
+        test = np.array(
+            [part == "test" or (part or "").startswith(FURTHER_TEST) for part in parts], dtype=bool
+        )
         validation = np.array([part == "validation" for part in parts], dtype=bool)
         return cls(np.flatnonzero(~test), np.flatnonzero(test), np.flatnonzero(validation))
 
@@ -105,7 +110,7 @@ def splits_without(splits: Sequence[Split], kept: NDArray[np.bool_]) -> list[Spl
         )
         if (
             len(train) == 0
-            or len(test) == 0
+            or (len(test) == 0) != (not len(split.test))
             or (len(validation) == 0) != (not len(split.validation))
         ):
             raise RecipeError(f"split {place} has a side of which no video has all features")
