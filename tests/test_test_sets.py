@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 import vqbank
 from vqbank.pipelines.commands.cli import app
 from vqbank.pipelines.experiments import fits
+from vqbank.pipelines.paper import Paper
 from vqbank.pipelines.recipe import Protocol, RatedFile, Recipe, read_recipe
 from vqbank.pipelines.results.compare import compare
-from vqbank.pipelines.results.records import joined, read_records, write_record
+from vqbank.pipelines.results.published import published_table
+from vqbank.pipelines.results.records import alone, joined, read_records, write_record
 from vqbank.pipelines.results.report import write_report
 from vqbank.pipelines.results.tables import (
     result_table,
@@ -257,6 +259,49 @@ def test_runs_are_compared_on_each_set_that_they_share(place, tmp_path):
     write_record(record, tmp_path / "run.json")
     said = CliRunner().invoke(app, ["compare", str(tmp_path / "run.json")], env={"COLUMNS": "200"})
     assert "svr on a.f, twin" in said.output
+
+
+def test_runs_of_one_split_are_compared_without_tests(record):
+    found = compare([record])
+
+    assert [one.other for one in found] == [
+        "svr on a.f", "svr on a.f, 1080p", "svr on a.f, other",
+    ]  # fmt: skip
+    ridge, svr = record.heads
+    assert found[0].paired.median_gain == svr.per_split["srcc"][0] - ridge.per_split["srcc"][0]
+    assert {one.p_values for one in found} == {("-", "-")}
+
+
+def test_a_set_can_be_seen_as_what_every_split_tests(place, tmp_path):
+    record = vqbank.evaluate(**asked(place, videos=place / "other.csv", splits="random7",
+                                     test=place / "twin.csv"))  # fmt: skip
+    own, twin = alone(record), alone(record, "twin")
+
+    assert (own.ids, own.test_sets) == (record.ids, [])
+    write_record(twin, tmp_path / "twin.json")
+    (again,) = read_records(tmp_path / "twin.json")  # which looks at all that is in it
+    assert again.predictions_of(again.heads[0]).keys() == set(record.test_sets[0].ids)
+    (row,) = twin.rows
+    assert row.number("srcc") == record.rows[1].number("srcc")
+    assert row.interval("srcc") == "-"
+    with pytest.raises(RecipeError, match=r"unknown test set of 'vqbank' 'twn'.*twin"):
+        alone(record, "twn")
+
+
+def test_published_numbers_stand_beside_those_of_every_set(record):
+    paper = Paper(
+        name="A", shows="table 1", data=["1080p", "other"], metrics=["srcc"],
+        rows={"ridge": [0.5, 0.25]},
+    )  # fmt: skip
+    text = io.StringIO()
+    Console(file=text, width=300).print(published_table(record, paper))
+
+    (line,) = [line for line in text.getvalue().splitlines() if "0.2500" in line]
+    wanted = ["0.5000", "0.2500"]
+    wanted += [f"{row.number('srcc'):.4f}" for row in record.rows if row.head.name == "ridge"]
+    assert line.replace("│", "").split() == ["ridge", *wanted]
+    for column in ("other SRCC", "here SRCC", "1080p here SRCC", "other here SRCC"):
+        assert column in text.getvalue()
 
 
 def test_all_videos_are_trained_on_where_sets_alone_are_tested(place, monkeypatch, tmp_path):

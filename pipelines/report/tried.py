@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqbank.pipelines.results.compare import Comparison, compare
-from vqbank.pipelines.results.record import KEEPS_PREDICTIONS, HeadRecord, Record
+from vqbank.pipelines.results.head_record import KEEPS_PREDICTIONS, HeadRecord
+from vqbank.pipelines.results.record import Record
+from vqbank.pipelines.results.records import alone
 from vqbank.regressors.metrics import MosMapping
 from vqbank.store.errors import RecipeError
 
@@ -50,6 +52,8 @@ class Tried:
 def tried_heads(records: Sequence[Record]) -> list[Tried]:
     """The heads of those records that have the videos and the scores of the first one.
 
+    Of a record whose splits test nothing, its first test set is what is tested.
+
     Args:
         records: of runs; those of other videos or scores are left to tables.
 
@@ -62,6 +66,10 @@ def tried_heads(records: Sequence[Record]) -> list[Tried]:
                 f"a record of format {record.vqbank_results} keeps no predictions per split, and "
                 "a report shows them; run `vqbank evaluate` again"
             )
+    records = [
+        record if record.tests_itself else alone(record, record.test_sets[0].name)
+        for record in records
+    ]
     first = records[0]
     alike = [record for record in records if record.mos_sha256 == first.mos_sha256]
     pairs = [(record, head) for record in alike for head in record.heads]
@@ -108,5 +116,5 @@ def against_best(best: Tried, tried: Sequence[Tried]) -> list[tuple[Tried, Compa
     others = [one for one in tried if one is not best and one.record.splits_sha256 == same]
     if not others:
         return []
-    alone = [one.record.model_copy(update={"heads": [one.head]}) for one in (best, *others)]
-    return list(zip(others, compare(alone), strict=True))
+    each = [one.record.model_copy(update={"heads": [one.head]}) for one in (best, *others)]
+    return list(zip(others, compare([alone(record) for record in each]), strict=True))

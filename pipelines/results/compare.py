@@ -1,10 +1,12 @@
 """Two runs over the same splits: which is better, and how sure that is."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vqbank.pipelines.results.head_record import Scores
 from vqbank.pipelines.results.record import Record
@@ -18,7 +20,7 @@ class Comparison:
     """A head against the reference, over the splits that count as evidence of their own.
 
     On a test set, which all splits share, no split is evidence of its own: gains are counted over
-    all of them, and there are no paired tests.
+    all of them, and there are no paired tests.  Nor are there of one split.
     """
 
     reference: str
@@ -115,26 +117,13 @@ def _own(
     record: Record, reference: Scores, other: Scores, *, metric: str, names: tuple[str, str]
 ) -> Comparison:
     """On the test parts of the splits, of which repeated ones count once."""
-    share = float(np.mean(np.array(record.test_videos) / np.array(record.train_videos)))
+    videos = np.array(record.test_videos)
+    share = float(np.mean(videos / np.array(record.train_videos)))
     different = record.different
-    videos = np.array(record.test_videos)[different]
-    sign = -1.0 if metric in LESS_IS_BETTER else 1.0
-    less, more = better_by_variance(
-        _values(reference, "rmse")[different], _values(other, "rmse")[different], videos
-    )
-    return Comparison(
-        reference=names[0],
-        other=names[1],
-        metric=metric,
-        made=len(record.test_videos),
-        repeated=len(record.test_videos) - len(different),
-        paired=paired_test(
-            sign * _values(reference, metric)[different],
-            sign * _values(other, metric)[different],
-            test_share=share,
-        ),
-        less_variance=less,
-        more_variance=more,
+    # One split is no evidence of its own, as a test set is none.
+    tests = partial(paired_test, test_share=share) if len(different) > 1 else _gains
+    return _compared(
+        reference, other, metric=metric, names=names, of=different, videos=videos, tests=tests
     )
 
 
@@ -142,31 +131,56 @@ def _on_set(
     reference: Scores, other: Scores, *, metric: str, videos: int, names: tuple[str, str]
 ) -> Comparison:
     """On a test set that all splits share."""
+    every = range(len(reference.fits))
+    counts = np.full(len(every), videos)
+    return _compared(
+        reference, other, metric=metric, names=names, of=every, videos=counts, tests=_gains
+    )
+
+
+def _compared(
+    reference: Scores,
+    other: Scores,
+    *,
+    metric: str,
+    names: tuple[str, str],
+    of: Sequence[int],
+    videos: NDArray[np.int64],
+    tests: Callable[[NDArray[np.float64], NDArray[np.float64]], Paired],
+) -> Comparison:
+    """Over some of the splits, by some tests of values of which more is better."""
+    some = list(of)
     sign = -1.0 if metric in LESS_IS_BETTER else 1.0
-    gains = sign * (_values(other, metric) - _values(reference, metric))
-    defined = gains[np.isfinite(gains)]
-    one, two = _values(reference, "rmse"), _values(other, "rmse")
-    less, more = better_by_variance(one, two, np.full(len(gains), videos))
+    less, more = better_by_variance(
+        _values(reference, "rmse")[some], _values(other, "rmse")[some], videos[some]
+    )
     return Comparison(
         reference=names[0],
         other=names[1],
         metric=metric,
-        made=len(gains),
-        repeated=0,
-        paired=Paired(
-            splits=len(defined),
-            undefined=len(gains) - len(defined),
-            median_gain=float(np.median(defined)) if len(defined) else math.nan,
-            wins=int((defined > 0).sum()),
-            wilcoxon_p=math.nan,
-            corrected_p=math.nan,
-        ),
+        made=len(videos),
+        repeated=len(videos) - len(some),
+        paired=tests(sign * _values(reference, metric)[some], sign * _values(other, metric)[some]),
         less_variance=less,
         more_variance=more,
     )
 
 
-def _values(scores: Scores, metric: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def _gains(reference: NDArray[np.float64], other: NDArray[np.float64]) -> Paired:
+    """What can be said without a test."""
+    gains = other - reference
+    defined = gains[np.isfinite(gains)]
+    return Paired(
+        splits=len(defined),
+        undefined=len(gains) - len(defined),
+        median_gain=float(np.median(defined)) if len(defined) else math.nan,
+        wins=int((defined > 0).sum()),
+        wilcoxon_p=math.nan,
+        corrected_p=math.nan,
+    )
+
+
+def _values(scores: Scores, metric: str) -> NDArray[np.float64]:
     return np.array(scores.per_split[metric], np.float64)
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def data_of(record: Record, paper: Paper) -> list[str]:
     """The columns of a paper that a record is of; all of them where its videos name none."""
-    own = {bare(video_id.split("/", 1)[0]) for video_id in record.ids}
+    every = [record.ids, *(one.ids for one in record.test_sets)]
+    own = {bare(video_id.split("/", 1)[0]) for ids in every for video_id in ids}
+    own |= {bare(one.name) for one in record.test_sets}
     named = [data for data in paper.data if bare(data) in own]
     return named or list(paper.data)
 
@@ -38,24 +40,33 @@ def published_table(record: Record, paper: Paper) -> "Table":
     for one in data:
         for metric in metrics:
             table.add_column(styled(f"{one} {metric.upper()}"), justify="right")
-    for metric in metrics:
-        table.add_column(f"here {metric.upper()}", justify="right")
+    for place in _places(record):
+        for metric in metrics:
+            here = f"{place} here" if place else "here"
+            table.add_column(styled(f"{here} {metric.upper()}"), justify="right")
     published = {(one.row, one.data, one.metric): one.value for one in paper.numbers}
-    ours = {row.head.name: row for row in record.rows}
-    for label in dict.fromkeys([*paper.rows, *ours]):
+    ours = {(row.head.name, row.set_name): row for row in record.rows}
+    for label in dict.fromkeys([*paper.rows, *(head.name for head in record.heads)]):
         theirs = [
             shown(published.get((label, one, metric), math.nan))
             for one in data
             for metric in metrics
         ]
-        table.add_row(styled(label), *theirs, *_ours(ours.get(label), metrics))
+        own = [ours.get((label, place)) for place in _places(record)]
+        numbers = (number for row in own for number in _ours(row, metrics))
+        table.add_row(styled(label), *theirs, *numbers)
     return table
+
+
+def _places(record: Record) -> list[str]:
+    """What is tested: the splits' own test parts, by an empty name, and each test set."""
+    return [*([""] if record.tests_itself else []), *(one.name for one in record.test_sets)]
 
 
 def _ours(row: Row | None, metrics: Sequence[str]) -> list[str]:
     if row is None:
         return [""] * len(metrics)
-    return [shown(row.statistics[metric].median) for metric in metrics]
+    return [shown(row.number(metric)) for metric in metrics]
 
 
 def _cautions(record: Record, paper: Paper, data: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from vqbank.pipelines.results.head_record import KEEPS_PREDICTIONS, HeadRecord
 from vqbank.pipelines.results.record import Record
 from vqbank.pipelines.results.statistics import METRICS, close, moments, shown
-from vqbank.store.errors import RecipeError, in_words, naming
+from vqbank.store.errors import RecipeError, in_words, naming, unknown_name
 from vqbank.store.ordinary import open_ordinary
 
 MOST_RECORD_BYTES = 2**28
@@ -58,6 +58,56 @@ def joined(records: Sequence[Record]) -> Record:
     if len({head.name for head in heads}) < len(heads):
         raise RecipeError(f"heads share a name: {', '.join(head.name for head in heads)}")
     return first.model_copy(update={"heads": heads})
+
+
+def alone(record: Record, name: str = "") -> Record:
+    """The record of one thing that was tested, as if it had tested nothing else.
+
+    Args:
+        record: of a run.
+        name: of a test set, which every split then tests; empty for the splits' own test parts.
+
+    Raises:
+        RecipeError: if there is no such test set, or splits have no test parts.
+    """
+    nothing_else: dict[str, object] = {"test_sets": [], "heads": [_without_sets(head) for head in record.heads]}
+    if not name:
+        if not record.tests_itself:
+            raise RecipeError(f"splits {record.splits_name} of {record.title!r} test nothing")
+        return record.model_copy(update=nothing_else)
+    names = [one.name for one in record.test_sets]
+    if name not in names:
+        raise RecipeError(unknown_name(f"test set of {record.title!r}", name, names))
+    number = names.index(name)
+    one, splits = record.test_sets[number], len(record.test_videos)
+    own: dict[str, object] = {
+        "title": f"{record.title}, {name}",
+        "score_name": one.score_name,
+        "filled": one.filled,
+        "left_out": one.left_out,
+        "seen_by_weights": one.seen_by_weights,
+        "seen_per_split": [one.seen_by_weights] * splits,
+        "taken_for": one.taken_for,
+        "labels": one.labels,
+        "videos": len(one.ids),
+        "ids": one.ids,
+        "mos": one.mos,
+        "mos_sha256": one.mos_sha256,
+        "mos_kind": one.mos_kind,
+        "test_videos": [len(one.ids)] * splits,
+        "tests": [list(range(len(one.ids)))] * splits,
+        "validations": [[]] * splits,
+        "same_test_as": [0] * splits,
+        "directions": [],
+        "heads": [
+            _without_sets(head).model_copy(update=dict(head.sets[number])) for head in record.heads
+        ],
+    }
+    return record.model_copy(update=nothing_else | own)
+
+
+def _without_sets(head: HeadRecord) -> HeadRecord:
+    return head.model_copy(update={"sets": []})
 
 
 def _sets_of(record: Record) -> list[tuple[str, str, list[str]]]:
