@@ -70,7 +70,10 @@ def alone(record: Record, name: str = "") -> Record:
     Raises:
         RecipeError: if there is no such test set, or splits have no test parts.
     """
-    nothing_else: dict[str, object] = {"test_sets": [], "heads": [_without_sets(head) for head in record.heads]}
+    nothing_else: dict[str, object] = {
+        "test_sets": [],
+        "heads": [_without_sets(head) for head in record.heads],
+    }
     if not name:
         if not record.tests_itself:
             raise RecipeError(f"splits {record.splits_name} of {record.title!r} test nothing")
