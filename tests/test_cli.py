@@ -22,6 +22,7 @@ from vqbank.extractors import EXTRACTORS
 from vqbank.extractors import video as decoding
 from vqbank.pipelines.commands.cli import main
 from vqbank.pipelines.commands.predict import say_agreement
+from vqbank.pipelines.recipe import shipped_recipes
 from vqbank.pipelines.runs.predict import Predicted
 from vqbank.pipelines.stopping import stopped_by_signals
 from vqbank.regressors import HEADS
@@ -389,9 +390,26 @@ def test_heads_and_all_their_parameters_are_listed():
     assert "Did you mean 'gru'?" in vqbank("heads", "GRU").stderr
 
 
-def test_shipped_recipes_are_listed_and_printed():
-    listed = vqbank("recipe").stdout
-    assert "rqvqa: The features of RQ-VQA" in listed
+def test_shipped_recipes_are_listed_by_paper_and_printed(tmp_path):
+    lines = vqbank("recipe", VQBANK_WEIGHTS=str(tmp_path), HOME=str(tmp_path)).stdout.splitlines()
+    place = lines.index("RQ-VQA (NTIRE 2024):")
+    assert lines.index("A2INet (ACM MM 2024):") < place
+    table = lines.index("  rqvqa-table6: table 6: which loss")
+    assert place < table
+    missing, data = lines[table + 1 : table + 3]
+    assert "not here: swin=rqvqa, slowfast=kinetics400, qalign=one-align, liqe=liqe" in missing
+    assert "to be given: KVQ's training part with scores and contents" in data
+
+    (tmp_path / "SLOWFAST_8x8_R50.pyth").write_text("weights that are at hand")
+    here = {"VQBANK_WEIGHTS": str(tmp_path), "HOME": str(tmp_path)}
+    documents = {
+        one["recipe"]: one for one in json.loads(vqbank("recipe", "--json", **here).stdout)
+    }
+    assert list(documents) == shipped_recipes()
+    assert documents["demo"]["missing_weights"] == []
+    lacking = documents["a2inet-table5"]["missing_weights"]
+    assert "slowfast=kinetics400" not in lacking
+    assert "backbone of torchvision:video/swin3d_t.KINETICS400_V1" in lacking
 
     text = vqbank("recipe", "rqvqa").stdout
     assert "extractors:" in text

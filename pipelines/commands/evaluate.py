@@ -119,8 +119,8 @@ def evaluate(
     processes = all_cores() if jobs is None else jobs
     record = show_experiment(experiment, jobs=processes, keep=keep)
     console().print(result_table(record))
-    if chosen.paper is not None and chosen.paper.rows:
-        console().print(published_table(record, chosen.paper))
+    if chosen.paper is not None and (beside := published_table(record, chosen.paper)):
+        console().print(beside)
     if json_file is not None:
         write_record(record, json_file)
         say(f"record: {json_file}")

@@ -9,21 +9,54 @@ from vqbank.pipelines.terminal import say, say_lines
 
 def recipe(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="List as one JSON document.")] = False,
 ) -> None:
-    """List the recipes that come with vqbank, or print one, to be changed."""
-    from itertools import takewhile
+    """List the recipes that come with vqbank, by paper, or print one, to be changed."""
+    import json
 
-    from vqbank.pipelines.recipe import shipped_recipe, shipped_recipes
+    from vqbank.pipelines.recipe import shipped_recipe
 
     if name is not None:
         say_lines(shipped_recipe(name))
         return
+    entries = _shipped()
+    if as_json:
+        say_lines(json.dumps(entries, indent=2))
+        return
+    for paper in dict.fromkeys(entry["paper"] for entry in entries):
+        say(f"{paper or 'Features and heads of a method, and the demo'}:")
+        for entry in (entry for entry in entries if entry["paper"] == paper):
+            say(f"  {entry['recipe']}: {entry['shows'] or entry['about']}")
+            if entry["missing_weights"]:
+                say(f"    weights that are not here: {', '.join(entry['missing_weights'])}")
+            if entry["needs"]:
+                say(f"    videos and scores that are to be given: {', '.join(entry['needs'])}")
+
+
+def _shipped() -> list[dict[str, Any]]:
+    """What the list says of every recipe."""
+    from itertools import takewhile
+    from pathlib import Path
+
+    from vqbank.pipelines.missing import missing_weights
+    from vqbank.pipelines.recipe import read_recipe, shipped_recipe, shipped_recipes
+
+    entries = []
     for each in shipped_recipes():
-        comment = " ".join(
-            takewhile(lambda line: line[:1] == "#", shipped_recipe(each).split("\n"))
+        comment = takewhile(lambda line: line[:1] == "#", shipped_recipe(each).split("\n"))
+        first, *_ = " ".join(comment).replace("# ", "").split(". ")
+        read = read_recipe(Path(each))
+        entries.append(
+            {
+                "recipe": each,
+                "about": first.strip().rstrip("."),
+                "paper": read.paper.name if read.paper else "",
+                "shows": read.paper.shows if read.paper else "",
+                "missing_weights": missing_weights(read),
+                "needs": read.paper.needs if read.paper else [],
+            }
         )
-        first, *_ = comment.replace("# ", "").split(". ")
-        say(f"{each}: {first.rstrip('.')}")
+    return entries
 
 
 def heads(

@@ -22,8 +22,10 @@ def data_of(record: Record, paper: Paper) -> list[str]:
     return named or list(paper.data)
 
 
-def published_table(record: Record, paper: Paper) -> "Table":
+def published_table(record: Record, paper: Paper) -> "Table | None":
     """The table for a terminal: every row of the paper, and what the record has for it.
+
+    None where the paper has no metric that records have, but costs.
 
     A row of the record stands beside the row of the paper that has the label of its head, also in
     another order; numbers of the paper that nobody can compare stand alone.
@@ -34,6 +36,8 @@ def published_table(record: Record, paper: Paper) -> "Table":
 
     data = data_of(record, paper)
     metrics = [metric for metric in paper.metrics if metric in METRICS]
+    if not (metrics and paper.rows):
+        return None
     caption = [*_cautions(record, paper, data), *record.cautions]
     table = Table(title=styled(f"{paper.name}, {paper.shows}"), caption=styled(*caption))
     table.add_column("row")
