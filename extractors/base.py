@@ -154,6 +154,11 @@ class Extractor(ABC):
         """The prompts whose tokens the tail keeps."""
         return ()
 
+    @property
+    def tail_towers(self) -> tuple[str, ...]:
+        """Towers of the tail that are there only where they are asked for."""
+        return ()
+
     def tail(self) -> Tail:
         """What continues the states of `cut_output`, for extractors that have one.
 

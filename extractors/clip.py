@@ -12,7 +12,7 @@ from pydantic import Field
 from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import OPENAI_B32, architecture, tokens_of
 from vqbank.extractors.sampling import EveryNth, KeyFrames
-from vqbank.extractors.tail import open_clip_image, open_clip_text
+from vqbank.extractors.tail import open_clip_early, open_clip_image, open_clip_text
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, CROPPING, ShortSideCrop, Squash, normalise
 from vqbank.extractors.weights import HUB, WeightFile
 from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
@@ -109,6 +109,9 @@ class Clip(WeightedExtractor):
     as open_clip has it for the model."""
     prompts: tuple[str, ...] = field(default=RAM_PROMPTS, compare=False)
     """Those whose tokens the tail keeps, for heads that learn prompts.  No row depends on them."""
+    whole_tail: bool = field(default=False, compare=False)
+    """Whether the tail has the tower up to the cut, too, for heads that start layers of their own
+    from it (RAM-VQA).  No row depends on it; where it is missing, the next run adds it."""
 
     name = "clip"
     version = 2
@@ -263,6 +266,11 @@ class Clip(WeightedExtractor):
         """The prompts."""
         return self.prompts
 
+    @property
+    def tail_towers(self) -> tuple[str, ...]:
+        """The tower up to the cut, where the tail is to be whole."""
+        return ("early",) if self.whole_tail else ()
+
     def tail(self) -> Tail:
         """Blocks behind the cut, the text tower, and the prompts' tokens.
 
@@ -299,8 +307,11 @@ class Clip(WeightedExtractor):
             **shared,
         )
         numbers = tokens_of(self.prompts, sizes["context_length"])
+        towers = {"image": image, "text": text}
+        if self.whole_tail:
+            towers["early"] = open_clip_early(network.visual.state_dict(), cut=self.block)
         return Tail(
-            {"image": image, "text": text},
+            towers,
             dict(zip(self.prompts, numbers.tolist(), strict=True)),
         )
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from vqbank.store.tail import Tower
 
 
+_EARLY = ("class_embedding", "positional_embedding")
+
+
 def tower(state: Mapping[str, Tensor], **configuration: Any) -> Tower:
     """A tower of a state dict whose keys are already those of the tail's modules."""
     from vqbank.store.tail import Tower
@@ -35,6 +38,25 @@ def open_clip_image(state: Mapping[str, Tensor], *, cut: int, **configuration: A
         if match is not None and int(match[2]) > cut:
             ours[f"blocks.{match[1]}"] = value
     return tower(ours, cut=cut, **configuration)
+
+
+def open_clip_early(state: Mapping[str, Tensor], *, cut: int) -> Tower:
+    """The tower of open_clip's own image transformer up to a cut, from the pixels on.
+
+    Nothing goes on with it: heads start layers of their own from its weights.
+
+    Args:
+        state: of its `visual`.
+        cut: the block, counted from 0, after which the state is banked.
+    """
+    ours = {}
+    for key, value in state.items():
+        match = re.fullmatch(r"transformer\.resblocks\.((\d+)\..*)", key)
+        if match is not None and int(match[2]) <= cut:
+            ours[f"blocks.{match[1]}"] = value
+        elif key.startswith(("conv1.", "ln_pre.")) or key in _EARLY:
+            ours[key] = value
+    return tower(ours, cut=cut)
 
 
 def open_clip_text(state: Mapping[str, Tensor], **configuration: Any) -> Tower:

@@ -24,6 +24,7 @@ HEADS: "Registry[Head]" = Registry(
         "mhsa": "vqbank.regressors.mhsa:Mhsa",
         "gru": "vqbank.regressors.gru:Gru",
         "cagi": "vqbank.regressors.cagi:Cagi",
+        "ram": "vqbank.regressors.ram:Ram",
     },
 )
 

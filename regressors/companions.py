@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vqbank.regressors.tail import ImageTail, TextTail, image_tail, text_tail
+from vqbank.regressors.tail import ImageTail, TextTail, image_tail, tensors_of, text_tail
 from vqbank.store.beside import Beside, text_sha256
 from vqbank.store.errors import HeadError, MissingFeatureError, VqbankError
 
@@ -42,6 +42,11 @@ class Companions:
         """The image tower behind the cut, on the CPU."""
         with torch.device("cpu"):
             return self._taken("tail/image", _tower_sha256, _image)
+
+    def early_tower(self) -> dict[str, Tensor]:
+        """Weights of the image tower up to the cut, by name, for layers that start from them."""
+        with torch.device("cpu"):
+            return self._taken("tail/early", _tower_sha256, _early)
 
     def text_tail(self) -> TextTail:
         """The text tower, whole, on the CPU."""
@@ -123,6 +128,10 @@ def _tower_sha256(place: Beside, name: str) -> str:
 
 def _image(place: Beside) -> ImageTail:
     return image_tail(place.tower("image"), place.bank)
+
+
+def _early(place: Beside) -> dict[str, Tensor]:
+    return tensors_of(place.tower("early"), place.bank, "early")
 
 
 def _text(place: Beside) -> TextTail:

@@ -110,6 +110,13 @@ class SequenceHead(NetworkParameters):
             generator: draws its start.
         """
 
+    def _begun(self, inputs: Mapping[str, Input], generator: torch.Generator) -> nn.Module:
+        """A new network that is trained; `_network`, where its start is drawn and nothing more.
+
+        Arguments as there.  What is taken of a bank here alone is not asked for by predictions.
+        """
+        return self._network(inputs, generator)
+
     @abstractmethod
     def _loss(self, predicted: Tensor, target: Tensor) -> Tensor:
         """What training makes small.
@@ -457,7 +464,7 @@ class SequenceHead(NetworkParameters):
         """For processes too: of a clone, which has nothing of this machine's `watch`."""
         own, identity = clone(self), self._identity(series.table)
         inputs = self._inputs(series.table.specs, self._beside(series.table))
-        network = partial(own._network, inputs)
+        network = partial(own._begun, inputs)
         return Method(network, own._loss, self._plan, identity, own._choices(series.table.roles))
 
     def _identity(self, table: FeatureTable) -> dict[str, Any]:

@@ -350,6 +350,18 @@ def text_tail(tower: Tower, where: Path) -> TextTail:
     return _filled(TextTail, tower, where, "text")
 
 
+def tensors_of(tower: Tower, where: Path, name: str) -> dict[str, Tensor]:
+    """Weights of a tower that was read, on the CPU, for what is no tower: see `image_tail`.
+
+    Raises:
+        DamagedShardError: if some are not finite.
+    """
+    try:
+        return _tensors(tower)
+    except ValueError as error:
+        raise DamagedShardError(f"{where}: its {name} tower is damaged: {error}") from error
+
+
 def _filled(kind: Any, tower: Tower, where: Path, name: str) -> Any:
     try:
         _check_sizes(tower)

@@ -3,8 +3,9 @@
 A tail has towers, such as "image" and "text".  In the feature's folder `tail/` every tower is one
 safetensors file, named by its sha256, and `tail.json` says which files count and how each is built.
 `tail.json` is written last and never changed, so that a tail is either absent or whole, and two
-writers at once are harmless.  `tokens-HASH.json` holds token numbers of prompts, for heads that
-learn prompts and have no tokenizer.
+writers at once are harmless.  `towers-HASH.json` names towers that were asked for later: the part
+of the network before the cut, for heads that start from it.  `tokens-HASH.json` holds token numbers
+of prompts, for heads that learn prompts and have no tokenizer.
 """
 
 import hashlib
@@ -43,6 +44,7 @@ FOLDER = "tail"
 _VERSION = 1
 _INDEX = "tail.json"
 _TOKENS = "tokens-*.json"
+_TOWERS = "towers-*.json"
 _lenient = with_config(ConfigDict(extra="allow", strict=True))
 
 
@@ -88,10 +90,17 @@ class Tail:
     """Token numbers by prompt, padding included."""
 
 
-def has_tail(store: FeatureStore, spec: FeatureSpec, prompts: Iterable[str] = ()) -> bool:
-    """Whether the tail of this feature is there, and the tokens of all these prompts."""
+def has_tail(
+    store: FeatureStore,
+    spec: FeatureSpec,
+    prompts: Iterable[str] = (),
+    towers: Iterable[str] = (),
+) -> bool:
+    """Whether the tail of this feature is there, the tokens of all these prompts, these towers."""
     folder = inside(store.path, store.path / spec.key / FOLDER)
-    return is_there(folder.parent, folder / _INDEX) and set(prompts) <= _tokens(folder).keys()
+    if not is_there(folder.parent, folder / _INDEX):
+        return False
+    return set(prompts) <= _tokens(folder).keys() and set(towers) <= tower_hashes(folder).keys()
 
 
 def write_tail(store: FeatureStore, spec: FeatureSpec, tail: Tail) -> None:
@@ -107,12 +116,16 @@ def write_tail(store: FeatureStore, spec: FeatureSpec, tail: Tail) -> None:
     with writing(store.path):
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
-        if not (folder / _INDEX).exists():
-            towers = {
-                name: {"configuration": dict(tower.configuration), **_write(folder, tower)}
-                for name, tower in tail.towers.items()
-            }
-            create_exclusively(folder / _INDEX, seal({"version": _VERSION, "towers": towers}))
+        known = tower_hashes(folder) if (folder / _INDEX).exists() else {}
+        towers = {
+            name: {"configuration": dict(tower.configuration), **_write(folder, tower)}
+            for name, tower in tail.towers.items()
+            if name not in known
+        }
+        if towers:
+            digest = hashlib.sha256(canonical_json(towers).encode()).hexdigest()
+            index = f"towers-{digest[:12]}.json" if known else _INDEX
+            create_exclusively(folder / index, seal({"version": _VERSION, "towers": towers}))
         new = {prompt: list(tail.tokens[prompt]) for prompt in tail.tokens.keys() - _tokens(folder)}
         if new:
             digest = hashlib.sha256(canonical_json(new).encode()).hexdigest()
@@ -236,10 +249,10 @@ def damaged(folder: Path) -> Iterator[tuple[str, str]]:
     Raises:
         BankError: if a newer vqbank wrote a file, or one cannot be read.
     """
-    for path in [folder / _INDEX, *_token_files(folder)]:
+    for path in [folder / _INDEX, *_files(folder, _TOWERS), *_files(folder, _TOKENS)]:
         if path.exists() or path.is_symlink():
             try:
-                _read(path, _INDEX_FILE if path.name == _INDEX else _TOKENS_FILE)
+                _read(path, _TOKENS_FILE if path.match(_TOKENS) else _INDEX_FILE)
             except DamagedShardError as error:
                 yield path.name, str(error).removeprefix(f"{path} ")
     with suppress(MissingFeatureError, DamagedShardError):  # the latter is told already
@@ -251,15 +264,17 @@ def damaged(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def set_tail_aside(folder: Path, name: str) -> None:
-    """Move a damaged file of a tail to `.NAME.damaged`, and the index with it if it names the file.
+    """Move a damaged file of a tail to `.NAME.damaged`, and every index with a damaged tower.
 
     Then there is no tail, or it lacks tokens, and the next extraction writes what is missing.
 
     Raises:
         BankError: if the bank cannot be written.
     """
-    names = [name] if Path(name).match(_TOKENS) else [_INDEX, name]
     inside(folder.parents[1], folder)
+    names = [name]
+    if Path(name).suffix != ".json":
+        names = [_INDEX, *(path.name for path in _files(folder, _TOWERS)), name]
     with writing(folder):
         for moved in dict.fromkeys(names):
             set_aside(folder / moved)
@@ -285,18 +300,21 @@ def _index(folder: Path) -> dict[str, Any]:
             f"{folder} holds no tail; `vqbank extract` writes it for extractors that bank the "
             "states at a cut"
         )
-    return _read(path, _INDEX_FILE)
+    index = _read(path, _INDEX_FILE)
+    for later in _files(folder, _TOWERS):
+        index["towers"].update(_read(later, _INDEX_FILE)["towers"])
+    return index
 
 
 def _tokens(folder: Path) -> dict[str, list[int]]:
     known: dict[str, list[int]] = {}
-    for path in _token_files(folder):
+    for path in _files(folder, _TOKENS):
         known.update(_read(path, _TOKENS_FILE)["tokens"])
     return known
 
 
-def _token_files(folder: Path) -> list[Path]:
-    return [path for path in listed(folder.parent, folder) if path.match(_TOKENS)]
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in listed(folder.parent, folder) if path.match(pattern))
 
 
 def _read(path: Path, kind: Any) -> dict[str, Any]:

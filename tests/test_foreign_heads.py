@@ -209,7 +209,7 @@ def test_a_card_cannot_explain_more_than_the_longest_file_that_is_read(head, nam
     changed(folder, b"", parameters=card["parameters"])
     with model(folder).open("r+b") as file:
         file.truncate(2**40)
-    with pytest.raises(HeadError, match="has more than 1,073,741,824 bytes, the most"):
+    with pytest.raises(HeadError, match="has more than 2,147,483,648 bytes, the most"):
         load_head(folder)
 
 

@@ -53,7 +53,7 @@ NOT_LINEAR = {"cagi", "mhsa", "score"}
 """Heads that want other rows: a quality-aware series, maps, a score."""
 
 
-OWN_FEATURES: dict[str, str] = {}
+OWN_FEATURES: dict[str, str] = {"ram": "test_ram_head.py"}
 """Heads of particular features, and the file that has their contract."""
 
 

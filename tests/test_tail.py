@@ -12,6 +12,7 @@ import typer
 from vqbank.extractors.clip import Clip
 from vqbank.extractors.pe import Pe
 from vqbank.extractors.tail import open_clip_image
+from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
 from vqbank.pipelines.commands.bank import verify as verify_command
 from vqbank.regressors.tail import ImageTail, load_tail, load_text_tail
 from vqbank.store.bank import FeatureStore
@@ -117,6 +118,31 @@ def test_what_is_there_is_kept_and_only_tokens_are_added(store):
     assert read_tower(folder_of(store), "image").configuration == {"width": 3}
     assert read_tokens(folder_of(store), ["a b"]).tolist() == [[1, 2, 0]]
     assert read_tokens(folder_of(store), ["c"]).tolist() == [[3]]
+
+
+def test_towers_that_are_asked_for_later_are_added_and_found_damaged_alone(store):
+    write_tail(with_a_row(store), SPEC, SMALL)
+    before = files(folder_of(store))
+    whole = Tail({**SMALL.towers, "early": Tower({"cut": 1}, {"c": np.zeros(2, np.float32)})}, {})
+    assert not has_tail(store, SPEC, (), ["early"])
+
+    write_tail(store, SPEC, whole)
+    write_tail(store, SPEC, whole)
+
+    assert has_tail(store, SPEC, ["a b"], ["early", "image"])
+    assert files(folder_of(store)).items() > before.items()
+    assert len(files(folder_of(store))) == len(before) + 2
+    assert read_tower(folder_of(store), "early").tensors["c"].tolist() == [0, 0]
+    assert read_tower(folder_of(store), "image").configuration == {"width": 3}
+    (index,) = folder_of(store).glob("towers-*.json")
+    flip(index)
+    problems = list(verify(store))
+    assert [problem.file for problem in problems] == [f"tail/{index.name}"]
+    mark(store, problems)
+    assert has_tail(store, SPEC, ["a b"])
+    assert not has_tail(store, SPEC, (), ["early"])
+    write_tail(store, SPEC, whole)
+    assert has_tail(store, SPEC, (), ["early"])
 
 
 def test_a_changed_byte_is_never_used(store):
@@ -239,8 +265,6 @@ def pictures(frames):
 @pytest.fixture(scope="module")
 def vit_b32(pictures):
     """The image tower of CLIP ViT-B/32, uncut: its states after every block and its embedding."""
-    from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
-
     clip = Clip(weights="random")
     tower = clip.load().visual.eval()
     with torch.inference_mode():
@@ -297,6 +321,35 @@ def test_a_banked_tail_of_clip_goes_on_to_the_last_bit(pictures, tmp_path, cut):
     assert tail.cut == cut
     with torch.inference_mode():
         assert torch.equal(tail(rows["tokens"]), rows["embedding"])
+
+
+def test_a_whole_tail_begins_at_the_pixels_and_has_the_key_of_the_others(pictures, tmp_path):
+    clip = Clip(weights="random-tiny", cut=2, outputs=("tokens",), whole_tail=True)
+    plain = Clip(weights="random-tiny", cut=2, outputs=("tokens",))
+    assert clip.specs(decoder="pyav") == plain.specs(decoder="pyav")
+    rows, folder = banked(clip, pictures, tmp_path)
+    early = {n: torch.from_numpy(v) for n, v in read_tower(folder, "early").tensors.items()}
+    network = Clip(weights="random-tiny").load().visual
+    expected = network.state_dict()
+    pixels = normalise(clip.view(pictures), CLIP_MEAN, CLIP_STD)
+    with torch.inference_mode():
+        maps = torch.nn.functional.conv2d(
+            pixels, early["conv1.weight"], stride=early["conv1.weight"].shape[-1]
+        )
+        state = torch.cat(
+            [early["class_embedding"].expand(3, 1, -1), maps.flatten(2).transpose(1, 2)], dim=1
+        )
+        state = network.ln_pre(state + early["positional_embedding"])
+        for block in network.transformer.resblocks[:3]:
+            state = block(state)
+        torch.testing.assert_close(state, rows["tokens"], atol=1e-5, rtol=1e-5)
+    for number in range(3):
+        names = [name for name in early if name.startswith(f"blocks.{number}.")]
+        assert len(names) == 12
+        for name in names:
+            theirs = expected[name.replace("blocks.", "transformer.resblocks.")]
+            assert torch.equal(early[name], theirs)
+    assert not any(name.startswith("blocks.3.") for name in early)
 
 
 @pytest.mark.parametrize("rope", ["official", "qclip"])

@@ -53,6 +53,6 @@ class Companions:
     def _missing_tail(self, extractor: Extractor) -> FeatureSpec | None:
         """The feature whose rows a tail goes on from, if the tail is not there."""
         cut = self._wanted.by_extractor[extractor].get(extractor.cut_output)
-        if cut is None or has_tail(self._store, cut, extractor.tail_prompts):
+        if cut is None or has_tail(self._store, cut, extractor.tail_prompts, extractor.tail_towers):
             return None
         return cut
