@@ -30,10 +30,8 @@ def start_from_clip(branch: TechnicalBranch, early: Mapping[str, Tensor], tail: 
     tensors = {**early, **tail.state_dict()}
     for embedding in branch.embeddings.values():
         assert isinstance(embedding, FragmentEmbedding)
-        names = ("conv1.weight", "class_embedding", "positional_embedding")
-        names = (*names, "ln_pre.weight", "ln_pre.bias")
         own = dict(embedding.named_parameters())
-        _copy({name: own[name] for name in names if name in own}, tensors, "")
+        _copy({name: value for name, value in own.items() if name in tensors}, tensors, "")
     for number, layer in enumerate(branch.tim.ccct):
         assert isinstance(layer, CrossClip)
         prefix = f"blocks.{number}."
