@@ -25,6 +25,8 @@ HEADS: "Registry[Head]" = Registry(
         "gru": "vqbank.regressors.gru:Gru",
         "cagi": "vqbank.regressors.cagi:Cagi",
         "ram": "vqbank.regressors.ram:Ram",
+        "mapnet": "vqbank.regressors.mapnet:MapNet",
+        "dvlta": "vqbank.regressors.dvlta:Dvlta",
     },
 )
 

@@ -231,9 +231,11 @@ class SequenceHead(NetworkParameters):
         inputs = heads[0]._inputs(table.specs, heads[0]._beside(table))
         begun = begin(heads[0], table.specs, inputs)
         frozen = frozen_sha256(heads[0]._network(inputs, torch.Generator()))
-        stood_on = taken_of(inputs)
+        stood_on: dict[str, Any] = taken_of(inputs)
+        if frozen is not None:
+            stood_on["frozen_sha256"] = frozen
         for head in heads:
-            head.record_ = {} if frozen is None else {"frozen_sha256": frozen, **stood_on}
+            head.record_ = stood_on
             head.packed_ = None
         folds = [
             fold._replace(start=start)

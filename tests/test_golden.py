@@ -19,6 +19,7 @@ from vqbank.store.errors import GoldenError
 
 GOLDEN = Path(__file__).parent / "golden"
 LIGHT = (
+    "cbam.a",
     "hysteresis.a",
     "ksvqe_adapter.a",
     "metrics.a",
@@ -26,6 +27,7 @@ LIGHT = (
     "qclip_train.a",
     "rqvqa_keyframes.a",
     "rqvqa_loss_metrics.a",
+    "tadaconv2d.a",
     "vrt_tmsa.a",
     "vsfa_head.a",
     "xclip_cct.a",

@@ -47,13 +47,14 @@ QUICK = {
     },
     "gru": {"epochs": 10, "reduction": 8, "width": 8},
     "cagi": {"wiring": "concat", "epochs": 10, "learning_rate": 2e-3},  # takes any roles
+    "mapnet": {"epochs": 10, "hidden": 8},
 }
 """Parameters for tests of everything but how well a head learns."""
-NOT_LINEAR = {"cagi", "mhsa", "score"}
+NOT_LINEAR = {"cagi", "mapnet", "mhsa", "score"}
 """Heads that want other rows: a quality-aware series, maps, a score."""
 
 
-OWN_FEATURES: dict[str, str] = {"ram": "test_ram_head.py"}
+OWN_FEATURES: dict[str, str] = {"dvlta": "test_dvlta.py", "ram": "test_ram_head.py"}
 """Heads of particular features, and the file that has their contract."""
 
 
@@ -105,6 +106,7 @@ def test_every_head_says_how_it_was_selected(fitted):
         "mhsa": "of 6 by SRCC on 12 of 60 training videos, 20% of the training scenes",
         "gru": "of 10 by SRCC on 12 of 60 training videos, 20% of the training scenes",
         "cagi": "of 10 by SRCC on 12 of 60 training videos, 20% of the training scenes",
+        "mapnet": "of 10 by SRCC on 12 of 60 training videos, 20% of the training scenes",
     }
 
     assert rule[fitted.name] in fitted.selection_

@@ -38,6 +38,7 @@ QUICK = {
         "patience": 2,
         "standardise": True,
     },
+    "mapnet": {"hidden": 8, "epochs": 4, "patience": 4, "batch_size": 8, "standardise": True},
 }
 SEQUENCE = sorted(QUICK)
 """Heads of networks that take any features."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vqbank.pipelines.golden.adapters import play_coop_text, play_ksvqe_adapter
 from vqbank.pipelines.golden.brisque import play_brisque_protocol
 from vqbank.pipelines.golden.clip import play_clip_b32_tokens, play_liqe_495
+from vqbank.pipelines.golden.dvlta import play_cbam, play_tadaconv2d
 from vqbank.pipelines.golden.fastvqa import play_fastvqa_b, play_fastvqa_sampling, play_fragments
 from vqbank.pipelines.golden.fixture import Check, Fixture, Player, name_and_letter, outputs
 from vqbank.pipelines.golden.interaction import play_vrt_tmsa, play_xclip_cct
@@ -39,6 +40,7 @@ from vqbank.store.errors import VqbankError
 
 PLAYERS: dict[str, Player] = {
     "brisque_protocol": play_brisque_protocol,
+    "cbam": play_cbam,
     "clip_b32_tokens": play_clip_b32_tokens,
     "coop_text": play_coop_text,
     "fastvqa_b": play_fastvqa_b,
@@ -62,6 +64,7 @@ PLAYERS: dict[str, Player] = {
     "slowfast_indices": play_slowfast_indices,
     "slowfast_motion": play_slowfast_motion,
     "swin_base_mhsa": play_swin,
+    "tadaconv2d": play_tadaconv2d,
     "unique_resnet34": play_unique_resnet34,
     "vificlip": play_vificlip,
     "vrt_tmsa": play_vrt_tmsa,
