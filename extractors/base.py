@@ -145,9 +145,9 @@ class Extractor(ABC):
         raise NotImplementedError(f"extractor {self.name} has no prompts")
 
     @property
-    def cut_output(self) -> str:
-        """The output whose rows are states that a tail goes on from; empty where there is none."""
-        return ""
+    def cut_outputs(self) -> tuple[str, ...]:
+        """Outputs whose rows are states that a tail goes on from."""
+        return ()
 
     @property
     def tail_prompts(self) -> tuple[str, ...]:
@@ -159,8 +159,8 @@ class Extractor(ABC):
         """Towers of the tail that are there only where they are asked for."""
         return ()
 
-    def tail(self) -> Tail:
-        """What continues the states of `cut_output`, for extractors that have one.
+    def tail(self, output: str) -> Tail:
+        """What continues the states of one of `cut_outputs`.
 
         Raises:
             WeightsError: if the weights are not at hand.

@@ -255,11 +255,11 @@ class Clip(WeightedExtractor):
         return self.network(lambda: architecture(self.configuration), renamed=_without_sizes)
 
     @property
-    def cut_output(self) -> str:
+    def cut_outputs(self) -> tuple[str, ...]:
         """The tokens, of models whose towers are made of the parts that a tail has."""
         image, text = self.configuration["vision_cfg"], self.configuration["text_cfg"]
         plain = image.keys() <= _PLAIN_IMAGE and text.keys() <= _PLAIN_TEXT
-        return "tokens" if plain and isinstance(image["layers"], int) else ""
+        return ("tokens",) if plain and isinstance(image["layers"], int) else ()
 
     @property
     def tail_prompts(self) -> tuple[str, ...]:
@@ -271,7 +271,7 @@ class Clip(WeightedExtractor):
         """The tower up to the cut, where the tail is to be whole."""
         return ("early",) if self.whole_tail else ()
 
-    def tail(self) -> Tail:
+    def tail(self, output: str) -> Tail:
         """Blocks behind the cut, the text tower, and the prompts' tokens.
 
         Raises:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +17,7 @@ from vqbank.extractors.sampling import (
     generator,
     one_row_per_clip,
 )
+from vqbank.store.errors import RecipeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,35 @@ class UniformRandomStart:
         stride = len(timeline) // self.count
         start = generator(timeline.video_id, self.stream, self.seed, 0).integers(stride)
         return one_row_per_clip((start + stride * np.arange(self.count, dtype=np.int64))[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Several choices of frames that one rule draws, one after the other, of seeds from 0 on.
+
+    A head that is trained on them sees another choice at every step.
+    """
+
+    rules: tuple[RandomFrames | UniformRandomStart, ...]
+
+    @classmethod
+    def of(cls, rule: Sampling | MotionSampling, draws: int) -> "Draws":
+        """So many draws of a rule, the first of them its own.
+
+        Raises:
+            RecipeError: if it draws nothing.
+        """
+        if not isinstance(rule, RandomFrames | UniformRandomStart):
+            raise RecipeError(
+                f"draws is {draws}, and {type(rule).__name__} draws no frames at random: leave it "
+                "out, or take random or uniform-random-start"
+            )
+        return cls(tuple(replace(rule, seed=rule.seed + number) for number in range(draws)))
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[draws count, 1]."""
+        drawn = [rule.clips(timeline).frames for rule in self.rules]
+        return one_row_per_clip(np.concatenate(drawn))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import text_bank, text_identity, to_unit_length, tokens_of
-from vqbank.extractors.frame_sampling import FRAME_SAMPLINGS
+from vqbank.extractors.frame_sampling import FRAME_SAMPLINGS, Draws
 from vqbank.extractors.networks.sizes import PeSizes
 from vqbank.extractors.sampling import MotionSampling, Sampling
 from vqbank.extractors.tail import open_clip_text, tower
@@ -28,16 +28,21 @@ if TYPE_CHECKING:
     from vqbank.store.tail import Tail
     from vqbank.store.text import TextBank
 
-LEVELS = tuple(
-    f"X X X a video of {level} quality" for level in ("bad", "poor", "fair", "good", "excellent")
-)
+_WORDS = ("bad", "poor", "fair", "good", "excellent")
+LEVELS = tuple(f"X X X a video of {level} quality" for level in _WORDS)
 """[5]: Q-CLIP's prompts in the order of its code; it learns what stands in place of the Xs."""
+COMPARED = tuple(
+    f"{context}a video of {level} quality"
+    for context in ("X X X ", "")
+    for level in (*_WORDS, "low", "high")
+)
+"""Five levels and an antonym pair, with words to learn and without."""
 _HALF = (0.5, 0.5, 0.5)  # mean and standard deviation of the pictures
 _POOL_HEADS = 8
 _COUNT = 8  # frames of a video
 
 _LARGE = PeSizes(336, 1024, 16, 1024, 1024, 16, 24)  # PE-Core-L14-336
-_TINY = PeSizes(56, 32, 4, 32, 16, 2, 2)
+_TINY = PeSizes(56, 32, 4, 32, 32, 2, 24)  # both towers of one width and depth, as adapters need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,9 @@ class Pe(WeightedExtractor):
     behind block 18; the paper has it beside block 18, which needs the state after 17."""
     frames: str = field(default="uniform", metadata=IMPLIED)
     """Name of the rule for the eight frames, as in FRAME_SAMPLINGS."""
+    draws: Annotated[int, Field(ge=1, le=64)] = field(default=1, metadata=IMPLIED)
+    """Of rules that draw frames at random: how many choices are banked, one after the other.  A
+    head takes another one at every step."""
     rope: Literal["official", "qclip"] = "official"
     """Which row of the table rotates which token.  Q-CLIP's release has a copy of the network from
     before Meta's correction: there the class token is rotated as the first patch, every patch as
@@ -88,7 +96,7 @@ class Pe(WeightedExtractor):
             trained_on=("MetaCLIP", "PE Video Dataset"),
         ),
     )
-    cut_output = "tokens"
+    cut_outputs = ("tokens", "pooled")
 
     @property
     def sizes(self) -> PeSizes:
@@ -112,14 +120,16 @@ class Pe(WeightedExtractor):
 
     @property
     def sampling(self) -> Sampling | MotionSampling:
-        """Eight frames.
+        """Eight frames, or as many choices of eight as `draws`.
 
         Raises:
             UnknownNameError: if there is no such rule.
+            RecipeError: if several draws are asked of a rule that draws nothing.
         """
         if self.frames not in FRAME_SAMPLINGS:
             raise UnknownNameError(unknown_name("choice of frames", self.frames, FRAME_SAMPLINGS))
-        return FRAME_SAMPLINGS[self.frames](_COUNT)
+        rule = FRAME_SAMPLINGS[self.frames](_COUNT)
+        return rule if self.draws == 1 else Draws.of(rule, self.draws)
 
     @property
     def view(self) -> Squash:
@@ -128,8 +138,8 @@ class Pe(WeightedExtractor):
 
     @property
     def tail_prompts(self) -> tuple[str, ...]:
-        """The prompts."""
-        return self.prompts
+        """The prompts, and all that Q-CLIP compares with in its Table 4."""
+        return tuple(dict.fromkeys((*self.prompts, *COMPARED)))
 
     def described_view(self) -> Any:
         """As for every extractor, under the name that this resize had when it was first banked.
@@ -140,6 +150,11 @@ class Pe(WeightedExtractor):
         if self.view != Squash(self.sizes.side, self.sizes.side):
             return described
         return {"kind": "PilSquash", "side": described["height"]}
+
+    def parameters(self) -> dict[str, Any]:
+        """As for every extractor; the tiny form had another text tower at first."""
+        found = super().parameters()
+        return {**found, "text_layers": self.sizes.text_layers} if self.tiny else found
 
     def load(self) -> PeCore:
         """Both towers on the CPU, filled with the weights.
@@ -229,8 +244,10 @@ class Pe(WeightedExtractor):
             precision=self.precision(device),
         )
 
-    def tail(self) -> Tail:
+    def tail(self, output: str) -> Tail:
         """Blocks behind the cut with their pooling, the text tower, and the prompts' tokens.
+
+        `pooled` is a cut behind the last block, of which heads take the projection.
 
         Raises:
             WeightsError: as `load`.
@@ -239,6 +256,7 @@ class Pe(WeightedExtractor):
         from vqbank.store.tail import Tail
 
         network, sizes = self.load(), self.sizes
+        cut = self.cut if output == "tokens" else sizes.layers - 1
         state = {
             key.replace("transformer.resblocks.", "blocks."): value
             for key, value in official_keys(network.state_dict()).items()
@@ -248,7 +266,7 @@ class Pe(WeightedExtractor):
         for key, value in state.items():
             key = re.sub(r"^visual\.", "", key).replace("attn_pool.attn.", "attn_pool.")
             block = re.match(r"blocks\.(\d+)\.", key)
-            behind = int(block[1]) > self.cut if block else key.startswith(_BEHIND_BLOCKS)
+            behind = int(block[1]) > cut if block else key.startswith(_BEHIND_BLOCKS)
             if behind:
                 ours[key] = value
         ours["rotation"] = network.rotation(self.rope)
@@ -258,7 +276,7 @@ class Pe(WeightedExtractor):
             heads=sizes.heads,
             hidden=4 * sizes.width,
             activation="gelu",
-            cut=self.cut,
+            cut=cut,
             layers=sizes.layers,
             embedding=sizes.embedding,
             places=sizes.tokens,
@@ -275,7 +293,8 @@ class Pe(WeightedExtractor):
             context=CONTEXT,
             vocabulary=VOCABULARY,
         )
-        tokens = zip(self.prompts, tokens_of(self.prompts, CONTEXT).tolist(), strict=True)
+        prompts = self.tail_prompts
+        tokens = zip(prompts, tokens_of(prompts, CONTEXT).tolist(), strict=True)
         return Tail({"image": image, "text": text}, dict(tokens))
 
 

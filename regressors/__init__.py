@@ -1,6 +1,5 @@
 """Heads: features of a FeatureTable to MOS.  They never see pixels, files or backbones."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ HEADS: "Registry[Head]" = Registry(
         "ram": "vqbank.regressors.ram:Ram",
         "mapnet": "vqbank.regressors.mapnet:MapNet",
         "dvlta": "vqbank.regressors.dvlta:Dvlta",
+        "qclip": "vqbank.regressors.qclip:QClip",
     },
 )
 
@@ -36,7 +36,8 @@ def make_head(name: str, *, preset: str = "laptop", **parameters: Any) -> "Head"
 
     Args:
         name: of the head.
-        preset: "laptop" for the head's own defaults, "paper" for those of its paper.
+        preset: "laptop" for the head's own defaults, "paper" for those of its paper; some heads
+            have others.
         parameters: of the head, where they differ from the preset.
 
     Raises:
@@ -51,9 +52,7 @@ def make_head(name: str, *, preset: str = "laptop", **parameters: Any) -> "Head"
     if not isinstance(name, str):
         raise UnknownNameError(unknown_name("head", repr(name), HEADS))
     kind = HEADS[name]
-    presets: dict[str, Mapping[str, Any]] = {"laptop": {}}
-    if kind.paper:
-        presets["paper"] = kind.paper
+    presets = kind.all_presets()
     if str(preset) not in presets:
         raise UnknownNameError(unknown_name(f"preset of {name}", str(preset), presets))
     known = kind.parameter_types()

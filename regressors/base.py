@@ -47,6 +47,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
     """The ending of the model file's name."""
     paper: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Parameters with which the head is that of its paper, where these are not the defaults."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """Further ones by name, such as those of official code that is not what the paper says."""
 
     has_epochs: ClassVar[bool] = False
     """Whether it is trained in epochs, of which one is chosen by SRCC on rows that it does not fit.
@@ -290,6 +292,12 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         content, path = read_model(folder, card, most_bytes=head._most_model_bytes())
         head._restore(content, path)
         return head
+
+    @classmethod
+    def all_presets(cls) -> dict[str, Mapping[str, Any]]:
+        """Parameters by the name of a preset: `laptop` has the defaults."""
+        paper = {"paper": cls.paper} if cls.paper else {}
+        return {"laptop": {}, **paper, **cls.presets}
 
     @classmethod
     def parameter_types(cls) -> dict[str, Any]:

@@ -53,6 +53,10 @@ class Companions:
         with torch.device("cpu"):
             return self._taken("tail/text", _tower_sha256, _text)
 
+    def tower_sha256(self, name: str) -> str:
+        """Of the file of a tower of the tail, "image" or "text", without reading its weights."""
+        return self._taken(f"tail/{name}", _tower_sha256, lambda one: one.tower_sha256(name))
+
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """[n, length] int64: token numbers of prompts, padding included."""
 

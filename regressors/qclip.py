@@ -1,185 +1,207 @@
-"""Q-CLIP's network: adapters that both frozen towers share, in their last blocks; five prompts.
+"""Q-CLIP: adapters in frozen towers, prompts of quality levels, a weighted sum of similarities."""
 
-"Q-CLIP" (ICML 2026), in the form of its official code, xiao-mi-d/Q-CLIP, whose names of weights are
-kept.  The paper differs: there an adapter stands beside its block, not behind it.
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-It goes on from `pe.tokens`, the states after block 18 of PE-Core's image tower, with the tail that
-was banked beside them.
-
-Shape letters: n videos, f frames, l tokens of a picture or a prompt, d width of both towers, e
-width of a feature, p prompts.
-"""
-
-from collections.abc import Iterator, Mapping
-from typing import Any
-
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from vqbank.regressors.tail import ImageTail, TextTail
+from vqbank.regressors.alignment import Align
+from vqbank.regressors.batches import Input, PaddedBatch
+from vqbank.regressors.companions import Companions
+from vqbank.regressors.losses import LOSSES, Loss
+from vqbank.regressors.network_parameters import AtLeastTwo, NotNegative, Positive, Selection
+from vqbank.regressors.plan import RowChoice, Schedule
+from vqbank.regressors.scma import (
+    FixedPrompts,
+    QClipNetwork,
+    Sharing,
+    Towers,
+    Wiring,
+    of_official,
+)
+from vqbank.regressors.sequence import SequenceHead
 from vqbank.store.errors import HeadError
+from vqbank.store.table import FeatureTable
 
-INNER = 128  # width inside the adapters
-CONTEXT = 3  # tokens of a prompt, behind its start, in whose place something learnt stands
+Prompts = Literal["five", "antonym"]
+Context = Literal["learnt", "fixed"]
+LEVELS: Mapping[Prompts, tuple[str, ...]] = {
+    "five": ("bad", "poor", "fair", "good", "excellent"),
+    "antonym": ("low", "high"),
+}
+"""Words of the prompts, in the order of the official code."""
+_TEMPLATES: Mapping[Context, str] = {
+    "learnt": "X X X a video of {} quality",
+    "fixed": "a video of {} quality",
+}
+_ADAPTED: Mapping[str, Any] = {
+    "adapted_blocks": 6,
+    "context": "learnt",
+    "epochs": 8,
+    "patience": 8,
+    "warmup_epochs": 1.0,
+    "selection": "fixed",
+}
 
 
-class Scma(nn.Module):
-    """Shared cross-modal adapters, and all else that Q-CLIP learns.
+@dataclass(kw_only=True, eq=False, repr=False)
+class QClip(SequenceHead):
+    """Shared cross-modal adapters on Perception Encoder's towers (Q-CLIP, ICML 2026).
 
-    Args of the constructor:
-        width: d.
-        embedding: e.
-        blocks: numbers of the blocks that an adapter stands behind, the same in both towers.
-        prompts: p.
-        inner: width inside the adapters.
+    On `pe.tokens`, the states at a cut, or, without adapters in blocks, on `pe.pooled`, which has
+    16 kB for a video.  The mean feature of a video's frames is compared with prompts; what is
+    learnt are the adapters, the words in front of every prompt, and the weights of the prompts.
+
+    `laptop` adapts nothing but what is pooled; `paper` has 139,555 numbers to learn, and needs the
+    states after block 17 or before; `code` has the 1,907,977 of the official code, whose adapters
+    stand behind blocks.  Both papers' forms are trained for 8 epochs on all training videos, on a
+    graphics card.
     """
 
-    def __init__(
-        self, *, width: int, embedding: int, blocks: range, prompts: int, inner: int = INNER
-    ) -> None:
-        super().__init__()
-        self.shared_core = nn.Sequential(
-            nn.Linear(inner, inner), nn.GELU(), nn.Linear(inner, inner)
-        )
-        self.encoder_adapters = nn.ModuleDict(
-            {
-                str(number): nn.ModuleDict(
-                    {
-                        "down_proj": nn.Linear(width, inner),
-                        "up_proj": nn.Linear(inner, width),
-                        "ln": nn.LayerNorm(width),
-                    }
-                )
-                for number in blocks
-            }
-        )
-        self.proj_adapter = nn.Sequential(
-            nn.Linear(width, inner),
-            nn.Linear(inner, inner),
-            nn.GELU(),
-            nn.Linear(inner, embedding),
-        )
-        self.image_adapter_weight = nn.Parameter(torch.tensor(0.1))
-        self.text_adapter_weight = nn.Parameter(torch.tensor(0.1))
-        self.image_proj_adapter_weight = nn.Parameter(torch.tensor(0.1))
-        self.text_proj_adapter_weight = nn.Parameter(torch.tensor(0.1))
-        self.context_tokens = nn.Parameter(torch.zeros(1, CONTEXT, width))
-        self.score_proj = nn.Parameter(torch.randn(prompts, 1) * prompts**-0.5)
+    name: ClassVar[str] = "qclip"
+    paper: ClassVar[Mapping[str, Any]] = MappingProxyType(_ADAPTED)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"code": {**_ADAPTED, "wiring": "sequential", "bottleneck": 128}}
+    )
 
-    def adapt(self, number: int, state: Tensor, scale: Tensor) -> Tensor:
-        """The state [..., d] that block `number` gave, with what its adapter adds."""
-        adapter: Any = self.encoder_adapters[str(number)]
-        inner = self.shared_core(adapter["down_proj"](state))
-        return state + scale * adapter["ln"](adapter["up_proj"](inner))
+    adapted_blocks: Annotated[int, Field(ge=0)] = 0
+    """How many of the last blocks of a tower have an adapter."""
+    bottleneck: PositiveInt = 8
+    """Width inside adapters."""
+    wiring: Wiring = "parallel"
+    """Adapters beside blocks, as in the paper, or behind them (`sequential`), as in the code."""
+    sharing: Sharing = "layers"
+    """One adapter for both towers whose middle part is one for all blocks; `towers`: a middle part
+    for each block; `none`: each tower has its own."""
+    towers: Towers = "both"
+    """Which have adapters."""
+    prompts: Prompts = "five"
+    """Five levels, or an antonym pair."""
+    context: Context = "fixed"
+    """Whether three words in front of every prompt are learnt; with fixed ones, and no adapters in
+    the text tower, prompts go through it once."""
+    frames: PositiveInt = 8
+    """Rows of one choice of frames.  Where more are banked, such as four choices or several draws,
+    training takes one of them, drawn anew at every step, and tests take the first."""
+    loss: Loss = "plcc+rank"
+    align: Align = "nearest"  # of one role, which is its own grid
+    standardise: bool = False
+    epochs: PositiveInt = 30
+    patience: PositiveInt = 10
+    batch_size: AtLeastTwo = 12
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 5e-2
+    schedule: Schedule = "cosine"
+    warmup_epochs: NotNegative = 1.0
+    selection: Selection = "held-out"
 
-    def load_official(self, state: Mapping[str, Tensor]) -> None:
-        """Take weights from a checkpoint of the official code.
+    @property
+    def words(self) -> tuple[str, ...]:
+        """[p]: the prompts."""
+        return tuple(_TEMPLATES[self.context].format(level) for level in LEVELS[self.prompts])
 
-        Its frozen towers, its prompts' embeddings and the adapters of blocks that have none here,
-        which the official code makes for all blocks and never runs, are left alone.
+    @property
+    def _row_choice(self) -> RowChoice | None:
+        return partial(_one_choice, frames=self.frames)
 
-        Args:
-            state: its `state_dict`, with or without the prefix "module.".
+    def _stacks(self, inputs: Mapping[str, Input]) -> bool:
+        """Where no tower is run in a step."""
+        return self.adapted_blocks == 0 and self.context == "fixed" and _are_pooled(inputs)
 
-        Raises:
-            HeadError: if a weight is missing or of another shape.
-        """
-        official = {key.removeprefix("module."): value for key, value in state.items()}
-        wanted = self.state_dict()
-        for key, value in wanted.items():
-            if key not in official:
-                raise HeadError(f"these weights are not Q-CLIP's: they have no {key}")
-            if official[key].shape != value.shape:
-                raise HeadError(
-                    f"{key} has shape {tuple(official[key].shape)}; here it is {tuple(value.shape)}"
-                )
-        self.load_state_dict({key: official[key] for key in wanted})
-
-
-class QClip(nn.Module):
-    """States of frames, behind the block of the cut, to scores.
-
-    Args of the constructor:
-        image: the frozen image tower from the cut on; behind the block of the cut, too, an adapter
-            stands.
-        text: the frozen text tower, of as many blocks and the same width.
-        tokens: [p, length] token numbers of the prompts; of a prompt those behind its start are
-            replaced by what is learnt.
-        inner: width inside the adapters.
-
-    Raises:
-        HeadError: if the towers differ in width or in blocks.
-    """
-
-    prompts: Tensor
-    ends: Tensor
-
-    def __init__(
-        self, image: ImageTail, text: TextTail, tokens: Tensor, *, inner: int = INNER
-    ) -> None:
-        super().__init__()
-        self.image = image
-        self.text = text
-        width, embedding = image.proj.shape
-        layers = image.numbers.stop
-        found = *text.text_projection.shape, len(text.blocks)
-        if found != (width, embedding, layers):
+    def _network(self, inputs: Mapping[str, Input], generator: torch.Generator) -> nn.Module:
+        if len(inputs) != 1:
             raise HeadError(
-                "adapters that both towers share need towers of one width, one embedding and as "
-                f"many blocks; the image tower has {width}, {embedding} and {layers}, the text "
-                "tower {}, {} and {}".format(*found)
+                f"qclip reads one feature, pe.tokens or pe.pooled; these are "
+                f"{', '.join(inputs)}: name one by roles"
             )
-        ends = tokens.argmax(dim=1)
-        # The tower is causal: nothing behind the last end matters.
-        embedded = text.embed(tokens[:, : int(ends.max()) + 1]).detach()
-        self.register_buffer("prompts", embedded, persistent=False)
-        self.register_buffer("ends", ends, persistent=False)
-        self.scma = Scma(
-            width=width,
-            embedding=embedding,
-            blocks=range(image.cut, layers),
-            prompts=len(tokens),
-            inner=inner,
+        ((role, one),) = inputs.items()
+        runs_text = self.context == "learnt" or (self.adapted_blocks and self.towers != "image")
+        image = one.beside.image_tail()
+        network = QClipNetwork(
+            image.proj.detach() if _are_pooled(inputs) else image,
+            one.beside.text_tail() if runs_text else _fixed_prompts(one.beside, self.words),
+            one.beside.tokens(self.words),
+            adapted=self.adapted_blocks,
+            learns_context=self.context == "learnt",
+            inner=self.bottleneck,
+            wiring=self.wiring,
+            sharing=self.sharing,
+            towers=self.towers,
+            generator=generator,
         )
-        with torch.no_grad():  # the same words stand in every prompt
-            self.scma.context_tokens.copy_(embedded[:1, 1 : 1 + CONTEXT])
+        return _OfFrames(network, role)
 
-    def states(self, state: Tensor) -> Iterator[Tensor]:
-        """[b, l, d] after each adapter, that of the cut first, of the state [b, l, d] there."""
-        scale = self.scma.image_adapter_weight
-        state = self.scma.adapt(self.image.cut, state, scale)
-        yield state
-        for number in self.image.numbers:
-            state = self.scma.adapt(number, self.image.block(number, state), scale)
-            yield state
+    def _loss(self, predicted: Tensor, target: Tensor) -> Tensor:
+        return LOSSES[self.loss](predicted, target)
 
-    def frame(self, state: Tensor) -> Tensor:
-        """[b, e], not scaled to unit length, of the state [b, l, d] after the last adapter."""
-        pooled = self.image.pool(state)
-        added = self.scma.image_proj_adapter_weight * self.scma.proj_adapter(pooled)
-        return self.image.project(pooled) + added
+    @classmethod
+    def published(cls, weights: Path, table: FeatureTable, **parameters: Any) -> Self:
+        """As `Head.published`; where parameters say nothing else, they are those of the code."""
+        return super().published(weights, table, **{**cls.presets["code"], **parameters})
 
-    def video(self, frames: Tensor) -> Tensor:
-        """[n, e] of length 1: the mean over the frames [n, f, e]."""
-        return normalize(frames.mean(dim=1), dim=1)
+    def _from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # The official code has adapters for all blocks, and runs those of the last ones.
+        official = of_official(state)
+        numbers = [int(name.split(".")[1]) for name in official if name.startswith(_ADAPTERS)]
+        first = max(numbers, default=-1) + 1 - self.adapted_blocks
+        return {
+            f"network.scma.{name}": value
+            for name, value in official.items()
+            if name.startswith(_LEARNT)
+            and not (name.startswith(_ADAPTERS) and int(name.split(".")[1]) < first)
+        }
 
-    def levels(self) -> Tensor:
-        """[p, e] of length 1: the prompts with what was learnt in them."""
-        context = self.scma.context_tokens.expand(len(self.prompts), -1, -1)
-        learnt = [self.prompts[:, :1], context, self.prompts[:, 1 + CONTEXT :]]
-        state = self.text.place(torch.cat(learnt, dim=1))
-        for number in range(len(self.text.blocks)):
-            state = self.text.block(number, state)
-            if number >= self.image.cut:
-                state = self.scma.adapt(number, state, self.scma.text_adapter_weight)
-        pooled = self.text.pool(state, self.ends)
-        added = self.scma.text_proj_adapter_weight * self.scma.proj_adapter(pooled)
-        return normalize(self.text.project(pooled) + added, dim=1)
 
-    def forward(self, state: Tensor) -> Tensor:
-        """Scores [n] of the states [n, f, l, d] after the block of the cut."""
-        *_, last = self.states(state.flatten(0, 1))
-        frames = self.frame(last).unflatten(0, state.shape[:2])
-        similarity = self.video(frames) @ self.levels().T  # [n, p]
-        return (similarity @ self.scma.score_proj).squeeze(1)
+_ADAPTERS = "encoder_adapters."
+_LEARNT = (
+    _ADAPTERS, "shared_core.", "proj_adapter.", "image_adapter_weight", "text_adapter_weight",
+    "image_proj_adapter_weight", "text_proj_adapter_weight", "context_tokens", "score_proj",
+)  # fmt: skip
+"""Of an official checkpoint; the rest are the frozen towers and the prompts' embeddings."""
+
+
+class _OfFrames(nn.Module):
+    """Q-CLIP's network as heads have networks."""
+
+    def __init__(self, network: QClipNetwork, role: str) -> None:
+        super().__init__()
+        self.network = network
+        self.role = role
+
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        """[b]."""
+        return self.network(batch.values[self.role].float(), batch.mask)
+
+
+def _are_pooled(inputs: Mapping[str, Input]) -> bool:
+    return all(len(one.shape) == 1 for one in inputs.values())
+
+
+def _one_choice(count: int, draw: np.random.Generator | None, *, frames: int) -> NDArray[np.int64]:
+    """The rows of one of several choices of `frames` rows each."""
+    if count % frames:
+        raise HeadError(
+            f"a video has {count} rows, which are no choices of {frames} frames: set `frames` to "
+            "the rows of one choice"
+        )
+    which = 0 if draw is None else int(draw.integers(count // frames))
+    return np.arange(which * frames, (which + 1) * frames)
+
+
+def _fixed_prompts(beside: Companions, prompts: tuple[str, ...]) -> FixedPrompts:
+    """Computed once in a process: the tower is frozen, and networks are made often."""
+    return _fixed_prompts_of(beside, prompts, beside.tower_sha256("text"))
+
+
+@lru_cache(maxsize=8)
+def _fixed_prompts_of(beside: Companions, prompts: tuple[str, ...], sha256: str) -> FixedPrompts:
+    with torch.device("cpu"):
+        return FixedPrompts.of(beside.text_tail(), beside.tokens(prompts))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqbank.regressors.qclip import QClip, Scma
+from vqbank.regressors.scma import QClipNetwork, Scma
 from vqbank.regressors.tail import ImageTail, TextTail
 from vqbank.store.errors import HeadError
 
@@ -30,14 +30,19 @@ def towers(**text):
 
 @pytest.fixture
 def network():
-    torch.manual_seed(0)
-    return QClip(*towers(), TOKENS, inner=4).eval()
+    return network_of(*towers()).eval()
 
 
 @pytest.fixture
 def state():
     """Three videos of two frames."""
     return torch.randn(3, 2, 5, 16, generator=torch.Generator().manual_seed(1))
+
+
+def network_of(image, text, tokens=TOKENS, **given):
+    usual = {"adapted": 3, "inner": 4, "wiring": "sequential"}
+    draw = torch.Generator().manual_seed(0)
+    return QClipNetwork(image, text, tokens, **{**usual, **given}, generator=draw)
 
 
 def silenced(network):
@@ -48,10 +53,24 @@ def silenced(network):
     return network
 
 
-def test_what_is_learnt_is_what_official_code_trains():
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        ({"wiring": "parallel", "inner": 8}, 139_555),  # "0.14 M" of the paper
+        ({"wiring": "parallel", "inner": 4}, 82_027),
+        ({"wiring": "parallel", "inner": 16}, 254_899),
+        ({"wiring": "parallel", "inner": 128}, 1_910_035),
+        ({"wiring": "sequential", "inner": 128}, 1_907_977),  # the official code
+    ],
+)
+def test_as_many_numbers_are_learnt_as_the_paper_and_the_code_say(given, count):
     with torch.device("meta"):
-        learnt = Scma(width=1024, embedding=1024, blocks=range(18, 24), prompts=5)
-    assert sum(value.numel() for value in learnt.parameters()) == 1_907_977
+        learnt = Scma(
+            width=1024, embedding=1024, blocks=range(18, 24), prompts=5,
+            context=torch.empty(1, 3, 1024), sharing="layers", towers="both",
+            generator=torch.Generator(), **given,
+        )  # fmt: skip
+    assert sum(value.numel() for value in learnt.parameters()) == count
 
 
 def test_without_what_adapters_add_the_towers_are_the_frozen_ones(network, state):
@@ -138,4 +157,4 @@ def test_a_checkpoint_of_something_else_is_refused(network):
 @pytest.mark.parametrize("other", [{"width": 32}, {"embedding": 8}, {"layers": 3}])
 def test_towers_that_cannot_share_adapters_are_refused(other):
     with pytest.raises(HeadError, match="towers of one width, one embedding and as many blocks"):
-        QClip(*towers(**other), TOKENS)
+        network_of(*towers(**other))

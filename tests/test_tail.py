@@ -249,8 +249,8 @@ def test_no_writer_needs_torch_and_no_reader_an_extractor():
 def banked(extractor, pictures, tmp_path):
     """What is banked of pictures, by output, and the folder of the tail."""
     store = FeatureStore.create(tmp_path / "bank")
-    spec = extractor.specs(decoder="pyav")[extractor.cut_output]
-    write_tail(store, spec, extractor.tail())
+    spec = extractor.specs(decoder="pyav")["tokens"]
+    write_tail(store, spec, extractor.tail("tokens"))
     with torch.inference_mode():
         rows = extractor.build(CPU)(extractor.view(pictures)[:, None])
     return {name: values[:, 0] for name, values in rows.items()}, folder_of(store, spec)
@@ -402,6 +402,6 @@ def test_an_adapter_learns_through_a_frozen_tail(pictures, tmp_path):
 
 
 def test_models_of_other_parts_have_no_tail():
-    assert Clip(weights="random").cut_output == "tokens"
+    assert Clip(weights="random").cut_outputs == ("tokens",)
     for model in ("RN50", "ViT-B-16-SigLIP", "EVA02-B-16"):
-        assert Clip(weights="random", model=model).cut_output == ""
+        assert Clip(weights="random", model=model).cut_outputs == ()

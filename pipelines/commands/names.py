@@ -76,12 +76,14 @@ def heads(
         return
     kind = HEADS[name]
     say_lines(f"{inspect.getdoc(kind)}\n")
-    table = Table("parameter", "default", "preset: paper", "may be")
+    presets = {n: own for n, own in kind.all_presets().items() if own}
+    titles = [f"preset: {n}" for n in presets] or ["preset: paper"]
+    table = Table("parameter", "default", *titles, "may be")
     defaults = inspect.signature(kind).parameters
     for parameter, type_ in sorted(kind.parameter_types().items()):
         default = defaults[parameter].default
-        paper = kind.paper.get(parameter, default) if kind.paper else ""
-        table.add_row(parameter, str(default), str(paper), _values(type_))
+        others = [str(own.get(parameter, default)) for own in presets.values()] or [""]
+        table.add_row(parameter, str(default), *others, _values(type_))
     console().print(table)
 
 

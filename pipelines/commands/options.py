@@ -67,7 +67,10 @@ Settings = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", help="Of heads: laptop, or paper for those that a paper states."),
+    typer.Option(
+        "--preset",
+        help="Of heads: laptop, paper where a paper states one, or another that a head has.",
+    ),
 ]
 HeadDevice = Annotated[
     str | None, typer.Option("--device", help="Where networks are trained: cpu, cuda, cuda:1, ...")

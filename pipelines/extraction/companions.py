@@ -27,7 +27,7 @@ class Companions:
     def are_there(self) -> bool:
         """Whether the bank has all of them."""
         return not any(
-            self._missing_text(extractor) or self._missing_tail(extractor)
+            self._missing_text(extractor) or self._missing_tails(extractor)
             for extractor in self._wanted.by_extractor
         )
 
@@ -43,16 +43,21 @@ class Companions:
         if text := self._missing_text(extractor):
             made = await threads(extractor.text, self._device)
             write_text(self._store, text, made, provenance=provenance)
-        if cut := self._missing_tail(extractor):
-            write_tail(self._store, cut, await threads(extractor.tail))
+        for output, cut in self._missing_tails(extractor).items():
+            write_tail(self._store, cut, await threads(extractor.tail, output))
 
     def _missing_text(self, extractor: Extractor) -> FeatureSpec | None:
         text = extractor.text_spec()
         return None if text is None or has_text(self._store, text) else text
 
-    def _missing_tail(self, extractor: Extractor) -> FeatureSpec | None:
-        """The feature whose rows a tail goes on from, if the tail is not there."""
-        cut = self._wanted.by_extractor[extractor].get(extractor.cut_output)
-        if cut is None or has_tail(self._store, cut, extractor.tail_prompts, extractor.tail_towers):
-            return None
-        return cut
+    def _missing_tails(self, extractor: Extractor) -> dict[str, FeatureSpec]:
+        """By output, the features whose rows a tail goes on from, if it is not there."""
+        wanted = self._wanted.by_extractor[extractor]
+        return {
+            output: wanted[output]
+            for output in extractor.cut_outputs
+            if output in wanted
+            and not has_tail(
+                self._store, wanted[output], extractor.tail_prompts, extractor.tail_towers
+            )
+        }

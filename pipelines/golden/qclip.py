@@ -22,12 +22,13 @@ from vqbank.regressors.batches import PaddedBatch, Window
 from vqbank.regressors.losses import plcc_loss, plcc_rank_loss, rank_loss
 from vqbank.regressors.member import Member
 from vqbank.regressors.plan import Fold, Method, Plan
-from vqbank.regressors.qclip import INNER, QClip
+from vqbank.regressors.scma import QClipNetwork
 from vqbank.regressors.stack import Stack
 from vqbank.regressors.tail import load_tail, load_text_tail
 from vqbank.store.bank import FeatureStore
 from vqbank.store.tail import read_tokens, write_tail
 
+_INNER = 128  # width inside the adapters of the official code
 _SAMPLE = (slice(None, None, 4), slice(None, None, 48), slice(None, None, 16))
 
 
@@ -36,6 +37,7 @@ def play_qclip_head(fixture: Fixture) -> Iterator[Check]:
     tolerance = fixture.recipe["tolerance"]
     relative, absolute = tolerance["rel_to_max"], tolerance["abs (similarity, Q)"]
     network = _network(tuple(fixture.recipe["input"]["prompts"]))
+    assert network.image is not None
     official = fixture.state_dict()
     network.scma.load_official({f"module.{key}": value for key, value in official.items()})
     # The official code has adapters for all blocks, and runs those from the cut on.
@@ -62,20 +64,30 @@ def play_qclip_head(fixture: Fixture) -> Iterator[Check]:
     yield from _play_loss(fixture, tolerance["loss"])
 
 
-def _network(prompts: tuple[str, ...]) -> QClip:
+def _network(prompts: tuple[str, ...]) -> QClipNetwork:
     with filled_pe() as path:
         return _behind(Pe(weights=str(path), prompts=prompts, outputs=("tokens",)), prompts)
 
 
-def _behind(extractor: Pe, prompts: tuple[str, ...], *, inner: int = INNER) -> QClip:
+def _behind(extractor: Pe, prompts: tuple[str, ...], *, inner: int = _INNER) -> QClipNetwork:
     """By the way of a bank: an extractor writes its tail, a head goes on with it."""
     with tempfile.TemporaryDirectory(prefix="vqbank-golden-") as folder:
         store = FeatureStore.create(Path(folder) / "bank")
         spec = extractor.specs(decoder="pyav")["tokens"]
-        write_tail(store, spec, extractor.tail())
+        write_tail(store, spec, extractor.tail("tokens"))
         tail = store.path / spec.key / "tail"
         tokens = torch.from_numpy(read_tokens(tail, prompts))
-        return QClip(load_tail(tail), load_text_tail(tail), tokens, inner=inner).eval()
+        image = load_tail(tail)
+        network = QClipNetwork(
+            image,
+            load_text_tail(tail),
+            tokens,
+            adapted=image.numbers.stop - image.cut,
+            inner=inner,
+            wiring="sequential",
+            generator=torch.Generator(),
+        )
+        return network.eval()
 
 
 def play_qclip_train(fixture: Fixture) -> Iterator[Check]:
@@ -104,7 +116,7 @@ def _play_steps(
     fixture: Fixture,
     variant: str,
     settings: Mapping[str, Any],
-    network: QClip,
+    network: QClipNetwork,
     states: Tensor,
     mos: Tensor,
 ) -> Iterator[Check]:
@@ -168,7 +180,7 @@ def _play_steps(
 class _OfTokens(nn.Module):
     """Q-CLIP's network as heads have networks."""
 
-    def __init__(self, network: QClip) -> None:
+    def __init__(self, network: QClipNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -208,7 +220,7 @@ _SIZES = PeSizes(42, 32, 2, 32, 32, 2, 4, 4)
 _CUT = 2  # adapters stand behind this block and the next
 
 
-def _small(fixture: Fixture, rope: Literal["official", "qclip"]) -> tuple[QClip, Tensor]:
+def _small(fixture: Fixture, rope: Literal["official", "qclip"]) -> tuple[QClipNetwork, Tensor]:
     """The network by the way of a bank, and the states behind the cut of all videos."""
     prompts = tuple(fixture.recipe["input"]["prompts"])
     keys = fixture.recipe["encoder_state_dict"].items()

@@ -227,7 +227,7 @@ def with_parameters(
 def _presets(head: str) -> tuple[str, ...]:
     from vqbank.regressors import HEADS
 
-    return ("laptop", "paper") if HEADS[head].paper else ("laptop",)
+    return tuple(HEADS[head].all_presets())
 
 
 def _trains_networks(head: str) -> bool:
