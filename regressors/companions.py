@@ -63,7 +63,8 @@ class Companions:
         def hashed(place: Beside, name: str) -> str:
             return hashlib.sha256(place.tokens(prompts).tobytes()).hexdigest()
 
-        return self._taken("tokens", hashed, lambda one: torch.tensor(one.tokens(prompts)))
+        with torch.device("cpu"):
+            return self._taken("tokens", hashed, lambda one: torch.tensor(one.tokens(prompts)))
 
     def text(self, name: str, prompts: Sequence[str]) -> tuple[Tensor, float]:
         """Rows [n, d] of unit length of prompts in a text bank, and the scale of their cosines.

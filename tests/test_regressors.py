@@ -54,7 +54,11 @@ NOT_LINEAR = {"cagi", "mapnet", "mhsa", "score"}
 """Heads that want other rows: a quality-aware series, maps, a score."""
 
 
-OWN_FEATURES: dict[str, str] = {"dvlta": "test_dvlta.py", "ram": "test_ram_head.py"}
+OWN_FEATURES: dict[str, str] = {
+    "dvlta": "test_dvlta.py",
+    "qclip": "test_qclip.py",
+    "ram": "test_ram_head.py",
+}
 """Heads of particular features, and the file that has their contract."""
 
 

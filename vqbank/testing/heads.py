@@ -122,7 +122,8 @@ class HeadContract:
         assert card["name"] == fitted.name
         assert card["keys"] == {role: spec.key for role, spec in fitted.specs_.items()}
         assert card["selection"] == fitted.selection_
-        assert card["random_weights"] is False
+        random = [spec.uses_random_weights for spec in fitted.specs_.values()]
+        assert card["random_weights"] is any(random)
         assert card["score_name"] == "DMOS"
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
             ["card.yaml", card["model"]["file"]]
