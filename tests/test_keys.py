@@ -8,7 +8,9 @@ import pytest
 from vqbank.extractors import make_extractor, specs_of
 
 CASES = json.loads((Path(__file__).parent / "data" / "keys.json").read_text())
-"""[extractor, parameters, its keys], as commit 81d42a9 computed them; "FILE" stands for weights."""
+"""[extractor, parameters, its keys], as commit 81d42a9 computed them; "FILE" stands for weights.
+
+Those of pe's random-tiny form are newer: it has another text tower since adapters need one."""
 
 
 @pytest.mark.parametrize("extractor", sorted({name for name, _, _ in CASES}))
