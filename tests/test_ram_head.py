@@ -286,7 +286,7 @@ def test_adapters_on_banked_states_learn_what_they_learn_in_the_whole_tower():
     views = clip.view(torch.from_numpy(pictures))
     with torch.inference_mode():
         rows = clip.build(torch.device("cpu"))(views[:, None])["tokens"][:, 0]
-    sizes = clip.tail().towers["image"]
+    sizes = clip.tail("tokens").towers["image"]
     tail = image_tail(sizes, Path("x"))
     width = tail.proj.shape[0]
     draw = torch.Generator().manual_seed(0)
