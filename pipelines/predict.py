@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from vqbank.extractors import EXTRACTORS, make_extractor, specs_of, weights_for
 from vqbank.extractors.base import RGB, Extractor
 from vqbank.pipelines.extraction.extract import Extraction
+from vqbank.pipelines.over_time import Moments, over_time
 from vqbank.regressors import load_head
 from vqbank.regressors.card import read_card
 from vqbank.regressors.sequence import SequenceHead
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import HeadError, UnknownNameError, WeightsError, unknown_name
 from vqbank.store.schema import FeatureSpec, Fingerprint, Video
+from vqbank.store.table import FeatureTable
 
 
 class Scorer:
@@ -95,25 +97,42 @@ class Scorer:
             store: where they are banked.
             device: for heads that are networks.
         """
+        return self.head.predict(self._table(videos, store, device))
+
+    def moments(
+        self, videos: Sequence[Video], store: FeatureStore, *, device: torch.device
+    ) -> list[Moments]:
+        """The scores of the seconds of banked videos, as `over_time` gives them."""
+        return over_time(self.head, self._table(videos, store, device))
+
+    def _table(
+        self, videos: Sequence[Video], store: FeatureStore, device: torch.device
+    ) -> FeatureTable:
         if isinstance(self.head, SequenceHead):
             self.head.device = str(device)
-        return self.head.predict(
-            store.table(videos, {r: s.key for r, s in self.head.specs_.items()})
-        )
+        return store.table(videos, {r: s.key for r, s in self.head.specs_.items()})
 
 
-def score_table(videos: Sequence[Video], scores: NDArray[np.float64]) -> str:
-    """A CSV file of scored videos: `score`, `id` and `path` of each.
+def score_table(
+    videos: Sequence[Video],
+    scores: NDArray[np.float64],
+    beside: Sequence[Mapping[str, float]] = (),
+) -> str:
+    """A CSV file of scored videos: `score`, `id` and `path` of each, and what is told beside.
 
     Args:
         videos: n.
         scores: [n].
+        beside: n, as `Predicted.beside`; a column is there where all know it.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["score", "id", "path"])
-    for video, score in zip(videos, scores, strict=True):
-        writer.writerow([f"{score:.6f}", video.id, video.path])
+    names = list(beside[0]) if beside else []
+    writer.writerow(["score", "id", "path", *names])
+    told = beside or [{}] * len(videos)
+    for video, score, own in zip(videos, scores, told, strict=True):
+        numbers = [f"{own[name]:.6f}" for name in names]
+        writer.writerow([f"{score:.6f}", video.id, video.path, *numbers])
     return text.getvalue()
 
 

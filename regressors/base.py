@@ -229,6 +229,17 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         with threadpool_limits(limits=1):  # as in `fit`
             return self._predict(table)
 
+    def row_scores(self, table: FeatureTable) -> list[NDArray[np.float64]] | None:
+        """Of heads that score rows: [t] of every video, one for each row of the first role.
+
+        The score of a video is made of these, by the head's pooling; they are in the unit of the
+        MOS.  None of heads that have no score of a row.
+
+        Args:
+            table: of the roles and features that were fitted.
+        """
+        return None
+
     def save(self, folder: Path | str, card: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write the fitted head into `folder`, made if need be, in place of the head there.
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import PositiveInt
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vqbank.regressors.alignment import Align
 from vqbank.regressors.batches import Input, PaddedBatch
@@ -16,6 +19,7 @@ from vqbank.regressors.losses import LOSSES, Loss
 from vqbank.regressors.network_parameters import AtLeastTwo, NotNegative, Positive
 from vqbank.regressors.score_pooling import POOLINGS, Pooling
 from vqbank.regressors.sequence import SequenceHead
+from vqbank.store.table import FeatureTable
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -52,6 +56,39 @@ class Gru(SequenceHead):
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 1e-2
 
+    def row_scores(self, table: FeatureTable) -> list[NDArray[np.float64]] | None:
+        """What the networks say of every row, before temporal pooling; None where slots hold rows.
+
+        A row's score stands on the rows before it, as the GRU remembers them.
+        """
+        self._check_fitted()
+        if self.slots is not None:
+            return None
+        series = self._series(self._chosen(table))
+        network = self._network(self._inputs(series.table.specs), torch.Generator())
+        assert isinstance(network, FrameScores)
+        frames = RowScores(network)
+        frames.to(series.device).eval()
+        found = []
+        for row in range(len(table)):
+            rows = np.array([row])
+            (window,) = series.windows(rows, rng=np.random.default_rng(0))
+            raw = []
+            for run, scaling in enumerate(self.ensemble_.scalings):
+                state = {f"network.{n}": own[run] for n, own in self.ensemble_.state.items()}
+                state = {name: own.to(series.device) for name, own in state.items()}
+                scaled = scaling and scaling.to(series.device)
+                values, masks = window.padded([rows], [scaled])
+                batch = PaddedBatch(
+                    {role: own[0] for role, own in values.items()},
+                    masks[series.table.roles[0]][0],
+                    torch.zeros((), dtype=torch.int64, device=series.device),
+                )
+                with torch.inference_mode():
+                    raw.append(functional_call(frames, state, (batch,))[0].double().cpu().numpy())
+            found.append(self.ensemble_.in_mos(np.stack(raw), self.combine))
+        return found
+
     def _network(self, inputs: Mapping[str, Input], generator: torch.Generator) -> nn.Module:
         return FrameScores(
             sum(one.width for one in inputs.values()),
@@ -73,6 +110,18 @@ class Gru(SequenceHead):
             for layer, _, kind in [key.rpartition(".")]
             if layer != "ann.fc"
         }
+
+
+class RowScores(nn.Module):
+    """A `FrameScores` whose forward stops before the pooling."""
+
+    def __init__(self, network: "FrameScores") -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        """[b, t]."""
+        return self.network.frames(batch)
 
 
 class FrameScores(nn.Module):

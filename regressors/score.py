@@ -73,6 +73,13 @@ class Score(Head):
         slope, intercept = self.line_
         return slope * self._scores(table) + intercept
 
+    def row_scores(self, table: FeatureTable) -> list[NDArray[np.float64]]:
+        """The value itself, on the scale of `predict`; of every row."""
+        slope, intercept = self.line_
+        table = self._chosen(table)
+        rows = (series.reshape(len(series), -1) for series in table.arrays(table.roles[0]))
+        return [slope * own[:, self.value].astype(np.float64) + intercept for own in rows]
+
     def _scores(self, table: FeatureTable) -> NDArray[np.float64]:
         """[n], on the score's own scale."""
         role = table.roles[0]

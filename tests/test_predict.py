@@ -182,7 +182,7 @@ def test_what_is_banked_is_found_by_content_too(recipe, head, tmp_path, monkeypa
     expected = Scorer(head, weights={}).scores([video], store, device=CPU)[0]
     assert ended.value.code == 0
     assert opened == [folder / "c.mp4"]
-    assert [Path(path).name for _, _, path in lines] == ["a.mp4", "a.mp4", "b.mp4", "c.mp4"]
+    assert [Path(path).name for _, _, path, *_ in lines] == ["a.mp4", "a.mp4", "b.mp4", "c.mp4"]
     assert lines[0][1] == "copies/new/a.mp4"  # the manifest's, not the bank's
     assert [float(score) for score, *_ in lines[:3]] == pytest.approx([expected] * 3, abs=1e-4)
     assert "3 of 4 videos are in" in told.err
@@ -246,6 +246,8 @@ def test_a_card_says_what_was_trained_on_what(head):
     card = Scorer(head, weights={}).card
 
     marks = card["trained_on"].pop("ids")
+    percentiles = card["trained_on"].pop("percentiles")
+    assert percentiles[::50] == [50.0, 70.0, 80.0]
     assert len(marks) == 12 * MARK
     assert card["trained_on"] == {"videos": 12, "lowest": 50.0, "highest": 80.0}
     assert card["score_name"] == "MOS"

@@ -106,7 +106,7 @@ def grown(folder, bank):
 def scores(printed):
     """By path."""
     rows = [line.split("\t") for line in printed.splitlines()]
-    return {Path(path): float(score) for score, _, path in rows}
+    return {Path(path): float(score) for score, _, path, *_ in rows}
 
 
 def does_the_main_job(folder, tmp_path, name, *, paper):

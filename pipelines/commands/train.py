@@ -45,6 +45,14 @@ def train(
         Path | None,
         typer.Option("--published", help="Official weights (VSFA's, RQ-VQA's); nothing is fitted."),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            metavar="RUN.json",
+            help="Of `evaluate` of the same head: how far it was off goes with the head.",
+        ),
+    ] = None,
 ) -> None:
     """Fit one head on all rows and write a folder that `predict` can use."""
     from vqbank.pipelines.runs.asked import recipe_of, title_of, with_parameters
@@ -63,7 +71,12 @@ def train(
     asked = with_parameters(asked, settings or (), preset=preset, device=device)
     if published is not None:
         refuse_beside_published(
-            videos=videos, labels=labels, score=score, missing=missing, tensorboard=tensorboard
+            videos=videos,
+            labels=labels,
+            score=score,
+            missing=missing,
+            tensorboard=tensorboard,
+            record=record,
         )
     plan = TrainPlan.of(
         asked,
@@ -72,6 +85,7 @@ def train(
         weights=pairs(weights, "--weights"),
         published=published,
         tensorboard=tensorboard,
+        record=record,
     )
     from vqbank.pipelines.experiments.fitting import watched
 

@@ -20,9 +20,11 @@ from vqbank.pipelines.entries import with_keys
 from vqbank.pipelines.experiments.experiment import Experiment
 from vqbank.pipelines.experiments.fits import Cell, cost, takes_long
 from vqbank.pipelines.experiments.fitting import NO_TENSORBOARD, Telling, event_files
+from vqbank.pipelines.experiments.held_out import held_out_errors
 from vqbank.pipelines.experiments.processes import in_workers
 from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.recipe import Recipe, required
+from vqbank.pipelines.results.record import Record
 from vqbank.regressors import make_head
 from vqbank.regressors.base import Head
 from vqbank.regressors.card import check_vacant, marks_of
@@ -31,6 +33,9 @@ from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import RecipeError
 from vqbank.store.table import FeatureTable
 
+PERCENTILES = np.linspace(0, 1, 101)
+"""Of the training scores, which a card keeps: by these a score is placed among them."""
+
 
 def train(
     experiment: Experiment,
@@ -38,6 +43,7 @@ def train(
     *,
     recipe: Recipe,
     tensorboard: Path | None = None,
+    records: Sequence[Record] = (),
     watch: Telling | None = None,
 ) -> Head:
     """Fit the head of an experiment on every row of its table and write the head folder.
@@ -50,18 +56,21 @@ def train(
         folder: a new folder, or that of a head, which is replaced.
         recipe: that the experiment was made from; kept in the head's card.
         tensorboard: a folder for TensorBoard's event files, if they are wanted.
+        records: of runs, one of which tried this head on these features and videos: its errors on
+            test parts go into the card.
         watch: told of costs, steps and epochs as they come.
 
     Returns:
         The fitted head; that of the experiment stays as it is.
 
     Raises:
-        RecipeError: as `check_plan` does, if the experiment has several cells, or `tensorboard` is
-            given for a head without epochs.
+        RecipeError: as `check_plan` does, if the experiment has several cells, `tensorboard` is
+            given for a head without epochs, or none of the records is of this head.
         HeadError: if `folder` holds something else than a head, or the head cannot be fitted.
     """
     cells, rated = experiment.cells, experiment.rated
     check_plan([cell.label for cell in cells], folder)
+    held_out = held_out_errors(records, experiment) if records else None
     head = clone(cells[0].head)
     if tensorboard is not None:
         check_tensorboard(head)
@@ -78,9 +87,11 @@ def train(
         "videos": len(rated.table),
         "lowest": float(rated.mos.min()),
         "highest": float(rated.mos.max()),
+        "percentiles": np.quantile(rated.mos, PERCENTILES).tolist(),
         "ids": marks_of([video.id for video in rated.table.videos]),
     }
-    _save(fitted, folder, recipe, {"score_name": rated.score_name, "trained_on": seen})
+    card = {"score_name": rated.score_name, "trained_on": seen}
+    _save(fitted, folder, recipe, card if held_out is None else {**card, "held_out": held_out})
     return fitted
 
 

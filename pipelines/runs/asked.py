@@ -35,7 +35,7 @@ _ENTRIES = (Entries | None, "a name, several, or parameters by name")
 _TEXT = (str | None, "a text")
 KINDS: Mapping[str, tuple[Any, str]] = {
     "recipe": (AskedRecipe, "a Recipe, its file, or the name of one that comes with vqbank"),
-    **dict.fromkeys([*FILES, "keep", "output", "published", "tensorboard"], _PATH),
+    **dict.fromkeys([*FILES, "keep", "output", "published", "tensorboard", "record"], _PATH),
     **dict.fromkeys(["extractors", "heads"], _ENTRIES),
     **dict.fromkeys(["splits", "score", "missing", "decoder", "overlap"], _TEXT),
     "test": (TestSets | None, "a file, several, or files by name"),

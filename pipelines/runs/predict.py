@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vqbank.pipelines.extraction.extract import Extraction
     from vqbank.pipelines.extraction.one_video import Outcome
+    from vqbank.pipelines.over_time import Moments
     from vqbank.pipelines.predict import Scorer
     from vqbank.regressors.metrics import QualityMetrics
     from vqbank.store.bank import FeatureStore
@@ -38,6 +39,12 @@ class Predicted:
     """Those that have none, because a feature of them cannot be computed."""
     reasons: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Why, by the id of the banked video and the feature's key."""
+    beside: "tuple[dict[str, float], ...]" = ()
+    """What is told of each score, as far as the head's card knows: `percentile`, how many per cent
+    of the training scores are lower; `low` and `high`, the ends of a range that holds 90 % of the
+    head's errors on videos that it had not seen."""
+    moments: "tuple[Moments, ...]" = ()
+    """Of each video, where they are asked for: the scores of its seconds."""
 
     @property
     def by_id(self) -> dict[str, float]:
@@ -150,18 +157,29 @@ class PredictPlan:
                     watch(outcome)
         return reasons
 
-    def scored(self, reasons: Mapping[str, Mapping[str, str]]) -> Predicted:
+    def scored(
+        self, reasons: Mapping[str, Mapping[str, str]], *, over_time: bool = False
+    ) -> Predicted:
         """The scores of what is banked now.
 
         Args:
             reasons: of which videos of the extraction failed, by their ids.
+            over_time: whether seconds of every video are scored too.
+
+        Raises:
+            HeadError: if the card of the head is damaged.
         """
         pairs = list(zip(self.wanted, self.banked, strict=True))
         done = [(video, own) for video, own in pairs if own.id not in reasons]
         failed = tuple(video for video, own in pairs if own.id in reasons)
         if not done:
             return Predicted((), np.empty(0), failed, reasons)
-        scores = self.scorer.scores([own for _, own in done], self.store, device=self.device)
+        from vqbank.pipelines.standing import Standing
+
+        banked = [own for _, own in done]
+        scores = self.scorer.scores(banked, self.store, device=self.device)
+        standing = Standing.of(self.scorer.card)
+        moments = self.scorer.moments(banked, self.store, device=self.device) if over_time else []
         seen = self.scorer.card.get("trained_on")  # not of published weights
         for (video, _), score in zip(done, scores, strict=True):
             if seen is not None and not seen["lowest"] <= score <= seen["highest"]:
@@ -169,7 +187,9 @@ class PredictPlan:
                     "%s: %.4g lies outside the training scores (%.4g to %.4g)",
                     video.id, score, seen["lowest"], seen["highest"],
                 )  # fmt: skip
-        return Predicted(tuple(video for video, _ in done), scores, failed, reasons)
+        videos = tuple(video for video, _ in done)
+        beside = tuple(standing.beside(float(score)) for score in scores)
+        return Predicted(videos, scores, failed, reasons, beside, tuple(moments))
 
 
 def predict(
@@ -180,6 +200,7 @@ def predict(
     weights: Mapping[str, str] | None = None,
     device: str = "cpu",
     score: str | None = None,
+    over_time: bool = False,
     watch: "Callable[[Outcome], None] | None" = None,
 ) -> Predicted:
     """Score videos with a shipped head; banks the features that it computes.
@@ -192,6 +213,7 @@ def predict(
         weights: local files by extractor, where the published name does not do.
         device: "cpu", "cuda", "cuda:1", ...
         score: the column of a label file that is the MOS, where it has several.
+        over_time: whether the seconds of every video are scored too, as `moments`.
         watch: told of every video whose features are computed, when its fate is known.
 
     Returns:
@@ -220,7 +242,7 @@ def predict(
         device=device,
         score=score,
     )
-    return plan.scored(plan.extract(watch))
+    return plan.scored(plan.extract(watch), over_time=over_time)
 
 
 def check_head(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """One head, fitted on all rows, or made of published weights, into a folder that is shipped."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -23,6 +23,7 @@ from vqbank.store.errors import RecipeError
 if TYPE_CHECKING:
     from vqbank.pipelines.experiments.experiment import Experiment
     from vqbank.pipelines.experiments.fitting import Telling
+    from vqbank.pipelines.results.record import Record
     from vqbank.regressors.base import Head
 
 
@@ -38,6 +39,7 @@ class TrainPlan:
     """What is fitted; None of published weights."""
     published: Path | None
     tensorboard: Path | None
+    records: "Sequence[Record]" = ()
 
     @classmethod
     def of(
@@ -49,6 +51,7 @@ class TrainPlan:
         weights: Mapping[str, str] | None = None,
         published: Path | None = None,
         tensorboard: Path | None = None,
+        record: Path | None = None,
     ) -> "TrainPlan":
         """Look up all that a recipe names; every refusal that needs no fit comes here.
 
@@ -60,6 +63,7 @@ class TrainPlan:
             weights: by extractor, as extraction was told, where the bank has features of several.
             published: a file of official weights, in place of a fit.
             tensorboard: a folder for event files, made if need be.
+            record: a file of `evaluate` of the same head, features and videos.
 
         Raises:
             VqbankError: as `train` does: first what can be told without the bank's values, such as
@@ -78,7 +82,14 @@ class TrainPlan:
             check_tensorboard(make_head(name, **parameters))
         whole = chosen.model_copy(update={"protocol": Protocol()})  # no part is left out
         experiment = experiment_of(whole, title=title) if published is None else None
-        return cls(chosen, folder, experiment, published, tensorboard)
+        records = []
+        if record is not None and experiment is not None:
+            from vqbank.pipelines.experiments.held_out import held_out_errors
+            from vqbank.pipelines.results.records import read_records
+
+            records = read_records(record)
+            held_out_errors(records, experiment)
+        return cls(chosen, folder, experiment, published, tensorboard, records)
 
     @property
     def head(self) -> str:
@@ -113,6 +124,7 @@ class TrainPlan:
                 self.folder,
                 recipe=self.recipe,
                 tensorboard=self.tensorboard,
+                records=self.records,
                 watch=watch,
             )
         except KeyboardInterrupt as stopped:
@@ -135,6 +147,7 @@ def train(
     weights: Mapping[str, str] | None = None,
     published: Path | str | None = None,
     tensorboard: Path | str | None = None,
+    record: Path | str | None = None,
     watch: "Telling | None" = None,
 ) -> "Head":
     """Fit one head on all rows, and write the folder that `predict` takes.
@@ -157,6 +170,8 @@ def train(
         published: official weights (VSFA's of `gru`, RQ-VQA's of `mlp`): nothing is fitted, and
             no videos are named.
         tensorboard: a folder for TensorBoard's event files, of a head with epochs.
+        record: a file that `vqbank evaluate --json` wrote of the same head, features and videos:
+            the range of its errors on test parts is then told beside every score.
         watch: told of costs, steps and epochs as they come.
 
     Returns:
@@ -187,10 +202,17 @@ def train(
         heads=head,
         missing=missing,
     )
-    check_given(weights=weights, output=output, published=published, tensorboard=tensorboard)
+    check_given(
+        weights=weights, output=output, published=published, tensorboard=tensorboard, record=record
+    )
     if published is not None:
         refuse_beside_published(
-            videos=videos, labels=labels, score=score, missing=missing, tensorboard=tensorboard
+            videos=videos,
+            labels=labels,
+            score=score,
+            missing=missing,
+            tensorboard=tensorboard,
+            record=record,
         )
     return TrainPlan.of(
         asked,
@@ -199,6 +221,7 @@ def train(
         weights=weights,
         published=None if published is None else Path(published),
         tensorboard=None if tensorboard is None else Path(tensorboard),
+        record=None if record is None else Path(record),
     ).fit(watch)
 
 
