@@ -134,7 +134,7 @@ def test_a_shipped_head_scores_new_videos_and_banks_what_it_extracts(project, tm
 
     assert first.returncode == again.returncode == 0, first.stderr
     rows = [line.split("\t") for line in first.stdout.splitlines()]
-    assert [path for _, _, path in rows] == [str(video) for video in videos]
+    assert [path for _, _, path, *_ in rows] == [str(video) for video in videos]
     clean, noisy = (float(score) for score, *_ in rows)
     assert clean > noisy + 20
     assert again.stdout == first.stdout
@@ -166,7 +166,7 @@ def test_what_could_be_scored_is_written_and_what_could_not_is_named(project, tm
     line = refused(*scored[:-1], "--weights", "nsss=random", cwd=tmp_path)
     assert "--weights: unknown extractor 'nsss'. Did you mean 'nss'?" in line
     printed = [line.split("\t") for line in table.stdout.splitlines()]
-    assert [row["id"] for row in rows] == [id for _, id, _ in printed]
+    assert [row["id"] for row in rows] == [id for _, id, *_ in printed]
     assert [f"{float(row['score']):.4f}" for row in rows] == [score for score, *_ in printed]
     assert f"no score: {clips[1]} (files/" in table.stderr
     assert table.stderr.splitlines()[-1] == "2 of 3 videos have a score"

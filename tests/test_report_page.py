@@ -19,6 +19,7 @@ from vqbank.pipelines.commands.cli import app
 from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.experiments.fits import Cell
 from vqbank.pipelines.experiments.rated import RatedVideos
+from vqbank.pipelines.over_time import over_time
 from vqbank.pipelines.recipe import Protocol
 from vqbank.pipelines.report import known as known_module
 from vqbank.pipelines.report.feature_map import agreement, likeness, map_of
@@ -29,6 +30,7 @@ from vqbank.pipelines.results.records import write_record
 from vqbank.pipelines.results.statistics import shown
 from vqbank.pipelines.runs.report import check_bokeh
 from vqbank.regressors import make_head
+from vqbank.regressors.card import marks_of
 from vqbank.regressors.metrics import MosMapping
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import RecipeError, VqbankError
@@ -452,7 +454,7 @@ def test_a_page_without_a_bank_says_what_it_lacks(record):
     text = " ".join(" ".join(page.text).split())
     assert "no bank is named" in text
     assert "No pictures" in text
-    assert "No time line" in text
+    assert "No frame difference over time" in text
 
 
 def test_a_bank_without_a_feature_of_the_record_still_gives_a_page(record, tmp_path, caplog):
@@ -497,6 +499,25 @@ def test_evaluate_writes_the_page_of_its_own_run(bank, videos, tmp_path):
     data = json.loads(page.scripts["data"])
     assert (data["grouped_by"], len(data["groups"]["names"])) == ("scene", 10)
     assert all(data["picture_lengths"])
+
+
+def test_a_shipped_heads_seconds_stand_on_the_time_lines(bank, videos, record, tmp_path):
+    pytest.importorskip("bokeh", reason="Bokeh is not installed: `make install`")
+    own = experiment_on(bank, videos)
+    head = own.cells[0].head.fit(own.rated.table, own.rated.mos)
+    head.save(tmp_path / "head", {"trained_on": {"ids": marks_of(record.ids[:30])}})
+    page = Page.of([record], bank=bank.path, head=tmp_path / "head")
+    expected = over_time(head, own.rated.table)
+    elements = elements_of(page)
+    told = json.loads(elements.scripts["data"])["scores"]
+    assert told["counts"] == [len(one.scores) for one in expected]
+    assert told["worst"] == [one.worst for one in expected]
+    steps = np.frombuffer(base64.b64decode(told["u16"]), "<u2")
+    scores = np.concatenate([one.scores for one in expected])
+    np.testing.assert_allclose(told["low"] + told["step"] * steps, scores, atol=1e-2)
+    assert "trained on 30 of these 40 videos" in " ".join(elements.text)
+    with pytest.raises(RecipeError, match="--bank"):
+        Page.of([record], head=tmp_path / "head")
 
 
 def test_without_bokeh_the_command_says_what_to_install(monkeypatch):

@@ -21,6 +21,10 @@ def report(
     videos: Annotated[
         Path | None, typer.Option("--videos", help="Manifest, for scenes and parts.")
     ] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option("--head", help="What `train` wrote; its scores of seconds on time lines."),
+    ] = None,
     map: Annotated[
         Literal["pca", "tsne"],
         typer.Option(
@@ -34,5 +38,5 @@ def report(
 
     check_target(output, "--output")
     records = [record for file in files for record in read_records(file)]
-    write_report_page(records, output, bank=bank, videos=videos, map_kind=map)
+    write_report_page(records, output, bank=bank, videos=videos, map_kind=map, head=head)
     say(f"report: {output}")

@@ -21,6 +21,7 @@ from vqbank.pipelines.report.known import (
     known_of,
     nothing_known,
 )
+from vqbank.pipelines.report.scored import Scored, scored_over_time
 from vqbank.pipelines.report.tried import Tried, against_best, best_of, tried_heads
 from vqbank.pipelines.results.record import Record
 from vqbank.pipelines.results.statistics import NO_INTERVAL, SHOWN, shown
@@ -57,6 +58,8 @@ class Page:
     """The features of the best head's record; None where the bank lacks one, or none is named."""
     why_no_table: str
     map_kind: Kind
+    scored: Scored | None = None
+    """What a shipped head says of every second, where one is named."""
 
     @classmethod
     def of(
@@ -66,6 +69,7 @@ class Page:
         bank: Path | None = None,
         videos: Sequence[Video] = (),
         map_kind: Kind = "pca",
+        head: Path | None = None,
     ) -> "Page":
         """Look up all that the page shows.
 
@@ -74,16 +78,22 @@ class Page:
             bank: of their features, for pictures, facts and the map; None goes without.
             videos: of a manifest, for scenes and parts.
             map_kind: of the map.
+            head: a folder that `train` wrote, whose scores of seconds stand on time lines.
 
         Raises:
-            RecipeError: if a record keeps no predictions, or there is none.
+            RecipeError: if a record keeps no predictions, or there is none; or if a head is named
+                and no bank.
             BankError: if there is no bank.
+            HeadError: if the head cannot be read.
+            MissingFeatureError: if the bank lacks a feature of the head.
         """
         if not records:
             raise RecipeError("no record is given; `vqbank evaluate --json RUN.json` writes one")
         tried = tried_heads(records)
         best = best_of(tried)
         first = records[0]
+        if bank is None and head is not None:
+            raise RecipeError("scores over time are made of a bank: name it by --bank")
         if bank is None:
             known = (
                 known_of(first.ids, None, (), videos=videos)
@@ -103,7 +113,8 @@ class Page:
             table, why = store.table(first.ids, best.record.features), ""
         except MissingFeatureError as error:
             table, why = None, str(error)
-        return cls(records, tried, best, known, table, why, map_kind)
+        scored = None if head is None else scored_over_time(head, store, first.ids)
+        return cls(records, tried, best, known, table, why, map_kind, scored)
 
     def html(self) -> str:
         """The file."""
@@ -218,6 +229,19 @@ class Page:
             "picture_lengths": lengths,
             "motion_counts": [len(series) for series in motion],
             "motion": packed(np.concatenate(motion) if motion else np.empty(0)),
+            "scores": self._scores(),
+        }
+
+    def _scores(self) -> dict[str, Any] | None:
+        """Scores over time as the page's JavaScript reads them."""
+        if self.scored is None:
+            return None
+        moments = self.scored.moments
+        return {
+            "counts": [len(own.scores) for own in moments],
+            "worst": [own.worst for own in moments],
+            "pooled": packed(np.array([own.pooled for own in moments])),
+            **packed(np.concatenate([own.scores for own in moments])),
         }
 
     def _cards(self) -> dict[str, list[dict[str, Any]]]:

@@ -18,6 +18,7 @@ def write_report_page(
     bank: Path | None = None,
     videos: Path | None = None,
     map_kind: Literal["pca", "tsne"] = "pca",
+    head: Path | None = None,
 ) -> None:
     """Write one HTML file that opens anywhere.
 
@@ -27,17 +28,18 @@ def write_report_page(
         bank: of their features, for pictures, sizes, the map and time lines.
         videos: a manifest, for scenes and parts.
         map_kind: how videos are laid out by their features.
+        head: a folder that `train` wrote, whose scores of seconds stand on time lines.
 
     Raises:
-        VqbankError: if Bokeh is not installed, a record keeps no predictions, or bank or manifest
-            cannot be read.
+        VqbankError: if Bokeh is not installed, a record keeps no predictions, or bank, manifest or
+            head cannot be read.
     """
     check_bokeh()
     from vqbank.pipelines.manifest import is_manifest, read_videos
     from vqbank.pipelines.report.page import Page, write_page
 
     known = read_videos(videos) if videos is not None and is_manifest(videos) else []
-    page = Page.of(records, bank=bank, videos=known, map_kind=map_kind)
+    page = Page.of(records, bank=bank, videos=known, map_kind=map_kind, head=head)
     if page.why_no_table and bank is not None:
         log.warning("no map of features: %s", page.why_no_table)
     write_page(page, output)

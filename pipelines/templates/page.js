@@ -16,6 +16,9 @@ window.vqbankPage = (() => {
   const pictureStarts = starts(data.picture_lengths);
   const motionStarts = starts(data.motion_counts);
   const motion = numbers(data.motion);
+  const scores = data.scores && {
+    starts: starts(data.scores.counts), values: numbers(data.scores), pooled: numbers(data.scores.pooled), worst: data.scores.worst,
+  };
   const byId = (id) => document.getElementById(id);
   const made = (tag, text, attributes = {}) => {
     const element = document.createElement(tag);
@@ -54,34 +57,47 @@ window.vqbankPage = (() => {
     return table;
   };
 
-  const timeLine = (row) => {
-    const series = motion.slice(motionStarts[row], motionStarts[row + 1]);
-    if (series.length < 2) return made("p", "No time line is banked of this video.", { class: "quiet" });
-    const top = Math.max(...series), [width, height] = [600, 120];
-    const place = (value, at) => `${((at / (series.length - 1)) * width).toFixed(1)},${(height - (value / (top || 1)) * (height - 10)).toFixed(1)}`;
-    const name = "http://www.w3.org/2000/svg";
-    const svg = document.createElementNS(name, "svg");
-    svg.setAttribute("viewBox", `-4 -4 ${width + 8} ${height + 28}`);
-    svg.setAttribute("role", "img");
-    const most = series.indexOf(top);
-    const seconds = facts.seconds ? facts.seconds.values[row] : NaN;
-    const end = Number.isNaN(seconds) ? "" : `${seconds.toFixed(1)} s`;
-    svg.setAttribute("aria-label", `Frame difference over time; most in part ${most + 1} of ${series.length}`);
-    const line = document.createElementNS(name, "polyline");
-    line.setAttribute("points", Array.from(series, place).join(" "));
-    line.setAttribute("fill", "none");
-    line.setAttribute("stroke", "#22262b");
-    line.setAttribute("stroke-width", "2");
-    svg.append(line);
-    for (const [x, anchor, text] of [[0, "start", "frame difference, 0 s"], [width, "end", end]]) {
-      const label = document.createElementNS(name, "text");
-      label.setAttribute("x", x);
-      label.setAttribute("y", height + 18);
-      label.setAttribute("text-anchor", anchor);
-      label.textContent = text;
-      svg.append(label);
+  // One series as a picture, with its worst places and the level of the whole.
+  const curve = (series, name, { end = "", worst = [], level = null } = {}) => {
+    const known = level === null ? [...series] : [...series, level];
+    const low = level === null ? 0 : Math.min(...known), span = Math.max(...known) - low || 1;
+    const [width, height] = [600, 110], step = width / series.length;
+    const at = (place) => (place + 0.5) * step, up = (value) => height - ((value - low) / span) * (height - 14);
+    const drawn = (tag, attributes, text) => {
+      const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+      if (text !== undefined) element.textContent = text;
+      return element;
+    };
+    const told = worst.map((place) => `second ${place}: ${series[place].toFixed(2)}`).join(", ");
+    const svg = drawn("svg", {
+      viewBox: `-4 -6 ${width + 8} ${height + 30}`, role: "img",
+      "aria-label": `${name} over time, ${Math.min(...series).toFixed(2)} to ${Math.max(...series).toFixed(2)}` + (told && `; worst: ${told}`),
+    });
+    svg.append(drawn("polyline", {
+      points: Array.from(series, (value, place) => `${at(place).toFixed(1)},${up(value).toFixed(1)}`).join(" "),
+      fill: "none", stroke: "#22262b", "stroke-width": 2,
+    }));
+    if (level !== null) svg.append(drawn("line", { x1: 0, x2: width, y1: up(level), y2: up(level), stroke: "#4d5660", "stroke-dasharray": "6 4" }));
+    for (const place of worst) {
+      const [x, y] = [at(place), up(series[place])];
+      svg.append(drawn("polygon", { points: `${x - 6},${y - 12} ${x + 6},${y - 12} ${x},${y - 2}`, fill: "#9c1c14" }));
     }
+    svg.append(drawn("text", { x: 0, y: height + 18 }, `${name}, from 0 s`), drawn("text", { x: width, y: height + 18, "text-anchor": "end" }, end));
     return svg;
+  };
+
+  const timeLine = (row) => {
+    const both = made("div"), seconds = facts.seconds ? facts.seconds.values[row] : NaN;
+    const end = Number.isNaN(seconds) ? "" : `${seconds.toFixed(1)} s`;
+    if (scores) {
+      const own = scores.values.slice(scores.starts[row], scores.starts[row + 1]);
+      both.append(curve(own, "predicted score", { end, worst: scores.worst[row], level: scores.pooled[row] }));
+    }
+    const changes = motion.slice(motionStarts[row], motionStarts[row + 1]);
+    if (changes.length > 1) both.append(curve(changes, "frame difference", { end }));
+    if (!both.childElementCount) both.append(made("p", "No time line is banked of this video.", { class: "quiet" }));
+    return both;
   };
 
   const show = (indices) => {
