@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from vqbank.pipelines.commands.cli import app
 from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.experiments.fits import Cell
+from vqbank.pipelines.experiments.further import FurtherSet
 from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.over_time import over_time
 from vqbank.pipelines.recipe import Protocol
@@ -25,7 +27,7 @@ from vqbank.pipelines.report import known as known_module
 from vqbank.pipelines.report.feature_map import agreement, likeness, map_of
 from vqbank.pipelines.report.known import jpeg, known_of, moments
 from vqbank.pipelines.report.page import Page, joined_pictures, packed, pictured, residual_bins
-from vqbank.pipelines.report.tried import against_best, best_of, tried_heads
+from vqbank.pipelines.report.tried import Drawn, against_best, best_of, tried_heads
 from vqbank.pipelines.results.records import write_record
 from vqbank.pipelines.results.statistics import shown
 from vqbank.pipelines.runs.report import check_bokeh
@@ -164,7 +166,7 @@ def test_numbers_of_the_page_are_those_of_the_record(page, record):
 
 
 def test_predictions_are_means_over_test_parts_and_mapped_by_the_splits_own_curves(record):
-    for one in tried_heads([record]):
+    for one in tried_heads([record], Drawn.of(record)):
         assert dict(zip(record.ids, one.predicted, strict=True)) == pytest.approx(
             {i: record.predictions_of(one.head).get(i, np.nan) for i in record.ids}, nan_ok=True
         )
@@ -187,7 +189,7 @@ def test_runs_on_other_features_stand_side_by_side_and_other_videos_only_in_tabl
     fewer = evaluate(experiment_on(bank, videos[:30], title="fewer"))
     turned = evaluate(experiment_on(bank, videos[::-1], title="turned", heads=("ridge",)))
 
-    tried = tried_heads([record, motion, fewer, turned])
+    tried = tried_heads([record, motion, fewer, turned], Drawn.of(record))
     labels = [one.label for one in tried]
     assert len(labels) == len(set(labels)) == 5
     assert labels[0].endswith("ridge on tells.feature")
@@ -200,7 +202,7 @@ def test_runs_on_other_features_stand_side_by_side_and_other_videos_only_in_tabl
     assert again.predicted[known] == pytest.approx([expected[record.ids[row]] for row in known])
 
     best = best_of(tried)
-    assert best.median == max(one.median for one in tried if one.record is not turned)
+    assert best.srcc == max(one.srcc for one in tried if one.record is not turned)
     for other, compared in against_best(best, tried):
         assert other is not best
         assert compared.paired.median_gain <= 0
@@ -209,21 +211,48 @@ def test_runs_on_other_features_stand_side_by_side_and_other_videos_only_in_tabl
 def test_random_weights_are_not_the_best(record):
     lucky = record.model_copy(update={"random_weights": True, "title": "lucky"})
     ours = record.model_copy(update={"heads": [record.head("svr")]})
-    assert best_of(tried_heads([lucky, ours])).record is ours
+    assert best_of(tried_heads([lucky, ours], Drawn.of(lucky))).record is ours
+
+
+@pytest.mark.parametrize("splits", [Protocol(count=6), Protocol(splits="all")])
+def test_a_test_set_can_be_drawn_and_is_where_nothing_else_is_tested(bank, videos, splits):
+    own, further = experiment_on(bank, videos[::2]), experiment_on(bank, videos[1::2])
+    sets = [FurtherSet("odd", further.rated)]
+    found = evaluate(replace(own, protocol=splits, sets=sets))
+
+    drawn = Drawn.of(found, "odd")
+    tried = tried_heads([found], drawn)
+    assert [one.label for one in tried] == ["ridge", "svr"]
+    assert drawn.ids == [video.id for video in videos[1::2]]
+    for one, head in zip(tried, found.heads, strict=True):
+        assert one.predicted == pytest.approx(np.mean(head.sets[0].predicted, axis=0))
+        assert one.srcc == head.sets[0].statistics["srcc"].median
+    ((_, compared),) = against_best(best_of(tried), tried)
+    assert "odd" in compared.other
+    assert Drawn.of(found).name == ("" if found.tests_itself else "odd")
+    with pytest.raises(RecipeError, match="odd"):
+        Drawn.of(found, "even")
+    pytest.importorskip("bokeh", reason="Bokeh is not installed: `make install`")
+    page = elements_of(Page.of([found], bank=bank.path, test="odd"))
+    text = " ".join(" ".join(page.text).split())
+    assert "on odd, over" in text
+    for row in found.rows:
+        assert row.label in text
+    assert len(json.loads(page.scripts["data"])["picture_lengths"]) == 20
 
 
 def test_a_record_without_predictions_is_refused(record):
     old = record.model_copy(update={"vqbank_results": 3})
     with pytest.raises(RecipeError, match="run `vqbank evaluate` again"):
-        tried_heads([old])
+        tried_heads([old], Drawn.of(old))
     with pytest.raises(RecipeError, match="--json"):
         Page.of([])
 
 
 def test_ranges_of_residuals_hold_every_tested_video_once(record, videos):
-    (one, *_) = tried_heads([record])
+    (one, *_) = tried_heads([record], Drawn.of(record))
     rates = np.array([25.0 + 5 * (number % 2) for number in range(COUNT)])
-    mos, rate = residual_bins(one, record, {"mos": np.array(record.mos), "rate": rates})
+    mos, rate = residual_bins(one, Drawn.of(record), {"mos": np.array(record.mos), "rate": rates})
     tested = int(np.isfinite(one.mapped).sum())
     assert sum(line["videos"] for line in mos["ranges"]) == tested
     assert [line["range"] for line in rate["ranges"]] == ["25", "30"]
@@ -293,11 +322,11 @@ def test_videos_are_grouped_by_data_set_part_or_scene(ids, videos, expected):
 
 
 def test_of_many_videos_the_worst_and_some_others_are_pictured(record, monkeypatch):
-    (one, *_) = tried_heads([record])
-    assert pictured(one, record.ids) is None
+    (one, *_) = tried_heads([record], Drawn.of(record))
+    assert pictured(one, Drawn.of(record)) is None
     for name, value in {"MANY_VIDEOS": 20, "WORST": 3, "AT_RANDOM": 4}.items():
         monkeypatch.setattr(f"vqbank.pipelines.report.page.{name}", value)
-    rows = pictured(one, record.ids)
+    rows = pictured(one, Drawn.of(record))
     residual = np.abs(one.mapped - np.array(record.mos))
     assert int(np.nanargmax(residual)) in rows
     assert 4 <= len(rows) <= 7

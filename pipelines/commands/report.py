@@ -25,6 +25,10 @@ def report(
         Path | None,
         typer.Option("--head", help="What `train` wrote; its scores of seconds on time lines."),
     ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option("--test", metavar="NAME", help="The test set that plots show."),
+    ] = None,
     map: Annotated[
         Literal["pca", "tsne"],
         typer.Option(
@@ -38,5 +42,5 @@ def report(
 
     check_target(output, "--output")
     records = [record for file in files for record in read_records(file)]
-    write_report_page(records, output, bank=bank, videos=videos, map_kind=map, head=head)
+    write_report_page(records, output, bank=bank, videos=videos, map_kind=map, head=head, test=test)
     say(f"report: {output}")

@@ -8,7 +8,8 @@ import numpy as np
 
 from vqbank.pipelines.experiments.experiment import Experiment
 from vqbank.pipelines.experiments.fits import Cell
-from vqbank.pipelines.results.record import HeadRecord, Record
+from vqbank.pipelines.results.head_record import HeadRecord
+from vqbank.pipelines.results.record import Record
 from vqbank.store.errors import RecipeError
 
 SHARE = 0.9

@@ -41,11 +41,6 @@ class Known:
         return bool(np.isfinite(self.facts[fact]).any())
 
 
-def nothing_known(count: int) -> Known:
-    """What is known without a bank."""
-    return Known({fact: np.full(count, np.nan) for fact in FACTS})
-
-
 def known_of(
     ids: Sequence[str],
     store: FeatureStore | None,

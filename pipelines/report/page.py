@@ -19,10 +19,9 @@ from vqbank.pipelines.report.known import (
     PICTURES,
     Known,
     known_of,
-    nothing_known,
 )
 from vqbank.pipelines.report.scored import Scored, scored_over_time
-from vqbank.pipelines.report.tried import Tried, against_best, best_of, tried_heads
+from vqbank.pipelines.report.tried import Drawn, Tried, against_best, best_of, tried_heads
 from vqbank.pipelines.results.record import Record
 from vqbank.pipelines.results.statistics import NO_INTERVAL, SHOWN, shown
 from vqbank.store.bank import FeatureStore
@@ -51,6 +50,8 @@ class Page:
     """What the page is made of."""
 
     records: Sequence[Record]
+    drawn: Drawn
+    """What is drawn; tables have all."""
     tried: Sequence[Tried]
     best: Tried
     known: Known
@@ -70,6 +71,7 @@ class Page:
         videos: Sequence[Video] = (),
         map_kind: Kind = "pca",
         head: Path | None = None,
+        test: str | None = None,
     ) -> "Page":
         """Look up all that the page shows.
 
@@ -79,42 +81,41 @@ class Page:
             videos: of a manifest, for scenes and parts.
             map_kind: of the map.
             head: a folder that `train` wrote, whose scores of seconds stand on time lines.
+            test: the test set of the first record that is drawn; None for the splits' own test
+                parts, or, where there are none, the first test set.
 
         Raises:
-            RecipeError: if a record keeps no predictions, or there is none; or if a head is named
-                and no bank.
+            RecipeError: if a record keeps no predictions, or there is none; if there is no such
+                test set; or if a head is named and no bank.
             BankError: if there is no bank.
             HeadError: if the head cannot be read.
             MissingFeatureError: if the bank lacks a feature of the head.
         """
         if not records:
             raise RecipeError("no record is given; `vqbank evaluate --json RUN.json` writes one")
-        tried = tried_heads(records)
+        drawn = Drawn.of(records[0], test)
+        tried = tried_heads(records, drawn)
         best = best_of(tried)
-        first = records[0]
         if bank is None and head is not None:
             raise RecipeError("scores over time are made of a bank: name it by --bank")
         if bank is None:
-            known = (
-                known_of(first.ids, None, (), videos=videos)
-                if videos
-                else nothing_known(len(first.ids))
-            )
-            return cls(records, tried, best, known, None, "no bank is named", map_kind)
+            known = known_of(drawn.ids, None, (), videos=videos)
+            why = "no bank is named"
+            return cls(records, drawn, tried, best, known, None, why, map_kind)
         store = FeatureStore(bank)
         known = known_of(
-            first.ids,
+            drawn.ids,
             store,
-            list(first.features.values()),
+            list(records[0].features.values()),
             videos=videos,
-            pictured=pictured(best, first.ids),
+            pictured=pictured(best, drawn),
         )
         try:
-            table, why = store.table(first.ids, best.record.features), ""
+            table, why = store.table(drawn.ids, best.record.features), ""
         except MissingFeatureError as error:
             table, why = None, str(error)
-        scored = None if head is None else scored_over_time(head, store, first.ids)
-        return cls(records, tried, best, known, table, why, map_kind, scored)
+        scored = None if head is None else scored_over_time(head, store, drawn.ids)
+        return cls(records, drawn, tried, best, known, table, why, map_kind, scored)
 
     def html(self) -> str:
         """The file."""
@@ -138,7 +139,7 @@ class Page:
         return environment.get_template("page.html").render(
             page=self,
             first=self.records[0],
-            said=conclusion(self.best, self.tried),
+            said=conclusion(self.best, self.tried, self.drawn),
             others=against_best(self.best, self.tried),
             metrics=SHOWN,
             shown=shown,
@@ -157,7 +158,7 @@ class Page:
             else [],
             many_groups=sorted(set(groups)) if len(set(groups)) > MOST_GROUPS else [],
             facts={name: text for name, text in FACT_NAMES.items() if name in facts},
-            bins=residual_bins(self.best, self.records[0], facts),
+            bins=residual_bins(self.best, self.drawn, facts),
             cards=self._cards(),
             bars=bars(self.tried),
             likeness=(names, alike.tolist()) if len(names) > 1 else None,
@@ -174,8 +175,8 @@ class Page:
         """What is drawn; what residuals may be drawn over; the group of each video."""
         from vqbank.pipelines.report.figures import Points
 
-        first, best = self.records[0], self.best
-        mos = np.array(first.mos, np.float64)
+        drawn, best = self.drawn, self.best
+        mos = drawn.mos
         facts = {"mos": mos}
         facts |= {fact: self.known.facts[fact] for fact in FACTS if self.known.knows(fact)}
         groups = list(self.known.groups)
@@ -187,17 +188,17 @@ class Page:
             else (np.full((len(mos), 2), np.nan, np.float32), self.why_no_table)
         )
         points = Points(
-            ids=first.ids,
+            ids=drawn.ids,
             mos=mos,
             predicted=best.predicted,
             mapped=best.mapped,
             places=places,
             fact=mos,
             groups=codes or [0] * len(mos),
-            score_name=first.score_name,
+            score_name=drawn.score_name,
             curve=best.curve(),
             predicted_by=best.label,
-            over=first.score_name,
+            over=drawn.score_name,
             map_text=map_text,
         )
         return points, facts, groups
@@ -210,7 +211,7 @@ class Page:
         codes = np.array([names.index(name) for name in groups], np.float64)
         motion = [self.known.motion.get(row, np.empty(0)) for row in range(len(lengths))]
         return {
-            "score_name": self.records[0].score_name,
+            "score_name": self.drawn.score_name,
             "best": self.tried.index(self.best),
             "heads": [
                 {
@@ -246,8 +247,8 @@ class Page:
 
     def _cards(self) -> dict[str, list[dict[str, Any]]]:
         """The worst and the best predicted videos of the best head."""
-        first, best = self.records[0], self.best
-        residual = best.mapped - np.array(first.mos)
+        drawn, best = self.drawn, self.best
+        residual = best.mapped - drawn.mos
         order = np.argsort(np.abs(np.nan_to_num(residual, nan=np.inf)), kind="stable")
         order = order[: int(np.isfinite(residual).sum())]
         count = min(CARDS, max(1, len(order) // 2))
@@ -256,8 +257,8 @@ class Page:
             which: [
                 {
                     "row": row,
-                    "id": first.ids[row],
-                    "mos": first.mos[row],
+                    "id": drawn.ids[row],
+                    "mos": float(drawn.mos[row]),
                     "mapped": float(best.mapped[row]),
                     "residual": float(residual[row]),
                     "picture": _data_url(self.known.pictures.get(row)),
@@ -275,33 +276,35 @@ def write_page(page: Page, path: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def pictured(best: Tried, ids: Sequence[str]) -> list[int] | None:
+def pictured(best: Tried, drawn: Drawn) -> list[int] | None:
     """Of many videos those whose pictures are in the page; None for all."""
+    ids = drawn.ids
     if len(ids) <= MANY_VIDEOS:
         return None
-    residual = np.abs(best.mapped - np.array(best.record.mos))
+    residual = np.abs(best.mapped - drawn.mos)
     worst = np.argsort(-np.nan_to_num(residual, nan=-1.0), kind="stable")[:WORST]
-    drawn = np.random.default_rng(0).choice(len(ids), AT_RANDOM, replace=False)
-    return sorted({*worst.tolist(), *drawn.tolist()})
+    some = np.random.default_rng(0).choice(len(ids), AT_RANDOM, replace=False)
+    return sorted({*worst.tolist(), *some.tolist()})
 
 
-def conclusion(best: Tried, tried: Sequence[Tried]) -> list[str]:
+def conclusion(best: Tried, tried: Sequence[Tried], drawn: Drawn) -> list[str]:
     """What was found, in a sentence or two."""
-    record, row = best.record, next(r for r in best.record.rows if r.head is best.head)
-    own = next((r for r in record.rows if r.head is best.head and r.direction == "all"), row)
+    record, row = best.record, best.row
     splits = counted(len(record.test_videos), "split")
-    interval = own.interval("srcc")
+    interval = row.interval("srcc")
     between = "" if interval == "-" else f" (95 % of the median: {interval})"
+    on = f"on {drawn.name}, " if drawn.name else ""
+    which = record.statistic
     lines = [
-        f"{best.label} reaches a median SRCC of {shown(best.median)}{between} and a median PLCC of "
-        f"{shown(best.head.statistics['plcc'].median)} over {splits} of "
-        f"{counted(record.videos, 'video')}."
+        f"{best.label} reaches a {which} SRCC of {shown(best.srcc)}{between} and a {which} PLCC of "
+        f"{shown(row.number('plcc'))} {on}over {splits} of {counted(record.videos, 'video')}."
     ]
-    compared = against_best(best, tried)
-    if compared:
+    same = record.splits_sha256
+    alike = sum(one.record.splits_sha256 == same for one in tried)
+    if alike > 1:
         lines.append(
-            f"It has the highest median of {len(compared) + 1} heads that were tried on the same "
-            "test parts; who quotes it as the result has chosen by these."
+            f"It is the highest of {alike} heads that were tried on the same test parts; who "
+            "quotes it as the result has chosen by these."
         )
     return lines
 
@@ -314,21 +317,21 @@ def bars(tried: Sequence[Tried]) -> dict[str, Any] | None:
         return None
     lines, known = list[dict[str, Any]](), [0.0]
     for one in alike:
-        low, high = one.head.statistics["srcc"].confidence
-        known += [value for value in (one.median, low) if math.isfinite(value)]
+        low, high = one.row.confidence("srcc")
+        known += [value for value in (one.srcc, low) if math.isfinite(value)]
         seconds = float(np.median(one.head.seconds))
         lines.append(
-            {"label": one.label, "median": one.median, "low": low, "high": high, "seconds": seconds}
+            {"label": one.label, "srcc": one.srcc, "low": low, "high": high, "seconds": seconds}
         )
     start = min(known)
     return {"lines": lines, "start": start, "span": 1.0 - start}
 
 
 def residual_bins(
-    best: Tried, record: Record, facts: Mapping[str, NDArray[np.float64]]
+    best: Tried, drawn: Drawn, facts: Mapping[str, NDArray[np.float64]]
 ) -> list[dict[str, Any]]:
     """Of every fact up to five ranges: how far predictions lie from the scores there."""
-    residual = best.mapped - np.array(record.mos)
+    residual = best.mapped - drawn.mos
     found = []
     for name, values in facts.items():
         both = np.isfinite(values) & np.isfinite(residual)

@@ -1,4 +1,4 @@
-"""What was tried: the heads of one or several records, side by side on the same videos."""
+"""What was tried: the heads of one or several records, side by side on the same tested videos."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,46 @@ from numpy.typing import NDArray
 
 from vqbank.pipelines.results.compare import Comparison, compare
 from vqbank.pipelines.results.head_record import KEEPS_PREDICTIONS, HeadRecord
-from vqbank.pipelines.results.record import Record
-from vqbank.pipelines.results.records import alone
+from vqbank.pipelines.results.record import Record, Row
 from vqbank.regressors.metrics import MosMapping
-from vqbank.store.errors import RecipeError
+from vqbank.store.errors import RecipeError, unknown_name
 
 CURVE_POINTS = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """The videos that are drawn: those that the splits of a record test, or a test set of it."""
+
+    name: str
+    """Of the test set; empty of the splits' own test parts."""
+    ids: Sequence[str]
+    mos: NDArray[np.float64]
+    """[n]: on the scale of these videos."""
+    score_name: str
+    mos_sha256: str
+
+    @classmethod
+    def of(cls, record: Record, name: str | None = None) -> "Drawn":
+        """What a record tests.
+
+        Args:
+            record: of a run.
+            name: of a test set; None for the splits' own test parts, or, where there are none, the
+                first test set.
+
+        Raises:
+            RecipeError: if it has no such test set.
+        """
+        if name is None and record.tests_itself:
+            mos = np.array(record.mos, np.float64)
+            return cls("", record.ids, mos, record.score_name, record.mos_sha256)
+        for one in record.test_sets:
+            if name in (None, one.name):
+                mos = np.array(one.mos, np.float64)
+                return cls(one.name, one.ids, mos, one.score_name, one.mos_sha256)
+        known = [one.name for one in record.test_sets]
+        raise RecipeError(unknown_name("test set of this run", str(name), known))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,17 +56,27 @@ class Tried:
 
     label: str
     """The head, and its features where those of others are other ones."""
-    record: Record
-    head: HeadRecord
+    row: Row
+    """Its line in tables: where its numbers are from."""
     predicted: NDArray[np.float64]
     """[n]: the mean over the splits that test a video, NaN where none does."""
     mapped: NDArray[np.float64]
     """[n]: likewise in the unit of the scores, each split's predictions by its own mapping."""
 
     @property
-    def median(self) -> float:
-        """Median SRCC; NaN where no split has one."""
-        return self.head.statistics["srcc"].median
+    def record(self) -> Record:
+        """Of the run."""
+        return self.row.record
+
+    @property
+    def head(self) -> HeadRecord:
+        """Of the record."""
+        return self.row.head
+
+    @property
+    def srcc(self) -> float:
+        """The median, or what else the record states; NaN where no split has one."""
+        return self.row.number("srcc")
 
     def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Predictions, and what they are mapped to: the median of the splits' curves.
@@ -40,7 +84,7 @@ class Tried:
         Both are empty where no split has a mapping.
         """
         known = np.isfinite(self.predicted)
-        mappings = [MosMapping(m.kind, tuple(m.parameters)) for m in self.head.mappings]
+        mappings = [MosMapping(m.kind, tuple(m.parameters)) for m in self.row.scores.mappings]
         mappings = [mapping for mapping in mappings if mapping.kind != "none"]
         if not mappings or not known.any():
             return np.empty(0), np.empty(0)
@@ -49,13 +93,12 @@ class Tried:
         return grid, np.median([mapping(grid) for mapping in mappings], axis=0)
 
 
-def tried_heads(records: Sequence[Record]) -> list[Tried]:
-    """The heads of those records that have the videos and the scores of the first one.
-
-    Of a record whose splits test nothing, its first test set is what is tested.
+def tried_heads(records: Sequence[Record], drawn: Drawn) -> list[Tried]:
+    """The heads of those records that test the same videos by the same scores.
 
     Args:
         records: of runs; those of other videos or scores are left to tables.
+        drawn: by the first of them.
 
     Raises:
         RecipeError: if a record is of a format that keeps no predictions per split.
@@ -66,35 +109,35 @@ def tried_heads(records: Sequence[Record]) -> list[Tried]:
                 f"a record of format {record.vqbank_results} keeps no predictions per split, and "
                 "a report shows them; run `vqbank evaluate` again"
             )
-    records = [
-        record if record.tests_itself else alone(record, record.test_sets[0].name)
+    rows = [
+        row
         for record in records
+        for row in record.rows
+        if (row.set_name, row.mos_sha256) == (drawn.name, drawn.mos_sha256)
+        and row.direction in ("", "all")
     ]
-    first = records[0]
-    alike = [record for record in records if record.mos_sha256 == first.mos_sha256]
-    pairs = [(record, head) for record in alike for head in record.heads]
-    names = [head.name for _, head in pairs]
-    of_features = len({record.feature_names for record in alike}) > 1
+    of_features = len({row.record.feature_names for row in rows}) > 1
     labels = [
-        f"{head.name} on {record.feature_names}" if of_features else head.name
-        for record, head in pairs
+        f"{row.head.name} on {row.record.feature_names}" if of_features else row.head.name
+        for row in rows
     ]
-    if len(set(labels)) < len(names):
+    if len(set(labels)) < len(labels):
         labels = [f"{number}. {label}" for number, label in enumerate(labels, 1)]
-    place = {video_id: row for row, video_id in enumerate(first.ids)}
-    return [
-        Tried(label, record, head, *_means(record, head, place))
-        for label, (record, head) in zip(labels, pairs, strict=True)
-    ]
+    place = {video_id: number for number, video_id in enumerate(drawn.ids)}
+    return [Tried(label, row, *_means(row, place)) for label, row in zip(labels, rows, strict=True)]
 
 
-def _means(
-    record: Record, head: HeadRecord, place: dict[str, int]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _means(row: Row, place: dict[str, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Raw and mapped, in the order of `place`."""
+    scores = row.scores
+    if row.test_set is None:
+        ids, tests = row.record.ids, row.record.tests
+    else:
+        ids = row.test_set.ids
+        tests = [list(range(len(ids)))] * len(scores.predicted)
     raw, mapped, counts = (np.zeros(len(place)) for _ in range(3))
-    rows = np.array([place[video_id] for video_id in record.ids], np.int64)
-    for test, predicted, mapping in zip(record.tests, head.predicted, head.mappings, strict=True):
+    rows = np.array([place[video_id] for video_id in ids], np.int64)
+    for test, predicted, mapping in zip(tests, scores.predicted, scores.mappings, strict=True):
         own = np.array(predicted, np.float64)
         raw[rows[test]] += own
         mapped[rows[test]] += MosMapping(mapping.kind, tuple(mapping.parameters))(own)
@@ -104,17 +147,23 @@ def _means(
 
 
 def best_of(tried: Sequence[Tried]) -> Tried:
-    """The highest median SRCC on the first one's splits; random weights only where all are."""
+    """The highest SRCC on the first one's splits; random weights only where all are."""
     alike = [one for one in tried if one.record.splits_sha256 == tried[0].record.splits_sha256]
     alike = [one for one in alike if not one.record.random_weights] or alike
-    return max(alike, key=lambda one: -np.inf if np.isnan(one.median) else one.median)
+    return max(alike, key=lambda one: -np.inf if np.isnan(one.srcc) else one.srcc)
 
 
 def against_best(best: Tried, tried: Sequence[Tried]) -> list[tuple[Tried, Comparison]]:
     """Every other head on the same splits, compared with the best one."""
     same = best.record.splits_sha256
     others = [one for one in tried if one is not best and one.record.splits_sha256 == same]
-    if not others:
-        return []
-    each = [one.record.model_copy(update={"heads": [one.head]}) for one in (best, *others)]
-    return list(zip(others, compare([alone(record) for record in each]), strict=True))
+    # Of both, the test parts, where there are some, come before the test set.
+    return [(one, compare([_alone(best), _alone(one)])[-1]) for one in others]
+
+
+def _alone(one: Tried) -> Record:
+    """A record of one head, and of what is drawn of it."""
+    kept = [number for number, s in enumerate(one.record.test_sets) if s is one.row.test_set]
+    head = one.head.model_copy(update={"sets": [one.head.sets[number] for number in kept]})
+    sets = [one.record.test_sets[number] for number in kept]
+    return one.record.model_copy(update={"heads": [head], "test_sets": sets})

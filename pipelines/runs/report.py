@@ -19,6 +19,7 @@ def write_report_page(
     videos: Path | None = None,
     map_kind: Literal["pca", "tsne"] = "pca",
     head: Path | None = None,
+    test: str | None = None,
 ) -> None:
     """Write one HTML file that opens anywhere.
 
@@ -29,6 +30,7 @@ def write_report_page(
         videos: a manifest, for scenes and parts.
         map_kind: how videos are laid out by their features.
         head: a folder that `train` wrote, whose scores of seconds stand on time lines.
+        test: the test set that is drawn; None for the splits' own test parts.
 
     Raises:
         VqbankError: if Bokeh is not installed, a record keeps no predictions, or bank, manifest or
@@ -39,7 +41,7 @@ def write_report_page(
     from vqbank.pipelines.report.page import Page, write_page
 
     known = read_videos(videos) if videos is not None and is_manifest(videos) else []
-    page = Page.of(records, bank=bank, videos=known, map_kind=map_kind, head=head)
+    page = Page.of(records, bank=bank, videos=known, map_kind=map_kind, head=head, test=test)
     if page.why_no_table and bank is not None:
         log.warning("no map of features: %s", page.why_no_table)
     write_page(page, output)
