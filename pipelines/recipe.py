@@ -111,7 +111,9 @@ class Recipe(BaseModel):
     does not, so that variants of one can be tried; `preset: paper` means those of its paper."""
     score_name: str = "MOS"
     """What the manifest's `mos` column holds, for tables and pictures."""
-    test: dict[str, Annotated[RatedFile, BeforeValidator(_as_file)]] = {}
+    test: dict[
+        Annotated[str, Field(min_length=1)], Annotated[RatedFile, BeforeValidator(_as_file)]
+    ] = {}
     """Test sets by a name that tables show; a path alone, or with further keys."""
     overlap: Literal["stop", "mark"] = "stop"
     """What happens where a test set has videos that are trained on: nothing runs, or its lines are

@@ -327,7 +327,7 @@ def test_all_videos_are_trained_on_where_sets_alone_are_tested(place, monkeypatc
 REFUSED = [
     ({"unscored": "unscored.csv"}, ManifestError, "test set unscored: 1 of 2 videos have no mos"),
     ({"s": "seen.csv"}, RecipeError, r"test set s: 2 of its 8 .* trained on.*: large/l28.mp4, "),
-    ({"t": "twin.csv"}, RecipeError, r"test set t: 1 of its 5 .* the same file: twin/t3.mp4; le"),
+    ({"t": "twin.csv"}, RecipeError, r"test set t: 1 of its 5 .* as the same file.*: twin/t3.mp4; "),
     ({"l": "lacking.csv"}, MissingFeatureError, r"test set l: 1 of 4 .* no a.f.*: other/none.mp4"),
     ({"c": "constant.csv"}, RecipeError, r"test set c: it has 3 videos of one score, 2, and needs"),
     ({"1080p": "other.csv"}, RecipeError, r"test sets share a name: 1080p, 1080p; rename one"),
@@ -374,10 +374,29 @@ def test_videos_that_are_trained_on_are_marked_where_they_are_allowed(place):
     assert [row.label for row in record.rows][1:] == [
         "ridge, 1080p", "ridge, seen †", "ridge, twin †", "ridge, other",
     ]  # fmt: skip
-    said = "† seen: 2 of 8 videos are in a training part."
+    said = "† seen: 2 of 8 videos are in a training part"
     for text in (shown_in_terminal(record), to_markdown([record]), record._repr_html_()):
         assert said in text
     assert "ridge, seen \\textdagger{}" in to_latex([record])
+
+
+def test_versions_of_a_scene_that_is_trained_on_are_seen_and_scenes_of_other_sets_are_not(
+    place, tmp_path
+):
+    """The further test part has the scene of a training video; the other set has a scene 1."""
+    for name, scenes in (
+        ("large", {3: "1", 31: "2", 41: "1", 45: "2"}), ("other", {0: "1"}),
+    ):  # fmt: skip
+        header, *lines = (place / f"{name}.csv").read_text().splitlines()
+        with_scenes = [f"{line},{scenes.get(row, '')}" for row, line in enumerate(lines)]
+        text = "\n".join([f"{header},scene", *with_scenes])
+        (tmp_path / f"{name}.csv").write_text(text + "\n")
+    own = asked(place, videos=tmp_path / "large.csv", test=tmp_path / "other.csv")
+
+    with pytest.raises(RecipeError, match=r"test set 1080p: 1 of its 12 .* scene: large/l41.mp4; "):
+        vqbank.evaluate(**own)
+    record = vqbank.evaluate(**own, overlap="mark")
+    assert [one.trained_on for one in record.test_sets] == [[1], []]
 
 
 def test_a_set_that_weights_have_seen_is_marked_and_others_are_not(record):

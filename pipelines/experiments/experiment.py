@@ -217,10 +217,11 @@ class Experiment:
         for one, rows in zip(self.sets, self._trained_on, strict=True):
             if rows:
                 videos = one.rated.table.videos
+                names = few([videos[row].id for row in rows])
                 raise RecipeError(
                     f"test set {one.name}: {len(rows)} of its {len(videos)} videos are trained on, "
-                    f"by id or as the same file: {few([videos[row].id for row in rows])}; leave "
-                    "them out, or mark its lines by --overlap mark"
+                    f"by id, as the same file or by their scene: {names}; leave them out, or "
+                    "mark its lines by --overlap mark"
                 )
 
     def _refuse_what_was_seen(self) -> None:

@@ -37,7 +37,8 @@ LONG_OPERATIONS = 1e10
 MEASURED_VIDEOS = 600
 """Of the small fit by which a long one is foretold."""
 TABLE_BYTES = 2**30
-"""A table up to this size is read into memory once, for all splits of heads of whole series."""
+"""Tables up to this size, together, are read into memory once, for all splits of heads of whole
+series: first what is trained on, then test sets."""
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,22 @@ class Fits:
         """With features pooled or in memory, once for all fits."""
         kinds = [isinstance(cell.head, PooledHead) for cell in self.cells.values()]
 
-        def ready(table: FeatureTable) -> FeatureTable:
-            table = table if all(kinds) else table.in_memory(budget_bytes=TABLE_BYTES)
-            return PooledTable(table, pooled(table)) if any(kinds) else table
+        left = 0 if all(kinds) else TABLE_BYTES
 
+        def ready(table: FeatureTable) -> FeatureTable:
+            nonlocal left
+            read = table.in_memory(budget_bytes=left)
+            left -= sum(table.nbytes(role) for role in table.roles) if read is not table else 0
+            return PooledTable(read, pooled(read)) if any(kinds) else read
+
+        whole = replace(self, table=ready(self.table))
+        # Of one split a test set is read once anyway.
+        left = left if len(self.splits) > 1 else 0
         sets = [
             replace(one, rated=replace(one.rated, table=ready(one.rated.table)))
             for one in self.sets
         ]
-        return replace(self, table=ready(self.table), sets=sets)
+        return replace(whole, sets=sets)
 
     @property
     def _kinds(self) -> tuple[list[str], list[str], list[str], list[str]]:

@@ -9,7 +9,7 @@ from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.recipe import Protocol, Recipe
 from vqbank.pipelines.splits.split import LEAST_TESTED, Split, too_small
 from vqbank.store.errors import RecipeError, VqbankError
-from vqbank.store.schema import FURTHER_TEST
+from vqbank.store.schema import FURTHER_TEST, Video
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,27 @@ class FurtherSet:
             )
 
     def trained_on(self, rated: RatedVideos, splits: Sequence[Split]) -> list[int]:
-        """Which of its videos are in a training part, under the same id or as the same file.
+        """Which of its videos are in a training part: by id, as the same file, or by their scene.
+
+        Scenes are compared within a data set, by whose name ids begin; others may have numbers.
 
         Args:
             rated: what is trained on.
             splits: of these.
         """
         trained = sorted({row for split in splits for row in split.train.tolist()})
-        ids = {rated.table.videos[row].id for row in trained}
+        videos = [rated.table.videos[row] for row in trained]
+        ids = {video.id for video in videos}
+        scenes = {_scene(video) for video in videos if video.scene is not None}
         files = {key: {own[row] for row in trained} for key, own in rated.files.items() if own}
         return [
             row
             for row, video in enumerate(self.rated.table.videos)
             if video.id in ids
+            or _scene(video) in scenes
             or any(own[row] in files.get(key, ()) for key, own in self.rated.files.items())
         ]
+
+
+def _scene(video: Video) -> tuple[str, str | None]:
+    return video.id.partition("/")[0], video.scene

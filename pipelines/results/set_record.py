@@ -22,7 +22,7 @@ class SetRecord(BaseModel):
 
     model_config = STRICT
 
-    name: str
+    name: str = Field(min_length=1)
     """In tables."""
     score_name: str
     labels: str | None
@@ -39,7 +39,7 @@ class SetRecord(BaseModel):
     seen_by_weights: list[str]
     """Data sets in it that the weights of a feature were trained on."""
     trained_on: Places = []
-    """Those of its videos that are in a training part, by id or by file."""
+    """Its videos that are in a training part, by id, as the same file or by their scene."""
     dropped: int = 0
     """Videos that were left out, because they lack a feature."""
     filled: dict[str, int] = {}
@@ -67,6 +67,6 @@ class SetRecord(BaseModel):
             return ""
         return (
             f"{TRAINED_MARK} {self.name}: {len(self.trained_on)} of "
-            f"{counted(len(self.ids), 'video')} are in a training part. These numbers are too "
-            "good for videos that no head has seen."
+            f"{counted(len(self.ids), 'video')} are in a training part, or others of their "
+            "scene are. These numbers are too good for videos that no head has seen."
         )
