@@ -327,7 +327,7 @@ def test_all_videos_are_trained_on_where_sets_alone_are_tested(place, monkeypatc
 REFUSED = [
     ({"unscored": "unscored.csv"}, ManifestError, "test set unscored: 1 of 2 videos have no mos"),
     ({"s": "seen.csv"}, RecipeError, r"test set s: 2 of its 8 .* trained on.*: large/l28.mp4, "),
-    ({"t": "twin.csv"}, RecipeError, r"test set t: 1 of its 5 .* as the same file.*: twin/t3.mp4; "),
+    ({"t": "twin.csv"}, RecipeError, r"test set t: 1 of its 5 .* the same file.*: twin/t3.mp4; "),
     ({"l": "lacking.csv"}, MissingFeatureError, r"test set l: 1 of 4 .* no a.f.*: other/none.mp4"),
     ({"c": "constant.csv"}, RecipeError, r"test set c: it has 3 videos of one score, 2, and needs"),
     ({"1080p": "other.csv"}, RecipeError, r"test sets share a name: 1080p, 1080p; rename one"),
