@@ -273,6 +273,21 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             )
         write_head(Path(folder), entries, content, suffix=self.suffix)
 
+    def pack(self, folder: Path, table: FeatureTable) -> bool:
+        """Put what the head stands on beside its features into its folder.
+
+        Args:
+            folder: of this head, as `save` wrote it.
+            table: of the features that it was fitted on, from their bank.
+
+        Returns:
+            Whether there is anything; heads of mere features stand on nothing else.
+
+        Raises:
+            HeadError: if it cannot be read or written.
+        """
+        return False
+
     @classmethod
     def load(cls, folder: Path) -> Self:
         """The head that `save` wrote; predicts the same bits.

@@ -36,7 +36,7 @@ from vqbank.regressors.published import read_official
 from vqbank.regressors.start import begin
 from vqbank.regressors.training import scores
 from vqbank.store.beside import Beside, pack
-from vqbank.store.errors import BankError, HeadError, in_words
+from vqbank.store.errors import HeadError, VqbankError, in_words
 from vqbank.store.schema import FeatureSpec, Video
 from vqbank.store.table import FeatureTable
 
@@ -606,16 +606,8 @@ class SequenceHead(NetworkParameters):
         refuse_link(path.parent, packed)
         self.packed_ = packed if packed.is_dir() else None
 
-    def pack(self, folder: Path, table: FeatureTable) -> None:
-        """Put what the networks stand on into the folder of the saved head.
-
-        Args:
-            folder: of this head, as `save` wrote it.
-            table: of the features that it was fitted on, from their bank.
-
-        Raises:
-            HeadError: if it cannot be read or written.
-        """
+    def pack(self, folder: Path, table: FeatureTable) -> bool:
+        """As `Head.pack`: tails, prompts' tokens and text banks."""
         self._check_fitted()
         taken = self.record_.get("companions", {})
         places = {}
@@ -626,13 +618,14 @@ class SequenceHead(NetworkParameters):
             texts = [name.removeprefix("text/") for name in names if name.startswith("text/")]
             places[Beside(bank, self.specs_[role].key)] = texts
         if not places:
-            return
+            return False
         try:
             pack(places, folder / FOLDER)
-        except BankError as error:
+        except VqbankError as error:
             raise HeadError(
                 f"{folder} cannot take along what the head stands on: {error}"
             ) from error
+        return True
 
 
 def _widths(specs: Mapping[str, FeatureSpec]) -> dict[str, int]:

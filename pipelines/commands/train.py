@@ -41,9 +41,14 @@ def train(
     tensorboard: Annotated[
         Path | None, typer.Option("--tensorboard", help="Folder for TensorBoard's event files.")
     ] = None,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="Take along towers of the bank that networks stand on.")
+    ] = False,
     published: Annotated[
         Path | None,
-        typer.Option("--published", help="Official weights (VSFA's, RQ-VQA's); nothing is fitted."),
+        typer.Option(
+            "--published", help="Official weights (VSFA's, RQ-VQA's, Q-CLIP's); nothing is fitted."
+        ),
     ] = None,
     record: Annotated[
         Path | None,
@@ -86,6 +91,7 @@ def train(
         published=published,
         tensorboard=tensorboard,
         record=record,
+        pack=pack,
     )
     from vqbank.pipelines.experiments.fitting import watched
 

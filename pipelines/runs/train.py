@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqbank.pipelines.log import log
-from vqbank.pipelines.recipe import Protocol, Recipe
+from vqbank.pipelines.recipe import Protocol, Recipe, required
 from vqbank.pipelines.runs.asked import (
     AskedRecipe,
     Entries,
@@ -40,6 +40,8 @@ class TrainPlan:
     published: Path | None
     tensorboard: Path | None
     records: "Sequence[Record]" = ()
+    pack: bool = False
+    """Whether the folder takes along what the head's networks stand on."""
 
     @classmethod
     def of(
@@ -52,6 +54,7 @@ class TrainPlan:
         published: Path | None = None,
         tensorboard: Path | None = None,
         record: Path | None = None,
+        pack: bool = False,
     ) -> "TrainPlan":
         """Look up all that a recipe names; every refusal that needs no fit comes here.
 
@@ -64,6 +67,7 @@ class TrainPlan:
             published: a file of official weights, in place of a fit.
             tensorboard: a folder for event files, made if need be.
             record: a file of `evaluate` of the same head, features and videos.
+            pack: take along towers and texts of the bank that networks stand on.
 
         Raises:
             VqbankError: as `train` does: first what can be told without the bank's values, such as
@@ -89,7 +93,7 @@ class TrainPlan:
 
             records = read_records(record)
             held_out_errors(records, experiment)
-        return cls(chosen, folder, experiment, published, tensorboard, records)
+        return cls(chosen, folder, experiment, published, tensorboard, records, pack)
 
     @property
     def head(self) -> str:
@@ -107,6 +111,19 @@ class TrainPlan:
             HeadError: if it cannot be fitted, or the folder holds something else.
             KeyboardInterrupt: saying from where the same goes on, if it does.
         """
+        head = self._fitted(watch)
+        if self.pack:
+            from vqbank.store.bank import FeatureStore
+
+            store = FeatureStore(required(self.recipe, "bank", option="--bank"))
+            features = {role: spec.key for role, spec in head.specs_.items()}
+            if not head.pack(self.folder, store.table([], features)):
+                log.info(
+                    "%s stands on nothing but its features: there is nothing to pack", head.name
+                )
+        return head
+
+    def _fitted(self, watch: "Telling | None") -> "Head":
         from vqbank.pipelines.experiments import train as shipping
 
         if self.experiment is None or self.published is not None:
@@ -148,6 +165,7 @@ def train(
     published: Path | str | None = None,
     tensorboard: Path | str | None = None,
     record: Path | str | None = None,
+    pack: bool = False,
     watch: "Telling | None" = None,
 ) -> "Head":
     """Fit one head on all rows, and write the folder that `predict` takes.
@@ -167,11 +185,13 @@ def train(
         head: a name, such as "ridge", or {name: parameters}.
         missing: "stop" (default) or "drop", as of `evaluate`.
         weights: of the features' extractors, where the bank has those of several.
-        published: official weights (VSFA's of `gru`, RQ-VQA's of `mlp`): nothing is fitted, and
-            no videos are named.
+        published: official weights (VSFA's of `gru`, RQ-VQA's of `mlp`, Q-CLIP's): nothing is
+            fitted, and no videos are named.
         tensorboard: a folder for TensorBoard's event files, of a head with epochs.
         record: a file that `vqbank evaluate --json` wrote of the same head, features and videos:
             the range of its errors on test parts is then told beside every score.
+        pack: take along towers and texts of the bank that networks stand on, so that the folder
+            needs no bank.
         watch: told of costs, steps and epochs as they come.
 
     Returns:
@@ -222,6 +242,7 @@ def train(
         published=None if published is None else Path(published),
         tensorboard=None if tensorboard is None else Path(tensorboard),
         record=None if record is None else Path(record),
+        pack=pack,
     ).fit(watch)
 
 
