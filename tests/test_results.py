@@ -1374,3 +1374,51 @@ def test_names_in_tables_are_text_in_latex_and_markdown():
     assert "\n" not in _latex(name)
     assert "\x1b" not in _latex(name)
     assert r"\input" not in _latex(name)
+
+
+def two_roles(*cells):
+    """Heads on two features of one name, as two patches of one network have them."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 3)).astype(np.float32)
+    videos = [Video(f"set/{row}.mp4", Path(f"{row}.mp4")) for row in range(40)]
+    series = {role: list(rows[:, None] + noise) for role, noise in (("whole", 0), ("parts", 1))}
+    table = FeatureTable.from_arrays(videos, series)
+    names = {"memory.whole": "quality.stages", "memory.parts": "quality.stages"}
+    for column in table._columns.values():
+        object.__setattr__(column.spec, "name", names[column.spec.name])
+    rated = RatedVideos(table, rows[:, 0] + 0.3 * rng.normal(size=40))
+    return Experiment("trial", rated, list(cells), Protocol(splits="random4"))
+
+
+def test_tables_name_the_roles_that_a_head_reads_where_it_does_not_read_all():
+    roles = ("whole", "parts")
+    both = Cell("both", make_head("ridge"), roles)
+    one = Cell("one", make_head("ridge", roles=["parts"]), roles)
+    record = evaluate(two_roles(both, one))
+
+    wanted = "whole=quality.stages + parts=quality.stages", "quality.stages"
+    lines = [line for line in to_markdown([record]).splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(wanted)
+    rows = list(csv.DictReader(io.StringIO(to_csv([record]))))
+    assert [row["features"] for row in rows] == [
+        "+".join(record.features.values()), record.features["parts"],
+    ]  # fmt: skip
+    assert "one reads parts alone." in record.method
+    assert compare([record])[0].other == "one on quality.stages"
+
+
+def test_runs_with_other_parameters_are_told_apart(record):
+    def run(**parameters):
+        cells = [Cell("ridge", make_head("ridge", **parameters), ("x",))]
+        return evaluate(replace(experiment(splits="random6"), cells=cells))
+
+    one, two = run(folds=3), run(folds=4)
+    text = to_markdown([one, two, record])
+    assert "| ridge (folds = 3) |" in text
+    assert "| ridge (folds = 4) |" in text
+    assert "| ridge (folds = 5) |" in text
+    assert "| svr |" in text
+    assert "(folds" not in to_markdown([one])
+    assert "ridge (folds = 3)" in to_latex([one, two])
+    rows = csv.DictReader(io.StringIO(to_csv([one, two])))
+    assert [json.loads(row["parameters"])["folds"] for row in rows] == [3, 4]

@@ -76,9 +76,10 @@ def compare(
     if metric not in METRICS:
         raise RecipeError(unknown_name("metric", metric, METRICS))
     heads = [
-        (record, head, f"{head.name} on {record.feature_names}" + (f", {source}" if source else ""))
+        (record, head, f"{head.name} on {names}" + (f", {source}" if source else ""))
         for record, source in zip(records, sources or [""] * len(records), strict=True)
         for head in record.heads
+        for names in [record.feature_names_of(head)]
     ]
     if len(heads) < 2:
         raise RecipeError("one head only; give a second file, or a run with several heads")

@@ -101,6 +101,12 @@ class HeadRecord(Scores):
         return rules[0] if len(rules) == 1 else f"{rules[0]} (in the first split; differs by split)"
 
     @property
+    def roles(self) -> list[str]:
+        """Those that it reads, where it does not read all of the run."""
+        roles = self.parameters.get("roles")
+        return [str(role) for role in roles] if isinstance(roles, list) else []
+
+    @property
     def few_held_out(self) -> str:
         """The caution of an epoch that few videos chose; empty where they are not few."""
         few = [count for count in self.held_out if count < FEW_HELD_OUT]

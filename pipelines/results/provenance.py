@@ -77,3 +77,15 @@ def unknown_provenance(specs: Mapping[str, FeatureSpec]) -> list[str]:
 def bare(name: str) -> str:
     """A name of a data set as names are compared: without case, hyphens and underscores."""
     return name.replace("-", "").replace("_", "").casefold()
+
+
+def names_of(features: Mapping[str, str]) -> str:
+    """Features without hashes, and with their roles where two have one name.
+
+    Args:
+        features: key by role.
+    """
+    names = {role: key.partition("@")[0] for role, key in features.items()}
+    if len(set(names.values())) < len(names):
+        return " + ".join(f"{role}={name}" for role, name in names.items())
+    return " + ".join(names.values())

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, Field, model_validator
 
 from vqbank.pipelines.results.head_record import KEEPS_PREDICTIONS, HeadRecord, Scores
-from vqbank.pipelines.results.provenance import Source
+from vqbank.pipelines.results.provenance import Source, names_of
 from vqbank.pipelines.results.set_record import TRAINED_MARK, Places, SetRecord
 from vqbank.pipelines.results.statistics import SHOWN, STRICT, Statistics, shown
 from vqbank.pipelines.terminal import counted, plain
@@ -200,7 +200,16 @@ class Record(BaseModel):
     @property
     def feature_names(self) -> str:
         """Names of the features without hashes, for tables."""
-        return " + ".join(key.partition("@")[0] for key in self.features.values())
+        return names_of(self.features)
+
+    def features_of(self, head: HeadRecord) -> dict[str, str]:
+        """Feature key by role, of the roles that a head reads."""
+        own = {role: self.features[role] for role in head.roles if role in self.features}
+        return own or self.features
+
+    def feature_names_of(self, head: HeadRecord) -> str:
+        """Names of the features that a head reads, without hashes."""
+        return names_of(self.features_of(head))
 
     @property
     def rows(self) -> "list[Row]":
@@ -306,6 +315,7 @@ class Record(BaseModel):
             self.splits,
             f"SRCC and KRCC of raw predictions; PLCC and RMSE after {mapping}.",
             *(f"{head.name}: {head.rule}." for head in self.heads),
+            *(f"{h.name} reads {' and '.join(h.roles)} alone." for h in self.heads if h.roles),
             *self._of_sets,
             "Nothing was chosen on test rows.",
         ]

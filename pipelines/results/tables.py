@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def to_csv(records: Sequence[Record]) -> str:
     lines.writerow(
         ["title", "features", "head", "direction", "test_set", "splits", "videos", "statistic"]
         + [f"{COLUMNS.get(m, m)}_{s}" for m in METRICS for s in (*statistics, "low", "high")]
-        + ["split_count", "undefined", "seen_by_weights", "notes", "selection"]
+        + ["split_count", "undefined", "seen_by_weights", "notes", "selection", "parameters"]
     )
     for record, row in _rows(records):
         numbers = [
@@ -68,12 +69,14 @@ def to_csv(records: Sequence[Record]) -> str:
             for metric, own in ((metric, row.statistics[metric]) for metric in METRICS)
             for number in (*(getattr(own, name) for name in statistics), *row.confidence(metric))
         ]
-        features, place = "+".join(record.features.values()), (row.direction, row.set_name)
+        features = "+".join(record.features_of(row.head).values())
+        place = row.direction, row.set_name
         own = [record.title, features, row.head.name, *place]
         videos = record.videos if row.test_set is None else len(row.test_set.ids)
         counts = [record.splits_name, videos, record.statistic]
         notes = " ".join([*record.cautions, *record.method])
         end = [row.splits, row.undefined, row.seen, notes, row.head.rule]
+        end.append(json.dumps(row.head.parameters))
         lines.writerow([*own, *counts, *numbers, *end])
     return text.getvalue()
 
@@ -166,10 +169,10 @@ def _table(records: Sequence[Record], form: Form) -> list[str]:
     lines = [form.row(header), form.rule]
     rows = _rows(records)
     places, numbers = _places(rows), _numbers(records)
-    for number, (record, row) in enumerate(rows):
+    for number, ((record, row), apart) in enumerate(zip(rows, _apart(rows), strict=True)):
         marks = ",".join(str(numbers[note]) for note in _marked(record, row))
-        label = form.escape(row.label) + (f" {form.mark.format(marks)}" if marks else "")
-        cells = [form.escape(record.feature_names), label]
+        label = form.escape(row.label + apart) + (f" {form.mark.format(marks)}" if marks else "")
+        cells = [form.escape(record.feature_names_of(row.head)), label]
         for metric in SHOWN:
             text = shown(row.number(metric))
             place = places[metric].get(number)
@@ -180,6 +183,28 @@ def _table(records: Sequence[Record], form: Form) -> list[str]:
             cells.append(text)
         lines.append(form.row(cells))
     return lines
+
+
+def _apart(rows: Sequence[tuple[Record, Row]]) -> list[str]:
+    """For each row the parameters in which it differs from others of the same label and features.
+
+    Such as " (folds = 4)"; empty where there are no others.
+    """
+    alike: dict[tuple[str, str], list[Row]] = {}
+    for record, row in rows:
+        alike.setdefault((row.plain_label, record.feature_names_of(row.head)), []).append(row)
+    texts = []
+    for record, row in rows:
+        others = alike[row.plain_label, record.feature_names_of(row.head)]
+        own = row.head.parameters
+        differ = [
+            name
+            for name in own
+            if any(other.head.parameters.get(name) != own[name] for other in others)
+        ]
+        said = ", ".join(f"{name} = {json.dumps(own[name])}" for name in differ)
+        texts.append(f" ({said})" if said else "")
+    return texts
 
 
 def _notes(records: Sequence[Record], form: Form) -> list[str]:
