@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
 from vqbank.extractors.fragments import Fragments, RedrawnFragments
 from vqbank.extractors.networks.sizes import VideoSwinSizes
-from vqbank.extractors.sampling import Clips, RandomSegments, Timeline
+from vqbank.extractors.sampling import Clips, ContinuousClips, RandomSegments, Timeline
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from vqbank.extractors.weights import RANDOM, TINY, WeightFile
 from vqbank.store.errors import RecipeError
@@ -82,6 +82,9 @@ class FastVqa(WeightedExtractor):
     FAST-VQA-B.  The published files say it themselves."""
     small_videos: Literal["official", "corrected"] = "official"
     """What happens where a short side is below 224 (-M: 128) pixels; see `fragments.Fragments`."""
+    frames: Literal["segments", "consecutive"] = field(default="segments", metadata=IMPLIED)
+    """As the official code takes them, or one clip of frames that follow each other, from the
+    middle of the video (DVLTA-VQA)."""
     stream: str = "fragments"
     """Name of the random stream that, with `seed`, offsets and starts are drawn from; extractors
     that name the same one share their offsets."""
@@ -153,9 +156,11 @@ class FastVqa(WeightedExtractor):
         )
 
     @property
-    def sampling(self) -> RandomSegments:
-        """Runs of every second frame; see `RandomSegments`."""
+    def sampling(self) -> RandomSegments | ContinuousClips:
+        """Runs of every second frame, see `RandomSegments`; or one clip from the middle."""
         model = self._model
+        if self.frames == "consecutive":
+            return ContinuousClips(model.joined * model.length, test=1)
         return RandomSegments(
             model.segments,
             model.joined,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from vqbank.extractors.base import IMPLIED, ClipFn, Extractor, Output
-from vqbank.extractors.sampling import SegmentCentres
+from vqbank.extractors.sampling import SINGLE_FRAMES, ConsecutiveFrames, SegmentCentres
 from vqbank.extractors.views import CROPPING, ShortSideCrop
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Frames(Extractor):
     """One row per frame: the clip of a video that DVLTA-VQA's temporal context module sees.
 
-    The middle frame of each of `count` equal parts of the video, the frames of extractor
-    `vificlip`.  The short side is resized to 8/7 of `side_pixels`, bilinear and antialiased, and
+    The frames of extractor `vificlip`, or `count` that follow each other, which show motion.  The
+    short side is resized to 8/7 of `side_pixels`, bilinear and antialiased, and
     the centre cut out: 256 and 224, or 128 and 112, as ViFi-CLIP and Torchvision's video networks
     do.
     """
@@ -30,6 +30,9 @@ class Frames(Extractor):
     side_pixels: Literal[112, 224] = field(default=112, metadata=IMPLIED)
     """Height and width of a frame."""
     count: Annotated[int, Field(ge=1)] = field(default=32, metadata=IMPLIED)
+    frames: Literal["centres", "consecutive"] = field(default="centres", metadata=IMPLIED)
+    """The middle frame of each of `count` equal parts of the video, or `count` that follow each
+    other, from its middle."""
 
     name = "frames"
     version = 1
@@ -40,9 +43,9 @@ class Frames(Extractor):
         return (Output("pixels", (3, self.side_pixels, self.side_pixels), "uint8"),)
 
     @property
-    def sampling(self) -> SegmentCentres:
-        """The middle frames of equal parts."""
-        return SegmentCentres(self.count)
+    def sampling(self) -> SegmentCentres | ConsecutiveFrames:
+        """As `frames` says."""
+        return SINGLE_FRAMES[self.frames](self.count)
 
     @property
     def view(self) -> ShortSideCrop:

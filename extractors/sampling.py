@@ -4,6 +4,7 @@ Shape letters: n presented frames, t clips, f frames of a clip, r rows that a cl
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -375,3 +376,26 @@ class ContinuousClips:
         ]
         first = np.append(spread, np.array(drawn, dtype=np.int64))
         return one_row_per_clip((first[:, None] + np.arange(self.length)) % count)
+
+
+@dataclass(frozen=True, slots=True)
+class ConsecutiveFrames:
+    """`count` frames that follow each other, from the middle of the video, one by one.
+
+    The one test clip of `ContinuousClips`: they begin at floor((n - count + 1) / 2), and a video of
+    fewer frames is entered at 0 and goes round.
+    """
+
+    count: int = 32
+
+    def clips(self, timeline: Timeline) -> Clips:
+        """[count, 1]."""
+        clip = ContinuousClips(self.count, test=1).clips(timeline)
+        return one_row_per_clip(clip.frames.T)
+
+
+SINGLE_FRAMES: dict[str, Callable[[int], SegmentCentres | ConsecutiveFrames]] = {
+    "centres": SegmentCentres,
+    "consecutive": ConsecutiveFrames,
+}
+"""How DVLTA-VQA's frames are chosen, by name; each is made from their number."""

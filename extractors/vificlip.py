@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from vqbank.extractors.base import ClipFn, Output, WeightedExtractor
+from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
 from vqbank.extractors.clip_towers import (
     CONTEXT,
     EMBEDDING,
@@ -18,7 +18,7 @@ from vqbank.extractors.clip_towers import (
     text_identity,
     to_unit_length,
 )
-from vqbank.extractors.sampling import SegmentCentres
+from vqbank.extractors.sampling import SINGLE_FRAMES, ConsecutiveFrames, SegmentCentres
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, OpenCvShortSideCrop, normalise
 from vqbank.extractors.weights import WeightFile, find_weights, weights_identity
 from vqbank.store.schema import FeatureSpec
@@ -30,14 +30,19 @@ if TYPE_CHECKING:
     from vqbank.store.text import TextBank
 
 _TABLE = "token_embedding.weight"
+_FRAMES = 32
+_PATCH = 16  # pixels, of the tiny tower as well
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViFiClip(WeightedExtractor):
     """ViFi-CLIP ViT-B/16 (CVPR 2023) on 32 frames: [512] of each, not scaled to unit length.
 
-    A video's own feature is the mean of its rows.  The text bank "vificlip.text" has the prompts,
-    by the template of the published checkpoint "a photo of a NAME.".
+    A video's own feature is the mean of its rows.  `tokens` are all places of a frame, the class
+    token first, each normalised and projected as the class token is, which is the feature: maps of
+    what it comes from, such as the similarity of every place to a prompt.  The text bank
+    "vificlip.text" has the prompts, by the template of the published checkpoint "a photo of a
+    NAME.".
 
     Frames: short side to 256 as OpenCV does it, centre square of 224, statistics of ImageNet, not
     CLIP's.
@@ -46,6 +51,9 @@ class ViFiClip(WeightedExtractor):
     weights: str = "k400"
     """"k400", "random", "random-tiny", or the path of a checkpoint of ViFi-CLIP without learnt
     prompts."""
+    frames: Literal["centres", "consecutive"] = field(default="centres", metadata=IMPLIED)
+    """The middle frame of each of 32 equal parts of the video, as the checkpoint is tested, or 32
+    that follow each other, from its middle."""
     token_table: str = field(default="openai", compare=False)
     """Where the text tower's token embeddings come from, which the checkpoint does not hold:
     "openai", or the path of a state dict of OpenAI's ViT-B/16.  Read for the text bank alone, and
@@ -72,14 +80,26 @@ class ViFiClip(WeightedExtractor):
         ),
     )
 
-    sampling = SegmentCentres(32)
-    offers = (Output("feature", (EMBEDDING,)),)
+    @property
+    def offers(self) -> tuple[Output, ...]:
+        """The feature, and the tokens that it is the first of."""
+        places = (self._crop // _PATCH) ** 2
+        tokens = Output("tokens", (1 + places, EMBEDDING), usual=False)
+        return Output("feature", (EMBEDDING,)), tokens
+
+    @property
+    def sampling(self) -> SegmentCentres | ConsecutiveFrames:
+        """As `frames` says."""
+        return SINGLE_FRAMES[self.frames](_FRAMES)
 
     @property
     def view(self) -> OpenCvShortSideCrop:
         """Squares of the size that the network takes."""
-        side, crop = (40, 32) if self.tiny else (256, 224)
-        return OpenCvShortSideCrop(side, crop, "mmcv")
+        return OpenCvShortSideCrop(40 if self.tiny else 256, self._crop, "mmcv")
+
+    @property
+    def _crop(self) -> int:
+        return 32 if self.tiny else 224
 
     @property
     def configuration(self) -> Mapping[str, Any]:
@@ -131,14 +151,31 @@ class ViFiClip(WeightedExtractor):
         Raises:
             WeightsError: as `load`.
         """
+        import torch
+
         tower: Any = self.load(with_table=False).visual
         tower = tower.to(device).eval().requires_grad_(False)
+
+        wanted = {output.name for output in self.wanted}
+        last = self.configuration["vision_cfg"]["layers"] - 1
 
         def embed(clips: Tensor) -> Mapping[str, Tensor]:
             pictures = normalise(clips[:, 0], IMAGENET_MEAN, IMAGENET_STD)
             return {"feature": tower(pictures)[:, None]}
 
-        return embed
+        def with_places(clips: Tensor) -> Mapping[str, Tensor]:
+            found = tower.forward_intermediates(
+                normalise(clips[:, 0], IMAGENET_MEAN, IMAGENET_STD),
+                indices=[last],
+                output_fmt="NLC",
+                output_extra_tokens=True,
+            )
+            first, others = found["image_intermediates_prefix"][0], found["image_intermediates"][0]
+            tokens = tower.ln_post(torch.cat([first, others], dim=1)) @ tower.proj
+            rows = {"feature": found["image_features"], "tokens": tokens}
+            return {name: value[:, None] for name, value in rows.items() if name in wanted}
+
+        return with_places if "tokens" in wanted else embed
 
     def text_spec(self) -> FeatureSpec | None:
         """The identity of the text bank of the prompts; None where there are none.

@@ -489,12 +489,29 @@ def test_whatever_changes_numbers_is_in_the_key():
         {"small_videos": "corrected"},
         {"stream": "mine"},
         {"seed": 1},
+        {"frames": "consecutive"},
         {"compute_dtype": "bfloat16"},
     ]
     assert len({key(**change) for change in changes}) == len(changes)
     assert key() == key(model="fast-b")
     named = {name for change in changes for name in change}
     assert named | {"outputs", "stored_dtype"} == {field.name for field in fields(tiny())}
+
+
+def test_a_clip_may_be_of_frames_that_follow_each_other_in_the_middle(video):
+    timeline = Timeline(np.arange(100) / 25, 100, 25.0, "v", 300, 300)
+    extractor = tiny(frames="consecutive")
+    clips = extractor.sampling.clips(timeline)
+    assert clips.frames.tolist() == [list(range(34, 66))]
+    assert tiny(model="fast-m", frames="consecutive").sampling.clips(timeline).frames.shape == (
+        1,
+        16,
+    )
+    side = extractor.side(timeline, clips)
+    assert side["frames"].shape == (1, 1, 32)
+    assert side["offsets"].shape[:2] == (1, 1)
+    rows = extractor.build(CPU)(clips_of(extractor, video))
+    assert rows["feature"].shape[:2] == (1, 1)
 
 
 def test_half_precision_stays_near(video):

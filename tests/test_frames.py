@@ -42,12 +42,32 @@ def test_a_clip_is_the_middle_frame_of_each_of_32_parts(frames, expected):
     assert clips.rows.tolist() == clips.frames.tolist() == [[frame] for frame in expected]
 
 
-def test_size_and_number_of_frames_are_in_the_key():
-    changes = [{}, {"side_pixels": 224}, {"count": 16}]
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, [0] * 32),
+        (20, [*range(20), *range(12)]),
+        (32, list(range(32))),
+        (33, list(range(1, 33))),
+        (100, list(range(34, 66))),
+    ],
+)
+def test_a_clip_may_be_of_frames_that_follow_each_other_in_the_middle(count, expected):
+    for name in ("frames", "vificlip"):
+        weights = {"weights": "random-tiny"} if name == "vificlip" else {}
+        extractor = make_extractor(name, **weights, frames="consecutive")
+        clips = extractor.sampling.clips(timeline(count))
+        assert clips.rows.tolist() == clips.frames.tolist() == [[frame] for frame in expected]
+
+
+def test_size_and_number_and_choice_of_frames_are_in_the_key():
+    changes = [{}, {"side_pixels": 224}, {"count": 16}, {"frames": "consecutive"}]
     keys = {
         make_extractor("frames", **change).specs(decoder="pyav")["pixels"].key for change in changes
     }
-    assert len(keys) == 3
+    assert len(keys) == 4
+    named = make_extractor("frames", frames="centres").specs(decoder="pyav")["pixels"].key
+    assert named in keys
 
 
 @pytest.mark.parametrize("change", [{"side_pixels": 113}, {"count": 0}])

@@ -113,3 +113,30 @@ def test_a_checkpoint_of_another_network_is_refused(files, tmp_path):
 def test_class_prompts_that_it_was_trained_on_are_dropped():
     state = {"module.prompt_learner.complete_text_embeddings": torch.zeros(1), "x": torch.ones(1)}
     assert our_keys(state).keys() == {"x"}
+
+
+def test_places_of_a_frame_are_projected_as_its_feature_which_is_their_first(frames):
+    tiny = ViFiClip(weights="random-tiny", outputs=("feature", "tokens"))
+    clips = tiny.view(torch.from_numpy(frames("vifi", 3, 50, 70)).permute(0, 3, 1, 2))[:, None]
+    with torch.inference_mode():
+        both = tiny.build(CPU)(clips)
+        usual = ViFiClip(weights="random-tiny").build(CPU)(clips)
+        only = ViFiClip(weights="random-tiny", outputs=("tokens",)).build(CPU)(clips)
+    assert both["tokens"].shape == (3, 1, 5, 512)
+    assert torch.equal(both["feature"], usual["feature"])
+    assert torch.equal(only["tokens"], both["tokens"])
+    assert only.keys() == {"tokens"}
+    first = both["tokens"][:, :, 0]
+    torch.testing.assert_close(first, both["feature"], atol=1e-5, rtol=1e-4)
+    assert both["tokens"].std(dim=2).min() > 0
+    specs = tiny.specs(decoder="pyav")
+    assert specs["feature"] == ViFiClip(weights="random-tiny").specs(decoder="pyav")["feature"]
+    assert specs["tokens"].shape == (5, 512)
+
+
+def test_the_choice_of_frames_is_in_the_key():
+    keys = {
+        ViFiClip(weights="random", frames=frames).specs(decoder="pyav")["feature"].key
+        for frames in ("centres", "consecutive")
+    }
+    assert len(keys) == 2

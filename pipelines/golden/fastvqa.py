@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vqbank.extractors.fastvqa import FastVqa
 from vqbank.extractors.fragments import Fragments
+from vqbank.extractors.sampling import RandomSegments
 from vqbank.extractors.views import IMAGENET_MEAN, IMAGENET_STD, normalise
 from vqbank.pipelines.golden.fixture import Check, Fixture, array, checkpoint, frames
 from vqbank.store.errors import GoldenError
@@ -67,6 +68,7 @@ def play_fastvqa_sampling(fixture: Fixture) -> Iterator[Check]:
 
 def _play_indices(fixture: Fixture, extractor: FastVqa, count: int) -> Iterator[Check]:
     sampling = extractor.sampling
+    assert isinstance(sampling, RandomSegments)
     bound = sampling.bound(count)
     name = f"{fixture.name}/{fixture.letter}/N{count}"
     starts = _hashed(f"{name}/t", (sampling.segments,), bound)
@@ -79,7 +81,9 @@ def _play_mosaics(fixture: Fixture, extractor: FastVqa, height: int, width: int)
     what = f"{height}x{width}"
     name = f"{fixture.name}/{fixture.letter}/{what}"
     view = extractor.fragments
-    clips, length = extractor.sampling.segments, extractor.sampling.length
+    sampling = extractor.sampling
+    assert isinstance(sampling, RandomSegments)
+    clips, length = sampling.segments, sampling.length
     bounds = view.bounds(height, width)
     shape = (view.grid, view.grid, clips)
     drawn = [_hashed(f"{name}/{axis}", shape, b) for axis, b in zip("hw", bounds, strict=True)]
