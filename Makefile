@@ -54,6 +54,7 @@ benchmark: install  ## bank, engine and networks against limits and peers, as ra
 	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/heads.py
 	$(BIN)/python benchmarks/cagi.py
+	$(BIN)/python benchmarks/report.py
 
 fix: install  ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .
