@@ -14,6 +14,7 @@ from vqbank.pipelines.commands import names
 from vqbank.pipelines.commands.bank import compact, diff, merge, prune, verify
 from vqbank.pipelines.commands.contents import ls, show, status
 from vqbank.pipelines.commands.demo import demo
+from vqbank.pipelines.commands.doctor import doctor
 from vqbank.pipelines.commands.evaluate import compare, evaluate, results
 from vqbank.pipelines.commands.exchange import export, import_app, pack, selection
 from vqbank.pipelines.commands.extract import extract
@@ -70,7 +71,7 @@ app = program(cls=Commands, no_args_is_help=True)
 for command in (
     demo, extract, names.recipe, status, evaluate, results, compare, report, train, names.heads,
     names.extractors, predict, ls, show, golden, diff, verify, compact, merge, prune,
-    selection, export, pack,
+    selection, export, pack, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(import_app, name="import")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vqbank.pipelines.commands.options import Videos
+from vqbank.pipelines.commands.options import AsJson, Videos
 from vqbank.pipelines.terminal import counted, say, say_lines
 
 
@@ -28,8 +28,11 @@ def ls(
     feature: Annotated[
         str | None, typer.Argument(metavar="[FEATURE]", help="List the ids of its videos instead.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the features of a bank, or the videos of one of them."""
+    import json
+
     from rich.table import Table
 
     from vqbank.pipelines.console import console
@@ -37,8 +40,25 @@ def ls(
 
     store = FeatureStore.at(bank)
     if feature is not None:
-        for video_id in store.video_ids(store.resolve(feature)):
+        ids = store.video_ids(store.resolve(feature))
+        if as_json:
+            say_lines(json.dumps(ids, indent=2))
+            return
+        for video_id in ids:
             say(video_id)
+        return
+    if as_json:
+        found = [
+            {
+                "feature": spec.key,
+                "row": list(spec.shape),
+                "stored_dtype": spec.stored_dtype,
+                "weights": spec.identity.get("provenance") or spec.identity.get("weights", "none"),
+                "videos": len(store.video_ids(spec)),
+            }
+            for spec in store.specs()
+        ]
+        say_lines(json.dumps(found, indent=2))
         return
     table = Table("feature", "row", "dtype", "weights", "videos", title=bank)
     for spec in store.specs():

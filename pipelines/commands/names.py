@@ -4,16 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
+from vqbank.pipelines.commands.options import AsJson
 from vqbank.pipelines.terminal import say, say_lines
 
 
 def recipe(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="List as one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the recipes that come with vqbank, by paper, or print one, to be changed."""
-    import json
-
     from vqbank.pipelines.recipe import shipped_recipe
 
     if name is not None:
@@ -21,7 +20,7 @@ def recipe(
         return
     entries = _shipped()
     if as_json:
-        say_lines(json.dumps(entries, indent=2))
+        _as_json(entries)
         return
     for paper in dict.fromkeys(entry["paper"] for entry in entries):
         say(f"{paper or 'Features and heads of a method, and the demo'}:")
@@ -61,6 +60,7 @@ def _shipped() -> list[dict[str, Any]]:
 
 def heads(
     name: Annotated[str | None, typer.Argument(metavar="[HEAD]", help="Which one.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the heads, or the parameters of one with their defaults, as recipes take them."""
     import inspect
@@ -71,12 +71,22 @@ def heads(
     from vqbank.regressors import HEADS
 
     if name is None:
-        for each in HEADS:
-            say(f"{each}: {HEADS.text(each)}")
+        _list({each: HEADS.text(each) for each in HEADS}, "head", as_json=as_json)
         return
     kind = HEADS[name]
-    say_lines(f"{inspect.getdoc(kind)}\n")
     presets = {n: own for n, own in kind.all_presets().items() if own}
+    if as_json:
+        own = {
+            parameter: {
+                "default": inspect.signature(kind).parameters[parameter].default,
+                "may_be": _values(type_),
+                **{f"preset {n}": own[parameter] for n, own in presets.items() if parameter in own},
+            }
+            for parameter, type_ in sorted(kind.parameter_types().items())
+        }
+        _as_json({"head": name, "about": inspect.getdoc(kind), "parameters": own})
+        return
+    say_lines(f"{inspect.getdoc(kind)}\n")
     titles = [f"preset: {n}" for n in presets] or ["preset: paper"]
     table = Table("parameter", "default", *titles, "may be")
     defaults = inspect.signature(kind).parameters
@@ -89,6 +99,7 @@ def heads(
 
 def extractors(
     name: Annotated[str | None, typer.Argument(metavar="[EXTRACTOR]", help="Which one.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the extractors, or the outputs and parameters of one, as recipes take them."""
     import inspect
@@ -101,13 +112,34 @@ def extractors(
     from vqbank.pipelines.console import console
 
     if name is None:
-        for each in EXTRACTORS:
-            say(f"{each}: {EXTRACTORS.text(each)}")
+        _list({each: EXTRACTORS.text(each) for each in EXTRACTORS}, "extractor", as_json=as_json)
         return
     kind = EXTRACTORS[name]
-    say_lines(f"{inspect.getdoc(kind)}\n")
     types = get_type_hints(kind, include_extras=True)
     parameters = {field.name: field for field in fields(kind)}
+    if as_json:
+        own = {
+            parameter: {
+                "default": None if field.default is MISSING else field.default,
+                "must_be_given": field.default is MISSING,
+                "may_be": _values(types[parameter]),
+            }
+            for parameter, field in sorted(parameters.items())
+        }
+        offers = [] if any(one["must_be_given"] for one in own.values()) else kind().offers
+        rows = [
+            {
+                "output": f"{name}.{one.name}",
+                "row": list(one.shape),
+                "stored_dtype": one.stored_dtype,
+                "usual": one.usual,
+            }
+            for one in offers
+        ]
+        about = inspect.getdoc(kind)
+        _as_json({"extractor": name, "about": about, "outputs": rows, "parameters": own})
+        return
+    say_lines(f"{inspect.getdoc(kind)}\n")
     if all(field.default is not MISSING for field in parameters.values()):
         outputs = Table("output", "a row", "stored as", "banked")
         for output in kind().offers:
@@ -120,6 +152,21 @@ def extractors(
         default = "must be given" if field.default is MISSING else str(field.default)
         table.add_row(parameter, default, _values(types[parameter]))
     console().print(table)
+
+
+def _list(texts: dict[str, str], noun: str, *, as_json: bool) -> None:
+    """Names with a line each."""
+    if as_json:
+        _as_json([{noun: name, "about": text} for name, text in texts.items()])
+        return
+    for name, text in texts.items():
+        say(f"{name}: {text}")
+
+
+def _as_json(value: Any) -> None:
+    import json
+
+    say_lines(json.dumps(value, indent=2))
 
 
 def _values(type_: Any) -> str:

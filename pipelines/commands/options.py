@@ -81,6 +81,7 @@ SomeFeatures = Annotated[
     typer.Option("--features", metavar="NAME[@KEY]", help="May be repeated (default: all)."),
 ]
 Device = Annotated[str, typer.Option("--device", help="`cpu`, `cuda`, `cuda:1`, ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="As one JSON document.")]
 MOST_LINES = 10
 """Lines of a list that are printed."""
 

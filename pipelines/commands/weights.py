@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vqbank.pipelines.terminal import say
+from vqbank.pipelines.commands.options import AsJson
+from vqbank.pipelines.terminal import say, say_lines
 
 if TYPE_CHECKING:
     from vqbank.extractors.base import WeightedExtractor
@@ -34,10 +35,13 @@ def listing(
             "a line that begins with # gives a web page with a link to the file.",
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the weights of every extractor: publisher, licence, training data, where they lie."""
     if context.invoked_subcommand is not None:
         return
+    import json
+
     from vqbank.extractors.weights import locate
 
     rows = [
@@ -46,6 +50,9 @@ def listing(
         for file in extractor.files
     ]
     chosen = [row for row in rows if not missing or row[2] is None]
+    if as_json:
+        say_lines(json.dumps([_document(*row) for row in chosen], indent=2))
+        return
     if not urls:
         _show(chosen)
         return
@@ -130,6 +137,22 @@ def _show(rows: "Sequence[tuple[str, WeightFile, Path | None]]") -> None:
             "no" if place is None else str(place),
         )
     console(width=1000).print(table)  # as wide as it needs
+
+
+def _document(name: str, file: "WeightFile", place: Path | None) -> dict[str, object]:
+    """What the table says of a file, and where it is published."""
+    return {
+        "extractor": name,
+        "choice": file.choice,
+        "file": file.save_as,
+        "url": file.url,
+        "sha256": file.sha256,
+        "publisher": file.publisher,
+        "licence": file.licence,
+        "bytes": file.size,
+        "trained_on": list(file.trained_on),
+        "here": None if place is None else str(place),
+    }
 
 
 def _size(file: "WeightFile", place: Path | None) -> str:
