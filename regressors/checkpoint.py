@@ -1,6 +1,7 @@
 """The file from which a training goes on after it was interrupted."""
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,24 @@ writing it took: checkpoints then take a twentieth of the time at most."""
 MOST_HEADER_BYTES = 2**26
 """The length of a checkpoint's header at most: the identity of a training on 39,000 videos takes
 some megabytes for each of the networks that are trained together."""
+
+
+SECOND = ".refit"
+"""Behind the name of a checkpoint, that of the training which follows a first one."""
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove the checkpoints of a fit that is done: one for each stack or process of a training.
+
+    Not before: a second training begins with what the first one came to.
+
+    Args:
+        checkpoint: of the head.
+    """
+    ours = re.compile(rf"{re.escape(checkpoint.name)}({re.escape(SECOND)})?(\.\d+)?")
+    for path in checkpoint.parent.iterdir():
+        if ours.fullmatch(path.name):
+            path.unlink()
 
 
 class Journal:

@@ -41,7 +41,7 @@ def train_all(
         stacks: whether the networks may be trained as one.
         watch: told of every epoch of every fold; of other processes, by a thread of this one.
         checkpoint: a file from which this goes on, one for each stack or process if there are
-            several; they are removed in the end.
+            several; they stay, and `checkpoint.remove` takes them away.
         processes: that are started at most; None for one per core.
 
     Raises:
@@ -74,9 +74,6 @@ def train_all(
                 checkpoint=path,
             )
         ]
-    for path in paths:
-        if path is not None:
-            path.unlink()
     return trained
 
 

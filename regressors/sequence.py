@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -20,6 +21,7 @@ from vqbank.regressors.alignment import Alignment
 from vqbank.regressors.base import MOST_MODEL_BYTES
 from vqbank.regressors.batches import Input, Series, inputs_of, taken_of
 from vqbank.regressors.card import CARD, model_of, refuse_link, seen_by
+from vqbank.regressors.checkpoint import SECOND, remove
 from vqbank.regressors.companions import FOLDER, Companions
 from vqbank.regressors.ensemble import Ensemble, most_bytes
 from vqbank.regressors.holdout import hold_out_scenes
@@ -100,6 +102,20 @@ class SequenceHead(NetworkParameters):
     """The networks that were trained, one per run."""
     packed_: Path | None = field(init=False, default=None)
     """Where a packed head has what its networks stand on.  No parameter."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a head of before, which was told the widths of rows alone.
+
+        Raises:
+            HeadError: saying what its `_network` is told.
+        """
+        super().__init_subclass__(**options)
+        if "widths" in signature(cls._network).parameters:
+            raise HeadError(
+                f"{cls.__module__}.{cls.__qualname__}._network takes `widths`, as heads did once; "
+                "it is told `inputs`, by role the shape and dtype of a row: `inputs[role].width` "
+                "is what the width was (docs/write-a-head.md)"
+            )
 
     @abstractmethod
     def _network(self, inputs: Mapping[str, Input], generator: torch.Generator) -> nn.Module:
@@ -247,8 +263,10 @@ class SequenceHead(NetworkParameters):
         if heads[0].selection == "refit":
             pairs = zip(folds, trained, strict=True)
             trained = heads[0]._trained(
-                series, [heads[0]._again(mos, *pair) for pair in pairs], ".refit"
+                series, [heads[0]._again(mos, *pair) for pair in pairs], SECOND
             )
+        if heads[0].checkpoint is not None:
+            remove(heads[0].checkpoint)
         series.hold(every)  # where it fits: once for all heads
         for number, (head, own, aside) in enumerate(parts):
             runs = slice(number * head.runs, (number + 1) * head.runs)

@@ -493,6 +493,45 @@ def test_of_a_fixed_number_of_epochs_the_last_is_kept_and_all_rows_are_fitted():
     assert head.held_out(table.videos) == []
 
 
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_refit_that_was_stopped_in_its_second_training_does_not_repeat_the_first(
+    runs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("vqbank.regressors.checkpoint.CHECKPOINT_SHARE", 0)
+    values, targets = some(n=30)
+    table = table_of({"x": list(values)})
+    told = []
+
+    def fitted(*, stop=None, checkpoint=tmp_path / "it"):
+        head = head_of(
+            OnTower, selection="refit", epochs=6, patience=6, learning_rate=0.02, runs=runs
+        )
+        head.processes, head.checkpoint = 1, checkpoint
+        told.clear()
+
+        def watch(epoch):
+            told.append(epoch)
+            if len(told) == stop:
+                raise KeyboardInterrupt
+
+        head.watch = watch
+        return head.fit(table, targets)
+
+    whole = fitted(checkpoint=None)
+    every = len(told)
+    assert every > 6 * runs + 1
+    with pytest.raises(KeyboardInterrupt):
+        fitted(stop=every)
+    (tmp_path / "it.yaml").write_text("not ours")
+    again = fitted()
+
+    assert 1 <= len(told) <= 2  # of the second training, and none of the first
+    assert again.record_ == whole.record_
+    for name, value in whole.ensemble_.state.items():
+        assert torch.equal(value, again.ensemble_.state[name])
+    assert [path.name for path in tmp_path.iterdir()] == ["it.yaml"]
+
+
 def test_a_refit_trains_on_everything_for_the_epochs_that_held_out_rows_chose():
     values, targets = some(n=30)
     table = table_of({"x": list(values)})
@@ -730,3 +769,11 @@ def test_weights_that_a_head_did_not_learn_have_to_be_those_of_its_training(tmp_
 def test_roles_that_name_none_are_refused():
     with pytest.raises(HeadError, match="roles names none; leave it out for all"):
         make_head("gru", roles=[])
+
+
+def test_a_head_of_before_that_is_told_widths_is_refused_where_it_is_defined():
+    with pytest.raises(HeadError, match=r"Old._network takes `widths`.*inputs\[role\].width"):
+
+        class Old(Mine):
+            def _network(self, widths, generator):
+                return Line()
