@@ -13,7 +13,7 @@ install: $(STAMP)  ## make .venv with everything and the command vqbank in it
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[extract,remote,cluster,quantised,tensorboard,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[extract,remote,cluster,quantised,tensorboard,parquet,dev]'
 	touch $(STAMP)
 
 demo: install  ## make a small data set, bank its features, train heads, write a report, score a new video

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from vqbank.store.errors import VqbankError
 
-EXTRAS = ("extract", "remote", "quantised", "tensorboard", "cluster")
+EXTRAS = ("extract", "remote", "quantised", "tensorboard", "parquet", "cluster")
 """What can be installed beside the base, as `pip install 'vqbank[extract]'`."""
 BASE = "base"
 

@@ -92,7 +92,6 @@ def test_lists_are_json_documents_where_asked(tmp_path):
     own = listed("extractors", "thumbnail")
     assert own["outputs"][0]["row"] == [3, 96, 96]
     assert own["parameters"]["count"]["default"] == 1
-    assert listed("extractors", "iqa")["parameters"]["metric"]["must_be_given"]
     assert {one["extractor"] for one in listed("weights")} <= set(EXTRACTORS)
     store = FeatureStore.create(tmp_path / "bank")
     spec = FeatureSpec("a.b", (2, 3), "float16", {})

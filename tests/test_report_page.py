@@ -555,6 +555,44 @@ def test_without_bokeh_the_command_says_what_to_install(monkeypatch):
         check_bokeh()
 
 
+def test_a_parquet_file_has_what_the_page_shows(bank, videos, record, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_record(record, tmp_path / "run.json")
+    output = tmp_path / "videos.parquet"
+    line = ["export", bank.path, output, "--record", tmp_path / "run.json"]
+    run = CliRunner().invoke(app, [str(word) for word in line], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    rows = parquet.read_table(output).to_pylist()
+    assert [row["id"] for row in rows] == record.ids
+    page = Page.of([record], bank=bank.path)
+    for one in page.tried:
+        predicted = [row[f"predicted: {one.label}"] for row in rows]
+        known = [value is not None for value in predicted]
+        assert known == np.isfinite(one.mapped).tolist()
+        own = np.array([value for value in predicted if value is not None])
+        np.testing.assert_array_equal(own, one.mapped[known])
+    places, _ = map_of(page.table)
+    assert [row["projection_x"] for row in rows] == places[:, 0].tolist()
+    assert Image.open(io.BytesIO(rows[4]["picture"]["bytes"])).size == (96, 54)
+    assert rows[1]["lines"] == 1080
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["v.parquet"], "--record RUN.json"),
+        (["v.parquet", "--features", "tells.feature"], "name none"),
+        (["v.h5", "--record", "run.json"], "are of a .parquet file"),
+    ],
+)
+def test_what_a_table_of_videos_is_not_made_of_is_refused(bank, tmp_path, words, message):
+    first, *others = words
+    line = ["export", str(bank.path), str(tmp_path / first), *others]
+    run = CliRunner().invoke(app, line)
+    assert isinstance(run.exception, RecipeError)
+    assert message in str(run.exception)
+
+
 NODE = """
 const texts = JSON.parse(process.argv[1]);
 globalThis.window = globalThis;

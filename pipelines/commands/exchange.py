@@ -10,6 +10,7 @@ from vqbank.pipelines.commands.options import (
     MOST_LINES,
     OneBank,
     SomeFeatures,
+    check_target,
     program,
     specs_named,
 )
@@ -63,10 +64,32 @@ def selection(
 
 def export(
     bank: OneBank,
-    target: Annotated[Path, typer.Argument(metavar="FILE.h5|FOLDER", help="New.")],
+    target: Annotated[Path, typer.Argument(metavar="FILE.h5|FOLDER|FILE.parquet", help="New.")],
     feature: SomeFeatures = None,
+    record: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--record",
+            metavar="RUN.json",
+            help="Of a .parquet file: the runs whose predictions it has; may be repeated.",
+        ),
+    ] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option("--videos", help="Of a .parquet file: a manifest, for scenes and parts."),
+    ] = None,
 ) -> None:
-    """Write features to one HDF5 file, or one feature to a tree of .npy files."""
+    """Write features to one HDF5 file, or one feature to a tree of .npy files.
+
+    Or videos to one Parquet file: scores, predictions, a map by their features, pictures.
+    """
+    if target.suffix.lower() == ".parquet":
+        _export_videos(bank, target, feature, record, videos)
+        return
+    if record or videos is not None:
+        from vqbank.store.errors import RecipeError
+
+        raise RecipeError("--record and --videos are of a .parquet file")
     from vqbank.store.bank import FeatureStore
     from vqbank.store.errors import RecipeError
     from vqbank.store.exchange.hdf5_file import export_hdf5
@@ -84,6 +107,28 @@ def export(
             "name a file that ends in .h5"
         )
     say(f"{', '.join(spec.key for spec in specs)}: {target}")
+
+
+def _export_videos(
+    bank: Path,
+    target: Path,
+    features: list[str] | None,
+    files: list[Path] | None,
+    videos: Path | None,
+) -> None:
+    """A table with a row per video of some runs."""
+    from vqbank.pipelines.results.records import read_records
+    from vqbank.pipelines.runs.report import write_report_table
+    from vqbank.store.errors import RecipeError
+
+    if features:
+        raise RecipeError("a .parquet file holds the features of its runs as a map; name none")
+    if not files:
+        raise RecipeError("a .parquet file is made of runs: give --record RUN.json")
+    check_target(target, "FILE.parquet")
+    records = [record for file in files for record in read_records(file)]
+    columns = write_report_table(records, target, bank=bank, videos=videos)
+    say(f"{', '.join(columns)}: {target}")
 
 
 class _Imports(TyperGroup):

@@ -72,6 +72,7 @@ class Page:
         map_kind: Kind = "pca",
         head: Path | None = None,
         test: str | None = None,
+        every_picture: bool = False,
     ) -> "Page":
         """Look up all that the page shows.
 
@@ -83,6 +84,7 @@ class Page:
             head: a folder that `train` wrote, whose scores of seconds stand on time lines.
             test: the test set of the first record that is drawn; None for the splits' own test
                 parts, or, where there are none, the first test set.
+            every_picture: whether of many videos all have a picture.
 
         Raises:
             RecipeError: if a record keeps no predictions, or there is none; if there is no such
@@ -108,7 +110,7 @@ class Page:
             store,
             list(records[0].features.values()),
             videos=videos,
-            pictured=pictured(best, drawn),
+            pictured=None if every_picture else pictured(best, drawn),
         )
         try:
             table, why = store.table(drawn.ids, best.record.features), ""

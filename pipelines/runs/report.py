@@ -47,6 +47,35 @@ def write_report_page(
     write_page(page, output)
 
 
+def write_report_table(
+    records: "Sequence[Record]",
+    output: Path,
+    *,
+    bank: Path,
+    videos: Path | None = None,
+    map_kind: Literal["pca", "tsne"] = "pca",
+) -> list[str]:
+    """Write what a page shows of its videos as one Parquet file; gives the names of its columns.
+
+    Args:
+        records: as of `write_report_page`.
+        output: as of `write_report_page`.
+        bank: as of `write_report_page`.
+        videos: as of `write_report_page`.
+        map_kind: as of `write_report_page`.
+
+    Raises:
+        VqbankError: if pyarrow is not installed, or as `write_report_page`, but for Bokeh.
+    """
+    from vqbank.pipelines.manifest import is_manifest, read_videos
+    from vqbank.pipelines.report.page import Page
+    from vqbank.pipelines.report.parquet import write_parquet
+
+    known = read_videos(videos) if videos is not None and is_manifest(videos) else []
+    page = Page.of(records, bank=bank, videos=known, map_kind=map_kind, every_picture=True)
+    return write_parquet(page, output)
+
+
 def is_page(report: Path) -> bool:
     """Whether `--report` names the one file, and no folder."""
     return report.suffix.lower() == ".html"
