@@ -258,7 +258,7 @@ class TestContractWithAdapters(TestContract):
     @pytest.fixture
     def head(self):
         return make_head(
-            "qclip", adapted_blocks=1, towers="image", bottleneck=2, epochs=1, warmup_epochs=0,
+            "qclip", adapted_blocks=1, towers="image", bottleneck=2, epochs=2, warmup_epochs=0,
             memory_gib=0.1, batch_size=30,
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import re
 import zipfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from sklearn.base import clone
 from vqbank.regressors import HEADS, load_head
 from vqbank.regressors.base import Head
 from vqbank.regressors.card import read_card
-from vqbank.store.errors import HeadError
+from vqbank.regressors.progress import Epoch
+from vqbank.store.errors import HeadError, VqbankError
 from vqbank.store.schema import Video
 from vqbank.store.table import FeatureTable
 
@@ -26,8 +28,8 @@ SHAPES = {"spatial": (6,), "motion": (2, 2)}
 class HeadContract:
     """Subclass it, with a fixture `head` that gives the one that is meant.
 
-    It is not fitted, has parameters that make it quick, and stands in HEADS (of another package:
-    by its entry point).  Copies of it are fitted on tables of two roles, `spatial` and `motion`;
+    It is not fitted, has parameters that make it quick, two epochs or more if it has epochs, and
+    stands in HEADS (of another package: by its entry point).  Copies of it are fitted on tables of two roles, `spatial` and `motion`;
     a head of features of its own overrides `table_of`.
     """
 
@@ -199,6 +201,52 @@ class HeadContract:
         with pytest.raises(HeadError, match=f"needs {head.min_videos} videos to fit; got"):
             clone(head).fit(table.subset(range(len(mos) - 1)), mos[:-1])
 
+    def test_training_that_was_stopped_goes_on_to_the_same_bits(
+        self, head: Head, fitted: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("vqbank.regressors.checkpoint.CHECKPOINT_SHARE", 0)
+        table, mos = self.table_of(60)
+        stopped = clone(head)
+        stopped.checkpoint = tmp_path / "checkpoint"
+        stopped.watch = _stop
+        with pytest.raises(KeyboardInterrupt) if head.has_epochs else nullcontext():
+            stopped.fit(table, mos)
+
+        assert head.has_epochs == any(tmp_path.iterdir())
+        again = clone(head)
+        again.checkpoint = tmp_path / "checkpoint"
+        again.fit(table, mos)
+
+        assert again.predict(table).tobytes() == fitted.predict(table).tobytes()
+        assert not any(tmp_path.iterdir())
+
+    def test_training_goes_on_from_a_fitted_head_and_the_card_tells_of_it(
+        self, head: Head, fitted: Head, tmp_path: Path
+    ) -> None:
+        table, mos = self.table_of(60)
+        assert ("start" in head.get_params()) == head.has_epochs
+        if not head.has_epochs:
+            return
+        fitted.save(tmp_path / "first")
+        further = clone(head).set_params(start=str(tmp_path / "first")).fit(table, mos)
+
+        further.save(tmp_path / "second")
+        begun = read_card(tmp_path / "second")["record"]["started_from"]
+        assert begun["model"] == read_card(tmp_path / "first")["model"]["sha256"]
+        assert further.predict(table).tobytes() != fitted.predict(table).tobytes()
+        loaded = load_head(tmp_path / "second")
+        assert loaded.predict(table).tobytes() == further.predict(table).tobytes()
+
+    def test_roles_say_what_a_head_sees(self, head: Head, fitted: Head) -> None:
+        if "roles" not in head.get_params():  # of a package of its own
+            return
+        table, mos = self.table_of(60)
+        named = clone(head).set_params(roles=list(table.roles)).fit(table, mos)
+
+        assert named.predict(table).tobytes() == fitted.predict(table).tobytes()
+        with pytest.raises(VqbankError, match="no-role"):
+            clone(head).set_params(roles=["no-role"]).fit(table, mos)
+
     def test_other_roles_are_refused(self, fitted: Head) -> None:
         table, _ = self.table_of(5)
         first, *others = table.roles
@@ -259,6 +307,12 @@ class HeadContract:
 
         with pytest.raises(HeadError, match=f"{model.name} cannot be read: No such file"):
             load_head(tmp_path)
+
+
+def _stop(told: object) -> None:
+    """Ctrl-C in the second epoch, when what came of the first is written."""
+    if isinstance(told, Epoch) and told.epoch == 2:
+        raise KeyboardInterrupt
 
 
 def _wider(values: NDArray[Any]) -> NDArray[Any]:
