@@ -29,8 +29,8 @@ class HeadContract:
     """Subclass it, with a fixture `head` that gives the one that is meant.
 
     It is not fitted, has parameters that make it quick, two epochs or more if it has epochs, and
-    stands in HEADS (of another package: by its entry point).  Copies of it are fitted on tables of two roles, `spatial` and `motion`;
-    a head of features of its own overrides `table_of`.
+    stands in HEADS (of another package: by its entry point).  Copies of it are fitted on tables of
+    two roles, `spatial` and `motion`; a head of features of its own overrides `table_of`.
     """
 
     def table_of(
