@@ -1,6 +1,7 @@
 """Recipes: a YAML file that names videos, bank, extractors, features, heads and protocol."""
 
 import os
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -82,7 +83,21 @@ class RatedFile(BaseModel):
 
 def _as_file(value: object) -> object:
     """A path alone is a file without further keys."""
+    if not isinstance(value, str | Path | Mapping | RatedFile):
+        raise ValueError("a file is wanted, or its keys (`file`, `score`, `score_name`, `part`)")
     return {"file": value} if isinstance(value, str | Path) else value
+
+
+def _by_name(value: object) -> object:
+    if not isinstance(value, Mapping):
+        raise ValueError("files by name are wanted, such as `LIVE-VQC: live-vqc.csv`")
+    return value
+
+
+TestFiles = Annotated[
+    dict[Annotated[str, Field(min_length=1)], Annotated[RatedFile, BeforeValidator(_as_file)]],
+    BeforeValidator(_by_name),
+]
 
 
 class Recipe(BaseModel):
@@ -111,9 +126,7 @@ class Recipe(BaseModel):
     does not, so that variants of one can be tried; `preset: paper` means those of its paper."""
     score_name: str = "MOS"
     """What the manifest's `mos` column holds, for tables and pictures."""
-    test: dict[
-        Annotated[str, Field(min_length=1)], Annotated[RatedFile, BeforeValidator(_as_file)]
-    ] = {}
+    test: TestFiles = {}
     """Test sets by a name that tables show; a path alone, or with further keys."""
     overlap: Literal["stop", "mark"] = "stop"
     """What happens where a test set has videos that are trained on: nothing runs, or its lines are

@@ -425,6 +425,7 @@ def test_videos_of_a_set_that_lack_a_feature_are_dropped_and_counted(place):
         ({"a": {"file": "x.csv", "colour": 1}}, "test.a.colour: extra inputs are not permitted"),
         ({"a": {}}, "test.a.file: field required"),
         (3, "test cannot be 3; it is a file, several, or files by name"),
+        ("a=", r"--test 'a=' names no file; it is of the form \[NAME=\]FILE"),
     ],
 )
 def test_what_names_no_set_is_refused(place, given, message):
@@ -460,6 +461,21 @@ def test_a_recipe_names_sets_and_the_command_line_replaces_them(place, tmp_path)
     (place / "bad.yaml").write_text(bad)
     with pytest.raises(RecipeError, match=r"test.pseudo: unknown key 'scor'. Did you mean 'score'"):
         read_recipe(place / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ("[other.csv]", "test: files by name are wanted, such as `LIVE-VQC: live-vqc.csv`"),
+        ("{other: 5}", r"test.other: a file is wanted, or its keys \(`file`, `score`"),
+        ("{'': other.csv}", "at least 1 character"),
+    ],
+)
+def test_a_recipe_whose_sets_have_no_names_or_files_is_refused(test, message, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"test: {test}\n")
+
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(tmp_path / "r.yaml")
 
 
 def test_training_a_head_to_ship_takes_every_row_and_no_set(place, tmp_path, monkeypatch):
@@ -672,7 +688,9 @@ def test_the_stated_statistic_is_printed_and_both_are_kept(place):
         update={"title": "t"}))  # fmt: skip
     assert "- Means and standard deviations over splits." in to_markdown([mean])
     both = to_markdown([median, mean])
-    assert "- Medians or Means and standard deviations" in both
+    assert "- Medians or means and standard deviations" in both
+    assert "| ridge, twin (mean) |" in both
+    assert "| ridge, twin (median) |" in both
     assert "**" not in both  # a mean does not compete with a median
     rows = csv.DictReader(io.StringIO(to_csv([median, mean])))
     assert [row["statistic"] for row in rows] == ["median", "median", "mean", "mean"]

@@ -185,11 +185,17 @@ def _table(records: Sequence[Record], form: Form) -> list[str]:
     return lines
 
 
-def _apart(rows: Sequence[tuple[Record, Row]]) -> list[str]:
-    """For each row the parameters in which it differs from others of the same label and features.
+def _stated(records: Sequence[Record]) -> list[str]:
+    """What the printed numbers are: median, mean, or both."""
+    return list(dict.fromkeys(record.statistic for record in records))
 
-    Such as " (folds = 4)"; empty where there are no others.
+
+def _apart(rows: Sequence[tuple[Record, Row]]) -> list[str]:
+    """For each row what tells it from others: parameters, where label and features are the same.
+
+    Such as " (folds = 4)"; and the statistic where rows print different ones.
     """
+    several = len(_stated([record for record, _ in rows])) > 1
     alike: dict[tuple[str, str], list[Row]] = {}
     for record, row in rows:
         alike.setdefault((row.plain_label, record.feature_names_of(row.head)), []).append(row)
@@ -202,7 +208,8 @@ def _apart(rows: Sequence[tuple[Record, Row]]) -> list[str]:
             for name in own
             if any(other.head.parameters.get(name) != own[name] for other in others)
         ]
-        said = ", ".join(f"{name} = {json.dumps(own[name])}" for name in differ)
+        parameters = [f"{name} = {json.dumps(own[name])}" for name in differ]
+        said = ", ".join([*([record.statistic] if several else []), *parameters])
         texts.append(f" ({said})" if said else "")
     return texts
 
@@ -216,11 +223,8 @@ def _notes(records: Sequence[Record], form: Form) -> list[str]:
     for record in records:
         for note in (*record.cautions, *_undefined(record), *record.method, *_intervals(record)):
             said.setdefault(note, []).append(record)
-    stated = dict.fromkeys(f"{record.statistic.capitalize()}s" for record in records)
-    lines = [f"{' or '.join(stated)} and standard deviations over {_over(records)}."]
-    if len(stated) > 1:
-        for record in records:
-            said.setdefault(f"{record.statistic.capitalize()}s.", []).append(record)
+    stated = " or ".join(f"{one}s" for one in _stated(records)).capitalize()
+    lines = [f"{stated} and standard deviations over {_over(records)}."]
     numbers, marks = _numbers(records), dict[int, str]()
     for note, of in said.items():
         names = dict.fromkeys(record.feature_names for record in of)

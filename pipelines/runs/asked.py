@@ -141,6 +141,8 @@ def _test_sets(given: TestSets) -> dict[str, RatedFile]:
         named = []
         for text in [given] if isinstance(given, str | Path) else given:
             name, _, file = ("", "", text) if isinstance(text, Path) else text.rpartition("=")
+            if not str(file):
+                raise RecipeError(f"--test {text!r} names no file; it is of the form [NAME=]FILE")
             named.append((name or Path(file).stem, file))
     found: dict[str, RatedFile] = {}
     for name, one in named:
