@@ -226,6 +226,8 @@ class Series:
         alignment.check(table.roles)
         own = [role for role in table.roles[1:] if role in alignment.own]
         self.own = () if average else tuple(own)
+        # Kept, as a packed series has no videos in its table.
+        self._own_lengths = {role: table.lengths(role) for role in self.own}
         for role, spec in table.specs.items():
             if np.prod(spec.shape, dtype=np.int64) == 0:
                 raise HeadError(f"{role} = {spec.key} has rows without values")
@@ -243,7 +245,7 @@ class Series:
 
     def lengths_of(self, role: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """[len(rows)]: rows of a role, on the grid or beside it."""
-        return self.table.lengths(role)[rows] if role in self.own else self.lengths(rows)
+        return self._own_lengths[role][rows] if role in self.own else self.lengths(rows)
 
     def batch_bytes(self, lengths: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of a video in a batch, in float32, if it is padded to so many rows of the grid.

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 
 from vqbank.regressors import make_head
 from vqbank.regressors.batches import PaddedBatch
@@ -359,12 +360,18 @@ def test_company_and_order_change_no_score_of_a_fitted_head(temporal):
     np.testing.assert_allclose(alone, predicted, atol=close)
 
 
-def test_streams_and_parts_of_batches_are_trained_on():
+def test_streams_processes_and_parts_of_batches_are_trained_on():
     store, seen = small_bank(60, 0)
     table, mos = table_of(store, n=60), seen["clip"]
     streamed = make_head("dvlta", stem=2, epochs=2, batch_size=2, memory_gib=2.6e-4)
     assert not streamed._series(table).fits(np.arange(60))
     assert np.isfinite(streamed.fit(table, mos).predict(table)).all()
+    several = make_head("dvlta", stem=2, epochs=1, runs=2)
+    several.processes = 2
+    apart = clone(several)
+    apart.processes = 1
+    found = several.fit(table, mos).predict(table)
+    np.testing.assert_allclose(apart.fit(table, mos).predict(table), found, atol=1e-5)
     parts = make_head("dvlta", stem=2, epochs=2, batch_size=16, forward_videos=8)
     assert np.isfinite(parts.fit(table, mos).predict(table)).all()
 
