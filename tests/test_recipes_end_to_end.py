@@ -28,7 +28,7 @@ ROW_BYTES = 2**18
 """What no head of a recipe reads is not banked, as far as its rows are larger than this."""
 PAPER = "preset: paper"
 """In a recipe: heads of the size of their paper, which want a GPU."""
-BANKED_TOGETHER = ("a2inet", "rqvqa", "qclip")
+BANKED_TOGETHER = ("a2inet", "dvlta", "rqvqa", "qclip")
 """Recipes whose names begin alike have one bank: their extractors are the same."""
 SMALLER = {
     "timm:vit_base_patch16_224.augreg2_in21k_ft_in1k": "timm:test_vit.r160_in1k",
@@ -36,6 +36,8 @@ SMALLER = {
     "length: 32": "length: 2",
     "head: mhsa,": "head: mhsa, slots: 2, blocks: 1, bottleneck: 4, heads: 1, head_channels: 4,",
     "runs: 10": "runs: 2",
+    "frames: consecutive }": "frames: consecutive, count: 3 }",
+    "head: dvlta,": "head: dvlta, stem: 2,",
 }
 """What stands in the place of what, so that a recipe is tried in seconds."""
 
