@@ -54,6 +54,8 @@ class Provenance(TypedDict):
     """Who computed rows; free but for what is read of it."""
 
     software: NotRequired[dict[str, str]]
+    network_seconds: NotRequired[float]
+    """What all videos of the shard took in the network, with all outputs that share it."""
     rows_from: NotRequired[list["Provenance"]]
     original: NotRequired[list["Provenance"]]
 

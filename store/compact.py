@@ -201,10 +201,14 @@ def _sources(
 
 
 def _provenances(shards: Iterable[Shard]) -> list[Any]:
-    """What the commits of these shards recorded of who computed their rows, each once."""
+    """What the commits of these shards recorded of who computed their rows, each once.
+
+    Without what this took, which was of each shard.
+    """
     found: dict[str, Any] = {}
     for shard in shards:
         recorded = shard.record["provenance"]
         for entry in recorded.get("rows_from", [recorded]):
-            found[canonical_json(entry)] = entry
+            who = {name: value for name, value in entry.items() if name != "network_seconds"}
+            found[canonical_json(who)] = who
     return [found[text] for text in sorted(found)]

@@ -147,7 +147,8 @@ class ShardWriter:
         """When the writer was made, in seconds of the monotonic clock."""
         self._feature_folder = feature_folder
         self._folder = feature_folder / "shards" / self.id
-        self._provenance = cast(Provenance, dict(provenance))
+        self.provenance = cast(Provenance, dict(provenance))
+        """What the commit record will tell of who computed the rows; until then it may grow."""
         self._durable = durable
         self._rows = 0
         self._columns: dict[str, list[NDArray[Any]]] = {n: [] for n in array_names(spec)[1:]}
@@ -276,7 +277,7 @@ class ShardWriter:
             "rows": self._rows,
             "files": self._files,
             "supersedes": list(supersedes),
-            "provenance": self._provenance,
+            "provenance": self.provenance,
         }
         commits = room_of_records(self._feature_folder, "commits", durable=self._durable)
         self._may_be_committed = True

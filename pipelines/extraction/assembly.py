@@ -87,6 +87,8 @@ class Assembly:
         self.clips_to_compute = count
         self.nbytes = 0
         """Bytes of all rows, of every output."""
+        self.seconds = 0.0
+        """Its share of what batches took in the network."""
         self.refusal: Refusal | None = None
         """Why there will be no feature, if so."""
         self.settled = asyncio.Event()

@@ -105,13 +105,15 @@ class Banking:
                 refused[output] = one_line(error)
                 continue
             try:
-                self._write(opened, spec, feature)
+                self._write(opened, spec, feature, assembly.seconds)
             except InvalidFeatureError as error:
                 refused[output] = str(error)
         self._commit_due()
         return refused
 
-    def _write(self, opened: OpenVideo, spec: FeatureSpec, feature: Feature) -> None:
+    def _write(
+        self, opened: OpenVideo, spec: FeatureSpec, feature: Feature, seconds: float
+    ) -> None:
         with writing(self._store.path):
             if spec not in self._writers:
                 self._writers[spec] = self._store.writer(spec, provenance=self._provenance)
@@ -122,6 +124,8 @@ class Banking:
                     fingerprint=opened.fingerprint,
                     probe=opened.health,
                 )
+                told = self._writers[spec].provenance
+                told["network_seconds"] = told.get("network_seconds", 0.0) + seconds
             except InvalidFeatureError:
                 raise  # before anything was written
             except BaseException:  # half a row may lie there

@@ -120,7 +120,10 @@ class Batch:
             name: (rows.float() if rows.is_floating_point() else rows).cpu().numpy()
             for name, rows in rows_by_output.items()
         }
-        self.seconds += time.perf_counter() - begun
+        spent = time.perf_counter() - begun
+        self.seconds += spent
+        for clip in waiting:
+            clip.assembly.seconds += spent / len(waiting)
         return [
             {name: rows[place].copy() for name, rows in outputs.items()}
             for place in range(len(waiting))
