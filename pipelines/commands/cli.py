@@ -13,8 +13,10 @@ import typer.core
 from vqbank.pipelines.commands import names
 from vqbank.pipelines.commands.bank import compact, diff, merge, prune, verify
 from vqbank.pipelines.commands.contents import ls, show, status
+from vqbank.pipelines.commands.cost import cost
 from vqbank.pipelines.commands.demo import demo
 from vqbank.pipelines.commands.doctor import doctor
+from vqbank.pipelines.commands.ensemble import challenge, ensemble
 from vqbank.pipelines.commands.evaluate import compare, evaluate, results
 from vqbank.pipelines.commands.exchange import export, import_app, pack, selection
 from vqbank.pipelines.commands.extract import extract
@@ -69,9 +71,9 @@ class Commands(typer.core.TyperGroup):
 
 app = program(cls=Commands, no_args_is_help=True)
 for command in (
-    demo, extract, names.recipe, status, evaluate, results, compare, report, train, names.heads,
-    names.extractors, predict, ls, show, golden, diff, verify, compact, merge, prune,
-    selection, export, pack, doctor,
+    demo, extract, names.recipe, status, evaluate, results, compare, ensemble, challenge, report,
+    train, cost, names.heads, names.extractors, predict, ls, show, golden, diff, verify, compact,
+    merge, prune, selection, export, pack, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(import_app, name="import")

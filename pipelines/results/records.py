@@ -1,6 +1,6 @@
 """Files of records: one JSON line each, of this format or an earlier one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,27 @@ def joined(records: Sequence[Record]) -> Record:
         RecipeError: if they are of other features, videos, scores or splits, of another format, or
             name a head twice.
     """
+    refuse_unlike(records, SHARED)
+    first = records[0]
+    heads = [head for record in records for head in in_order_of(first, record)]
+    if len({head.name for head in heads}) < len(heads):
+        raise RecipeError(f"heads share a name: {', '.join(head.name for head in heads)}")
+    return first.model_copy(update={"heads": heads})
+
+
+def refuse_unlike(records: Sequence[Record], shared: Mapping[str, str]) -> None:
+    """Refuse records that cannot become one.
+
+    Args:
+        records: of several runs.
+        shared: what they have in common beside videos and test sets, and how it is called.
+
+    Raises:
+        RecipeError: naming the first two that differ, and in what.
+    """
     first, *others = records
     for record in others:
-        for name, what in SHARED.items():
+        for name, what in shared.items():
             if getattr(record, name) != getattr(first, name):
                 raise RecipeError(
                     f"{record.title!r} and {first.title!r} have other {what}, and cannot be one "
@@ -54,10 +72,6 @@ def joined(records: Sequence[Record]) -> Record:
                 f"{record.title!r} and {first.title!r} are of other videos, and cannot be one "
                 "record; keep them apart"
             )
-    heads = [head for record in records for head in _in_order_of(first, record)]
-    if len({head.name for head in heads}) < len(heads):
-        raise RecipeError(f"heads share a name: {', '.join(head.name for head in heads)}")
-    return first.model_copy(update={"heads": heads})
 
 
 def alone(record: Record, name: str = "") -> Record:
@@ -117,7 +131,7 @@ def _sets_of(record: Record) -> list[tuple[str, str, list[str]]]:
     return [(one.name, one.mos_sha256, one.ids) for one in record.test_sets]
 
 
-def _in_order_of(first: Record, record: Record) -> list[HeadRecord]:
+def in_order_of(first: Record, record: Record) -> list[HeadRecord]:
     """The heads of a record of the same videos and splits, with predictions in the first's order.
 
     Raises:
