@@ -5,7 +5,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, l1_loss, mse_loss, relu
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cosine_similarity,
+    l1_loss,
+    mse_loss,
+    relu,
+)
 
 from vqbank.store.errors import HeadError
 
@@ -161,7 +167,22 @@ def mixed_loss(predicted: Tensor, mos: Tensor) -> Tensor:
     return linearity_loss(predicted, mos) + ranks + l1_loss(predicted, mos)
 
 
-Loss = Literal["l1", "mae", "mse", "plcc", "1-plcc", "plcc+rank", "rqvqa", "l1+rank", "mixed"]
+def cross_entropy_loss(predicted: Tensor, mos: Tensor) -> Tensor:
+    """Binary cross-entropy of predictions that are log-odds of being good.
+
+    With soft targets, as for the share of raters who find a video good: a sigmoid of the
+    predictions is fitted to the scores.
+
+    Args:
+        predicted: [b], any scale.
+        mos: [b], 0 to 1; what lies outside counts as the nearer end.
+    """
+    return binary_cross_entropy_with_logits(predicted, mos.clamp(0, 1))
+
+
+Loss = Literal[
+    "l1", "mae", "mse", "plcc", "1-plcc", "plcc+rank", "rqvqa", "l1+rank", "mixed", "cross-entropy"
+]
 LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": l1_loss,
     "mae": l1_loss,
@@ -172,10 +193,11 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "rqvqa": plcc_loss,
     "l1+rank": l1_rank_loss,
     "mixed": mixed_loss,
+    "cross-entropy": cross_entropy_loss,
 }
 """By the names that users know: VSFA's, which tables call MAE, and the squared error; FAST-VQA's
 two, DVLTA-VQA's, RQ-VQA's (FAST-VQA's PLCC loss), that of A2INet and SimpleVQA,
-MDTVSFA's.  Each takes predictions [b] and scores [b]."""
+MDTVSFA's, and one of shares of raters.  Each takes predictions [b] and scores [b]."""
 
 
 def _wrong_by(predicted: Tensor, mos: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.functional import l1_loss, mse_loss
 from vqbank.regressors import significance
 from vqbank.regressors.losses import (
     LOSSES,
+    cross_entropy_loss,
     linearity_loss,
     margin_rank_loss,
     mixed_loss,
@@ -209,7 +210,8 @@ EVERY_LOSS = {plcc_loss, rank_loss, linearity_loss, margin_rank_loss, *LOSSES.va
 
 
 @pytest.mark.parametrize(
-    "loss", sorted(EVERY_LOSS - {l1_loss, mse_loss}, key=lambda loss: loss.__name__)
+    "loss",
+    sorted(EVERY_LOSS - {l1_loss, mse_loss, cross_entropy_loss}, key=lambda loss: loss.__name__),
 )
 @pytest.mark.parametrize("n", [0, 1])
 def test_losses_refuse_a_batch_without_pairs(loss, n):
@@ -242,6 +244,15 @@ def test_the_right_order_costs_nothing_and_the_wrong_one_something():
     assert plcc_loss(-mos, mos).item() == pytest.approx(0.5)
     assert rank_loss(-mos, mos).item() > 0
     assert linearity_loss(-mos, mos).item() == pytest.approx(1)
+
+
+def test_cross_entropy_is_least_where_predictions_are_the_log_odds_of_the_scores():
+    mos = torch.tensor([0.1, 0.5, 0.9, -0.2])
+    predicted = torch.logit(mos.clamp(1e-6, 1)).requires_grad_()
+
+    cross_entropy_loss(predicted, mos).backward()
+
+    assert predicted.grad.abs().max() < 1e-6
 
 
 def test_a_margin_asks_for_differences_as_large_as_those_of_the_scores():
