@@ -3,6 +3,7 @@
 import pytest
 from vqbank_brightness.bayes import Bayes
 from vqbank_brightness.brightness import Brightness
+from vqbank_brightness.convolution import Convolution
 
 from vqbank.testing import ExtractorContract, HeadContract
 
@@ -22,3 +23,11 @@ class TestBayes(HeadContract):
     @pytest.fixture
     def head(self):
         return Bayes()
+
+
+class TestConvolution(HeadContract):
+    """Narrow, and for few epochs."""
+
+    @pytest.fixture
+    def head(self):
+        return Convolution(width=4, epochs=8)
