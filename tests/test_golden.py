@@ -22,6 +22,7 @@ LIGHT = (
     "cbam.a",
     "hysteresis.a",
     "ksvqe_adapter.a",
+    "maxvqa_ema.a",
     "metrics.a",
     "qclip_losses_schedule.a",
     "qclip_train.a",

@@ -17,6 +17,7 @@ from vqbank.pipelines.golden.fastvqa import play_fastvqa_b, play_fastvqa_samplin
 from vqbank.pipelines.golden.fixture import Check, Fixture, Player, name_and_letter, outputs
 from vqbank.pipelines.golden.interaction import play_vrt_tmsa, play_xclip_cct
 from vqbank.pipelines.golden.key_frames import play_rqvqa_keyframes
+from vqbank.pipelines.golden.maxvqa import play_maxvqa_ema, play_maxvqa_fusion
 from vqbank.pipelines.golden.metrics import play_metrics, play_rqvqa_loss_metrics
 from vqbank.pipelines.golden.motion_blocks import play_slowfast_indices, play_slowfast_motion
 from vqbank.pipelines.golden.pe import play_pe_core_l14, play_pe_core_l14_qclip_rope
@@ -49,6 +50,8 @@ PLAYERS: dict[str, Player] = {
     "hysteresis": play_hysteresis,
     "ksvqe_adapter": play_ksvqe_adapter,
     "liqe_495": play_liqe_495,
+    "maxvqa_ema": play_maxvqa_ema,
+    "maxvqa_fusion": play_maxvqa_fusion,
     "metrics": play_metrics,
     "pe_core_l14": play_pe_core_l14,
     "pe_core_l14_qclip_rope": play_pe_core_l14_qclip_rope,
@@ -79,6 +82,8 @@ INFORMATIVE: dict[str, tuple[str, ...]] = {
     "fragments": (r"\d+x\d+(_fixed)?_u8_sha256",),
     # What official code loses to single precision; its NaN for scores above 104, ours is right.
     "hysteresis": (r"\w+_tp32",),
+    # Of constant predictions, whose correlation counts as 0 here and not in official code.
+    "maxvqa_ema": (r"const_plcc_loss\w*",),
     # The logistic's parameters, whose signs the fit leaves open.
     "metrics": (r"\w+_popt",),
     # Of constant predictions, whose correlation counts as 0 here and not in official code.
