@@ -13,7 +13,7 @@ from vqbank.pipelines.commands.options import (
     Missing,
     Preset,
     RecipeFile,
-    Score,
+    Scores,
     SeenWeights,
     Settings,
     Splits,
@@ -34,7 +34,7 @@ def evaluate(
     bank: Bank = None,
     features: Features = None,
     labels: LabelFile = None,
-    score: Score = None,
+    score: Scores = None,
     missing: Missing = None,
     weights: SeenWeights = None,
     head: Annotated[
@@ -77,6 +77,7 @@ def evaluate(
 ) -> None:
     """Try heads on splits of a bank, and on test sets; prints medians over the splits."""
     from vqbank.pipelines.runs.asked import (
+        by_score,
         check_folder,
         of_bank,
         recipe_of,
@@ -84,6 +85,7 @@ def evaluate(
         with_parameters,
     )
     from vqbank.pipelines.runs.report import check_bokeh, is_page, write_report_page
+    from vqbank.store.errors import RecipeError
 
     check_target(json_file, "--json")
     if report is not None and is_page(report):
@@ -106,7 +108,13 @@ def evaluate(
         missing=missing,
     )
     asked = with_parameters(asked, settings or (), preset=preset, device=device)
-    chosen = of_bank(asked, pairs(weights, "--weights"))
+    every = by_score(asked)
+    several = len(every) > 1
+    if several and json_file is not None and json_file.suffix != ".jsonl":
+        raise RecipeError(f"--json {json_file}: runs of several scores go to a file in .jsonl")
+    if several and report is not None and not is_page(report):
+        raise RecipeError(f"--report {report}: of several scores a page is written: name a .html")
+    chosen = [of_bank(one, pairs(weights, "--weights")) for one in every]
     from vqbank.pipelines.console import console  # and what takes seconds
     from vqbank.pipelines.experiments.fits import all_cores
     from vqbank.pipelines.results.published import published_table
@@ -115,20 +123,24 @@ def evaluate(
     from vqbank.pipelines.results.tables import result_table
     from vqbank.pipelines.runs.evaluate import experiment_of
 
-    experiment = experiment_of(chosen, title=title_of(recipe))
     processes = all_cores() if jobs is None else jobs
-    record = show_experiment(experiment, jobs=processes, keep=keep)
-    console().print(result_table(record))
-    if chosen.paper is not None and (beside := published_table(record, chosen.paper)):
-        console().print(beside)
+    records = []
+    for one in chosen:
+        title = f"{title_of(recipe)}: {one.score}" if several else title_of(recipe)
+        record = show_experiment(experiment_of(one, title=title), jobs=processes, keep=keep)
+        records.append(record)
+        console().print(result_table(record))
+        if one.paper is not None and (beside := published_table(record, one.paper)):
+            console().print(beside)
+        if json_file is not None:
+            write_record(record, json_file)
     if json_file is not None:
-        write_record(record, json_file)
         say(f"record: {json_file}")
     if report is not None and is_page(report):
-        write_report_page([record], report, bank=chosen.bank, videos=chosen.videos)
+        write_report_page(records, report, bank=chosen[0].bank, videos=chosen[0].videos)
         say(f"report: {report}")
     elif report is not None:
-        say(f"report: {write_report(record, report)}")
+        say(f"report: {write_report(records[0], report)}")
 
 
 def results(

@@ -45,6 +45,14 @@ LabelFile = Annotated[
 Score = Annotated[
     str | None, typer.Option("--score", help="Column of a label file that is the MOS.")
 ]
+Scores = Annotated[
+    str | None,
+    typer.Option(
+        "--score",
+        metavar="COLUMN[,COLUMN...]|all",
+        help="Columns of a label file that are scores, each with heads of its own.",
+    ),
+]
 Splits = Annotated[
     str,
     typer.Option(

@@ -13,7 +13,7 @@ from vqbank.pipelines.commands.options import (
     Missing,
     Preset,
     RecipeFile,
-    Score,
+    Scores,
     SeenWeights,
     Settings,
     Videos,
@@ -29,7 +29,7 @@ def train(
     ] = Path("head"),
     videos: Videos = None,
     labels: LabelFile = None,
-    score: Score = None,
+    score: Scores = None,
     bank: Bank = None,
     features: Features = None,
     missing: Missing = None,
@@ -59,9 +59,13 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Fit one head on all rows and write a folder that `predict` can use."""
-    from vqbank.pipelines.runs.asked import recipe_of, title_of, with_parameters
+    """Fit one head on all rows and write a folder that `predict` can use.
+
+    Of several scores one head each, in a folder of the score's name inside.
+    """
+    from vqbank.pipelines.runs.asked import by_score, recipe_of, title_of, with_parameters
     from vqbank.pipelines.runs.train import TrainPlan, refuse_beside_published
+    from vqbank.store.errors import RecipeError
 
     asked = recipe_of(
         recipe,
@@ -83,19 +87,31 @@ def train(
             tensorboard=tensorboard,
             record=record,
         )
-    plan = TrainPlan.of(
-        asked,
-        output,
-        title=title_of(recipe),
-        weights=pairs(weights, "--weights"),
-        published=published,
-        tensorboard=tensorboard,
-        record=record,
-        pack=pack,
-    )
+    every = by_score(asked)
+    folders = [output / score_folder(str(one.score)) for one in every]
+    if len(set(folders)) < len(folders):
+        raise RecipeError("heads of two scores would go to one folder: train one after the other")
+    plans = [
+        TrainPlan.of(
+            one,
+            folder if len(every) > 1 else output,
+            title=title_of(recipe),
+            weights=pairs(weights, "--weights"),
+            published=published,
+            tensorboard=tensorboard,
+            record=record,
+        )
+        for one, folder in zip(every, folders, strict=True)
+    ]
     from vqbank.pipelines.experiments.fitting import watched
 
-    with watched(plan.head) as watch:
-        fitted = plan.fit(watch)
-    say(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
-    say(f"head: {output}")
+    for plan in plans:
+        with watched(plan.head) as watch:
+            fitted = plan.fit(watch)
+        say(f"{fitted.name} on {', '.join(fitted.specs_)}: {fitted.selection_}")
+        say(f"head: {plan.folder}")
+
+
+def score_folder(score: str) -> str:
+    """The name of a folder for a head of a score: what is no letter or digit is a hyphen."""
+    return "".join(letter if letter.isalnum() else "-" for letter in score) or "-"

@@ -64,6 +64,8 @@ PART_WORDS: Mapping[str, Part] = {
 IS_TEST: Mapping[str, Part] = {
     "true": "test", "1": "test", "1.0": "test", "false": "train", "0": "train", "0.0": "train",
 }  # fmt: skip
+EVERY_SCORE = "\0"
+"""In place of a column, which nobody can call so: the first of those that are scores by name."""
 MAXWELL = frozenset(["o", "aall", "tall"])
 """MaxWell's csv: overall, aesthetic and technical scores, and no column of names."""
 SCORE_OF_NO_NAME = "o"
@@ -154,6 +156,8 @@ def _score_column(
         for column, cells in sheet.columns.items():
             if simple(column) == simple(asked) and len(cells) == n:
                 return column
+        if asked == EVERY_SCORE and (main or side):
+            return [*main, *side][0]
         raise ManifestError(
             f"{sheet.path}: --score: {unknown_name('column', asked, [*main, *side])}"
         )

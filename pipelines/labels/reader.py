@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vqbank.pipelines.labels import matlab, text, vmaf
-from vqbank.pipelines.labels.columns import interpret
+from vqbank.pipelines.labels.columns import EVERY_SCORE, interpret
 from vqbank.pipelines.labels.kinds import with_kind
 from vqbank.pipelines.labels.label import Labels
 from vqbank.pipelines.labels.scenes import likely_pattern
@@ -34,6 +34,17 @@ def read_labels(path: Path, *, score: str | None = None) -> Labels:
         return labels
     hint = f"names look like versions of contents; if they are, --scene '{pattern}' groups them"
     return replace(labels, scene_note="; ".join(filter(None, (labels.scene_note, hint))))
+
+
+def score_columns(path: Path) -> list[str]:
+    """The columns of a label file that are scores by their names, in its order.
+
+    Raises:
+        ManifestError: as `read_labels`.
+    """
+    labels = read_labels(path, score=EVERY_SCORE)
+    others = (name for row in labels.rows for name in row.other_scores)
+    return list(dict.fromkeys([labels.score, *others]))
 
 
 def _read(path: Path, content: bytes, score: str | None) -> Labels:

@@ -27,6 +27,8 @@ TestSets = (
     Path | str | Sequence[Path | str] | Mapping[str, Path | str | Mapping[str, Any] | RatedFile]
 )
 """Files, each as `[NAME=]FILE`; or by name, with further keys, as a recipe has them."""
+EVERY_SCORE = "all"
+"""In place of a column of a label file: every one that is a score by its name."""
 FILES = ("videos", "labels", "bank")
 """Keys of a recipe that are paths."""
 _PATH = (Path | str | None, "a path")
@@ -241,6 +243,31 @@ def _trains_networks(head: str) -> bool:
 def title_of(recipe: AskedRecipe) -> str:
     """For tables: the name of the recipe's file."""
     return Path(recipe).stem if isinstance(recipe, str | Path) else "vqbank"
+
+
+def by_score(recipe: Recipe) -> list[Recipe]:
+    """A recipe for each score that its `score` means: columns with commas between them, or "all".
+
+    Raises:
+        RecipeError: if several are asked for, and there is no label file, or one is named twice.
+        ManifestError: if the label file cannot be read.
+    """
+    from vqbank.pipelines.labels import score_columns
+
+    asked = (recipe.score or "").strip()
+    if asked != EVERY_SCORE and "," not in asked:
+        return [recipe]
+    if recipe.labels is None:
+        raise RecipeError(
+            f"--score {asked} means columns of a label file: name it by --labels; the score of a "
+            "manifest is `mos`"
+        )
+    names = [name.strip() for name in asked.split(",")]
+    if asked == EVERY_SCORE:
+        names = score_columns(recipe.labels)
+    if len(set(names)) < len(names) or not all(names):
+        raise RecipeError(f"--score {asked} names a column twice, or none")
+    return [recipe.model_copy(update={"score": n, "score_name": n}) for n in names]
 
 
 def of_bank(
