@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vqbank.extractors import make_extractor
-from vqbank.extractors.sampling import ClipPerSecond, KeyFrames
+from vqbank.extractors.sampling import ClipPerSecond, EveryClip, EveryNth, KeyFrames
 from vqbank.extractors.views import ResizeCrop
 from vqbank.store.errors import RecipeError, UnknownNameError, WeightsError
 
@@ -402,6 +402,15 @@ def test_only_video_models_have_a_length():
     assert backbone(image).sampling == KeyFrames()
     assert spec_of(backbone(image)).key == spec_of(backbone(image, length=8)).key
     assert spec_of(backbone(video)).key != spec_of(backbone(video, length=8)).key
+
+
+def test_every_frame_or_clips_that_follow_each_other_are_seen_if_asked_for():
+    image, video = "torchvision:resnet18", "torchvision:video/r3d_18"
+    assert backbone(image, frames="every").sampling == EveryNth(1)
+    assert backbone(video, frames="every", length=8).sampling == EveryClip(8)
+    for model in (image, video):
+        assert spec_of(backbone(model)).key == spec_of(backbone(model, frames="seconds")).key
+        assert spec_of(backbone(model)).key != spec_of(backbone(model, frames="every")).key
 
 
 def test_published_weights_are_named_by_their_address(tmp_path, monkeypatch):

@@ -164,6 +164,23 @@ def test_the_command_shows_costs_beside_those_of_the_paper(bank, tmp_path):
     assert [head["name"] for head in document["heads"]] == ["mlp"]
 
 
+def test_of_a_curve_the_point_of_this_height_is_shown_also_of_what_is_not_built(tmp_path):
+    recipe = tmp_path / "curve.yaml"
+    recipe.write_text(
+        "extractors: {motion: }\nfeatures: {motion: motion.series}\nheads: {ridge: }\n"
+        "paper: {name: A method, shows: its cost, data: [48P, 96P], metrics: [seconds],"
+        " rows: {theirs: [1.25, 2.5]}}\n"
+    )
+
+    def line_of(size):
+        run = vqbank("cost", recipe, "--size", size)
+        assert run.exit_code == 0, run.output
+        return [line for line in run.stdout.splitlines() if line.startswith("│ theirs")]
+
+    assert [line.split("│")[-2].strip() for line in line_of("64x96")] == ["2.5"]
+    assert line_of("64x72") == []
+
+
 @pytest.mark.parametrize("size", ["1920", "axb", "0x20", "99999x3"])
 def test_what_is_no_size_is_refused(size):
     from vqbank.store.errors import RecipeError

@@ -10,6 +10,7 @@ from vqbank.extractors.sampling import (
     ClipWithinSecond,
     ContinuousClips,
     EvenlySpaced,
+    EveryClip,
     EveryNth,
     KeyFrames,
     MotionSampling,
@@ -25,6 +26,7 @@ RULES = [
     KeyFrames(),
     Uniform(8),
     EveryNth(3),
+    EveryClip(5),
     ClipPerSecond(32),
     ClipPerSecond(5),
     ClipWithinSecond(32, "middle"),
@@ -197,3 +199,19 @@ def test_neighbours_give_every_frame_one_row_between_its_neighbours(block, frame
         assert {before, after} == present
         assert before == row - 1 or row == 0
         assert after == row + 1 or row == frames - 1
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "expected"),
+    [
+        (6, 3, [[0, 1, 2], [3, 4, 5]]),
+        (7, 3, [[0, 1, 2], [3, 4, 5], [6, 6, 6]]),
+        (2, 4, [[0, 1, 1, 1]]),
+    ],
+)
+def test_every_clip_follows_the_one_before_and_the_last_repeats_its_last_frame(
+    count, length, expected
+):
+    clips = EveryClip(length).clips(Timeline(np.arange(count) / 5, count, 5.0, "v", 48, 64))
+    assert clips.frames.tolist() == expected
+    assert clips.rows[:, 0].tolist() == [frames[0] for frames in expected]

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from vqbank.pipelines.costs import Cost
     from vqbank.pipelines.paper import Paper
 
+Published = dict[tuple[str, str], float]
+"""Numbers of a paper by row and unit."""
+
 
 def cost(
     recipe: Annotated[
@@ -48,18 +51,19 @@ def cost(
     extractors = list(extractor_costs(read, shape, bank=store))
     costs = [*extractors, summed(extractors), *head_costs(read, shape)]
     if as_json:
-        published = [] if read.paper is None else [one._asdict() for one in read.paper.numbers]
+        numbers = [] if read.paper is None else read.paper.numbers
         document = {
             "video": asdict(shape),
             "extractors": [asdict(one) for one in extractors],
             "all": asdict(costs[len(extractors)]),
             "heads": [asdict(one) for one in costs[len(extractors) + 1 :]],
-            "published": published,
+            "published": [one._asdict() for one in numbers],
         }
         say_lines(json.dumps(document, indent=2))
         return
     what = f"{recipe.stem}: one video of {width} x {height}, {seconds:g} s at {rate:g} frames/s"
-    _show(what, costs, len(extractors), read.paper)
+    published = {} if read.paper is None else _published(read.paper, height)
+    _show(what, costs, len(extractors), read.paper, published)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -74,13 +78,18 @@ def _size(text: str) -> tuple[int, int]:
     return found
 
 
-def _show(what: str, costs: "list[Cost]", extractors: int, paper: "Paper | None") -> None:
+def _show(
+    what: str,
+    costs: "list[Cost]",
+    extractors: int,
+    paper: "Paper | None",
+    published: Published,
+) -> None:
     from rich.table import Table
 
     from vqbank.pipelines.console import console, styled
     from vqbank.pipelines.costs import COUNTED
 
-    published = {} if paper is None else _published(paper)
     notes = [f"{one.name}: {one.note}." for one in costs if one.note]
     caption = [
         "Multiply-adds of matrix products, convolutions and attention. Seconds of extraction in "
@@ -93,22 +102,26 @@ def _show(what: str, costs: "list[Cost]", extractors: int, paper: "Paper | None"
     units = ("parameters", "multiply-adds", "seconds", "banked bytes")
     for column in ("", *units, *(f"published {unit}" for unit in _units(published))):
         table.add_column(column, justify="left" if not column else "right")
-    for number, one in enumerate(costs):
-        own = [_shown(getattr(one, field)) for field in COUNTED]
-        theirs = [_shown(published.get((one.name, unit))) for unit in _units(published)]
-        table.add_row(styled(one.name), *own, *theirs, end_section=number == extractors)
+    own = {one.name: [_shown(getattr(one, field)) for field in COUNTED] for one in costs}
+    for number, name in enumerate(dict.fromkeys([*own, *(row for row, _ in published)])):
+        theirs = [_shown(published.get((name, unit))) for unit in _units(published)]
+        numbers = own.get(name, [""] * len(COUNTED))
+        table.add_row(styled(name), *numbers, *theirs, end_section=number == extractors)
     console(width=160).print(table)
 
 
-def _published(paper: "Paper") -> dict[tuple[str, str], float]:
-    """Costs by row and column, of a paper's table of them for one kind of video."""
+def _published(paper: "Paper", height: int) -> Published:
+    """Costs by row and unit, of a paper's table for one kind of video, or for this height."""
     known = ("parameters", "multiply-adds", "seconds")
-    if len(paper.data) != 1:
-        return {}
-    return {(one.row, one.metric): one.value for one in paper.numbers if one.metric in known}
+    data = paper.data[0] if len(paper.data) == 1 else f"{height}P"
+    return {
+        (one.row, one.metric): one.value
+        for one in paper.numbers
+        if one.metric in known and one.data == data
+    }
 
 
-def _units(published: dict[tuple[str, str], float]) -> list[str]:
+def _units(published: Published) -> list[str]:
     return list(dict.fromkeys(unit for _, unit in published))
 
 
