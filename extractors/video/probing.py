@@ -1,6 +1,6 @@
 """What there is to decode: presented frames and their times, size, colours and health."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -104,6 +104,84 @@ def probe(path: Path, *, pulse: Callable[[], None] = lambda: None) -> Probe:
             that the container knows to be damaged or gives no time, has a header or colours that
             cannot be, or a damaged frame where all have to be decoded.
     """
+    packets = _read(path, pulse)
+    clock, ticks = _presented(path, packets)
+    time_base = packets.time_base
+    has_pts, by_decoding = clock == _PTS, packets.by_decoding
+    pts_seconds = np.array([seconds_of(tick, time_base) for tick in ticks])
+
+    first = next((f for _, f in decoded(path, pts_seconds, has_pts=has_pts, threads=1)), None)
+    if first is None:
+        raise decode_error(path, "no frame can be decoded")
+    discarded = packets.discarded + len(packets.shown) - len(ticks)
+    if by_decoding or (packets.may_hold_fields and first.interlaced_frame):
+        by_decoding, has_pts = True, False
+        ticks = _ticks_by_decoding(path, pulse)
+        pts_seconds = np.array([seconds_of(tick, time_base) for tick in ticks])
+
+    intervals = np.diff(ticks) if len(ticks) > 1 else np.zeros(1, np.int64)
+    _refuse_cut_matroska(path, packets, clock, intervals)
+    transfer = first.color_trc
+    turn = turn_of(first)
+    height, width, _ = Rgb(path, turn)(0, first).shape
+    return Probe(
+        pts_seconds=pts_seconds,
+        stream=packets.stream,
+        video_streams=packets.video_streams,
+        header_frames=packets.header_frames,
+        rate=packets.rate,
+        width=width,
+        height=height,
+        rotation=turn.rotation,
+        mirrored=turn.mirrored,
+        codec=packets.codec,
+        pixel_format=first.format.name,
+        colour_space=colour_space(first),
+        colour_range=_COLOUR_RANGES.get(first.color_range, str(first.color_range)),
+        colour_transfer=_COLOUR_TRANSFERS.get(transfer, str(transfer)),
+        interlaced=first.interlaced_frame,
+        variable_frame_rate=_varies(intervals, time_base),
+        discarded_packets=discarded,
+        counted_by_decoding=by_decoding,
+        has_pts=has_pts,
+    )
+
+
+_PTS, _DTS = 0, 1
+"""Which of a packet's stamps tells when its frame is presented."""
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """What the packets of a file tell, and its header."""
+
+    codec: str
+    shown: Sequence[tuple[Any, Any, int]]
+    """Of packets with a presented picture: pts and dts, if they are known, and duration, in ticks."""
+    corrupt: Sequence[tuple[Any, Any]]
+    """Stamps of those of them that the container knows to be damaged."""
+    discarded: int
+    start: tuple[Any, Any]
+    """Stamps of the first packet that can be decoded."""
+    by_decoding: bool
+    """Whether packets do not tell which frames are presented."""
+    stream: int
+    video_streams: int
+    header_frames: int
+    header_seconds: float
+    """0 where the header's duration is an estimate, or belongs to the sound as well."""
+    rate: float
+    time_base: Fraction
+    may_hold_fields: bool
+    """Whether a packet may be a frame, or one of its fields: broadcasts of H.264."""
+
+
+def _read(path: Path, pulse: Callable[[], None]) -> _Packets:
+    """All packets of a video.
+
+    Raises:
+        DecodeError: as `probe`, for what can be told by them and the header.
+    """
     shown, corrupt, discarded, start, by_decoding = [], [], 0, None, False
     with opened(path) as (container, stream):
         codec = stream.codec_context.codec.canonical_name
@@ -127,89 +205,94 @@ def probe(path: Path, *, pulse: Callable[[], None] = lambda: None) -> Probe:
         except av.FFmpegError as error:
             raise decode_error(path, f"cannot be read to its end: {error.strerror}") from error
         _refuse_cut_mp4(path, container, stream)
-        index, streams = stream.index, len(video_streams(container))
-        header_frames, rate = stream.frames, float(stream.average_rate or 0)
-        time_base = stream.time_base
-        # A broadcast packet of interlaced H.264 may be a frame, or one of its fields.
-        may_hold_fields = codec == "h264" and "mpeg" in container.format.name
+        if not shown or start is None:
+            raise decode_error(path, "has no frame that could be shown")
+        _refuse_lying_header(path, stream.frames, len(shown) + discarded)
         # Other containers' durations are estimates, or belong to the sound as well.
         tells_end = "matroska" in container.format.name and len(container.streams) == 1
-        header_seconds = (container.duration or 0) / av.time_base if tells_end else 0.0
-
-    if not shown or start is None:
-        raise decode_error(path, "has no frame that could be shown")
-    # Headers of sound files may be somewhat wrong, from dropped or hidden frames; this far off the
-    # file was cut, or its writer did not know, and rules that believe the header have no bound.
-    if header_frames > 2 * (len(shown) + discarded) + 1000:
-        raise decode_error(
-            path,
-            f"header says {header_frames} frames, the file holds {len(shown) + discarded}; fetch "
-            f"it again, or correct the header, as by `ffmpeg -i {path.name} -c copy "
-            f"{path.stem}.mp4`",
+        timed = sum(pts is not None for pts, _, _ in shown)
+        return _Packets(
+            codec=codec,
+            shown=shown,
+            corrupt=corrupt,
+            discarded=discarded,
+            start=start,
+            by_decoding=by_decoding or 0 < timed < len(shown),
+            stream=stream.index,
+            video_streams=len(video_streams(container)),
+            header_frames=stream.frames,
+            header_seconds=(container.duration or 0) / av.time_base if tells_end else 0.0,
+            rate=float(stream.average_rate or 0),
+            time_base=stream.time_base,
+            may_hold_fields=codec == "h264" and "mpeg" in container.format.name,
         )
-    timed = sum(pts is not None for pts, _, _ in shown)
-    has_pts = timed == len(shown)
-    by_decoding |= 0 < timed < len(shown)
-    clock = 0 if has_pts else 1
-    if any(stamps[clock] is None for stamps in shown):
+
+
+def _presented(path: Path, packets: _Packets) -> tuple[int, list[int]]:
+    """Which stamps tell the time, and when frames are presented, sorted, in ticks.
+
+    Raises:
+        DecodeError: if frames carry no times, or one is damaged.
+    """
+    clock = _PTS if all(stamps[_PTS] is not None for stamps in packets.shown) else _DTS
+    if any(stamps[clock] is None for stamps in packets.shown):
         raise decode_error(
             path,
             f"its frames carry no times; put it into a container, as by "
             f"`ffmpeg -i {path.name} -c copy {path.stem}.mp4`",
         )
     # What is presented before the first key frame refers to frames that the file does not hold.
-    ticks = sorted(stamps[clock] for stamps in shown if stamps[clock] >= start[clock])
-    discarded += len(shown) - len(ticks)
-    pts_seconds = np.array([seconds_of(tick, time_base) for tick in ticks])
-    if corrupt:
-        index = int(np.searchsorted(ticks, corrupt[0][clock]))
+    start = packets.start[clock]
+    ticks = sorted(stamps[clock] for stamps in packets.shown if stamps[clock] >= start)
+    if packets.corrupt:
+        index = int(np.searchsorted(ticks, packets.corrupt[0][clock]))
         raise decode_error(path, f"frame {index} of {len(ticks)} is cut off or damaged")
+    return clock, ticks
 
-    first = next((f for _, f in decoded(path, pts_seconds, has_pts=has_pts, threads=1)), None)
-    if first is None:
-        raise decode_error(path, "no frame can be decoded")
-    if by_decoding or (may_hold_fields and first.interlaced_frame):
-        by_decoding, has_pts = True, False
-        ticks = _ticks_by_decoding(path, pulse)
-        pts_seconds = np.array([seconds_of(tick, time_base) for tick in ticks])
 
-    intervals = np.diff(ticks) if len(ticks) > 1 else np.zeros(1, np.int64)
-    end = max(seconds_of(stamps[clock] + stamps[2], time_base) for stamps in shown)
-    if header_seconds - end > max(0.5, 2 * seconds_of(int(intervals.max()), time_base)):
-        raise decode_error(
-            path,
-            f"header says {header_seconds:.2f} s, the file ends after {end:.2f} s; fetch it again",
-        )
-    # Rounding, also that to milliseconds of a Matroska file that it was copied from, is no spread,
-    # unless it is nearly as long as frames.
+def _varies(intervals: NDArray[np.int64], time_base: Fraction) -> bool:
+    """Whether frames are shown for longer and shorter.
+
+    Rounding, also that to milliseconds of a Matroska file that it was copied from, is no spread,
+    unless it is nearly as long as frames.
+    """
     spread = int(np.ptp(intervals))
     ticks_per_ms = Fraction(1, 1000) / time_base
     rounding = 1 if ticks_per_ms <= 1 else 2 + int(ticks_per_ms)
+    return bool(spread > rounding or 4 * spread > np.median(intervals))
 
-    transfer = first.color_trc
-    turn = turn_of(first)
-    height, width, _ = Rgb(path, turn)(0, first).shape
-    return Probe(
-        pts_seconds=pts_seconds,
-        stream=index,
-        video_streams=streams,
-        header_frames=header_frames,
-        rate=rate,
-        width=width,
-        height=height,
-        rotation=turn.rotation,
-        mirrored=turn.mirrored,
-        codec=codec,
-        pixel_format=first.format.name,
-        colour_space=colour_space(first),
-        colour_range=_COLOUR_RANGES.get(first.color_range, str(first.color_range)),
-        colour_transfer=_COLOUR_TRANSFERS.get(transfer, str(transfer)),
-        interlaced=first.interlaced_frame,
-        variable_frame_rate=bool(spread > rounding or 4 * spread > np.median(intervals)),
-        discarded_packets=discarded,
-        counted_by_decoding=by_decoding,
-        has_pts=has_pts,
-    )
+
+def _refuse_lying_header(path: Path, header_frames: int, found: int) -> None:
+    """Headers of sound files may be somewhat wrong, from dropped or hidden frames; this far off the
+    file was cut, or its writer did not know, and rules that believe the header have no bound.
+
+    Raises:
+        DecodeError: with both numbers.
+    """
+    if header_frames > 2 * found + 1000:
+        raise decode_error(
+            path,
+            f"header says {header_frames} frames, the file holds {found}; fetch it again, or "
+            f"correct the header, as by `ffmpeg -i {path.name} -c copy {path.stem}.mp4`",
+        )
+
+
+def _refuse_cut_matroska(
+    path: Path, packets: _Packets, clock: int, intervals: NDArray[np.int64]
+) -> None:
+    """A file that ends earlier than its header says.
+
+    Raises:
+        DecodeError: with both times.
+    """
+    time_base = packets.time_base
+    end = max(seconds_of(stamps[clock] + stamps[2], time_base) for stamps in packets.shown)
+    if packets.header_seconds - end > max(0.5, 2 * seconds_of(int(intervals.max()), time_base)):
+        raise decode_error(
+            path,
+            f"header says {packets.header_seconds:.2f} s, the file ends after {end:.2f} s; fetch "
+            "it again",
+        )
 
 
 def _refuse_cut_mp4(path: Path, container: Any, stream: Any) -> None:
