@@ -157,7 +157,7 @@ class _Packets:
 
     codec: str
     shown: Sequence[tuple[Any, Any, int]]
-    """Of packets with a presented picture: pts and dts, if they are known, and duration, in ticks."""
+    """Of packets with a picture that is presented: pts, dts, if known, and duration, in ticks."""
     corrupt: Sequence[tuple[Any, Any]]
     """Stamps of those of them that the container knows to be damaged."""
     discarded: int
