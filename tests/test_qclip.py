@@ -9,6 +9,11 @@ import pytest
 import torch
 
 from vqbank.extractors.pe import LEVELS, Pe
+from vqbank.pipelines.experiments.experiment import Experiment
+from vqbank.pipelines.experiments.fits import Cell
+from vqbank.pipelines.experiments.further import FurtherSet
+from vqbank.pipelines.experiments.rated import RatedVideos
+from vqbank.pipelines.recipe import Protocol
 from vqbank.regressors import HEADS, load_head, make_head
 from vqbank.regressors.losses import plcc_rank_loss
 from vqbank.regressors.metrics import srcc
@@ -371,6 +376,29 @@ def test_a_head_takes_what_it_stands_on_along(bank_of, tmp_path):
     assert set(loaded.record_["companions"]["tokens"]) == {"tail/image", "tail/text", "tokens"}
     assert loaded.predict(table).tobytes() == head.predict(table).tobytes()
     assert sum(path.stat().st_size for path in tmp_path.glob("model-*")) < 100_000
+
+
+def test_kept_heads_on_towers_are_tested_on_a_set_that_is_named_later(
+    bank_of, tmp_path, monkeypatch
+):
+    store, mos = bank_of(30)
+    table = table_in(store, 30, "pooled")
+    trained, *sets = (
+        RatedVideos(table.subset(rows), mos[rows])
+        for rows in (np.arange(20), np.arange(20, 25), np.arange(25, 30))
+    )
+    cell = Cell("qclip", make_head("qclip", epochs=2, memory_gib=0.1), ("pooled",))
+    one, two = (FurtherSet(str(number), rated) for number, rated in enumerate(sets))
+    made = Experiment("t", trained, [cell], Protocol(splits="all"), [one])
+    (whole,) = replace(made, sets=[one, two]).run()
+    list(made.run(keep=tmp_path))
+    monkeypatch.setattr(type(cell.head), "fit_many", None)  # nothing is trained again
+
+    (later,) = replace(made, sets=[one, two]).run(keep=tmp_path)
+
+    assert [own.predicted for own in later.heads[0].sets] == [
+        own.predicted for own in whole.heads[0].sets
+    ]
 
 
 @pytest.mark.parametrize(
