@@ -142,6 +142,17 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         """
         return {}
 
+    def stands_on(self, table: FeatureTable) -> Mapping[str, Any]:
+        """What it takes of a bank beside the rows of a table: hashes, as JSON values, by what.
+
+        Args:
+            table: on which it is fitted.
+
+        Raises:
+            HeadError: if the bank lacks something.
+        """
+        return {}
+
     def seen_before(self, ids: Sequence[str]) -> list[str]:
         """Those of these videos by which it was trained before it is fitted here.
 

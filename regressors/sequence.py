@@ -403,6 +403,16 @@ class SequenceHead(NetworkParameters):
         """The networks that training starts from, if it does not draw its own."""
         return {} if self.start is None else {"start": model_of(Path(self.start))}
 
+    def stands_on(self, table: FeatureTable) -> Mapping[str, Any]:
+        """Towers behind a cut, tokens and text banks, by role."""
+        chosen = self._chosen(table)
+        beside = self._beside(chosen)
+        if not any(one.places for one in beside.values()):
+            return {}
+        inputs = self._inputs(chosen.specs, beside)
+        self._network(inputs, torch.Generator())
+        return taken_of(inputs)
+
     def seen_before(self, ids: Sequence[str]) -> list[str]:
         """Those that the head in `start` was trained on, or any that it was started from itself."""
         return [] if self.start is None else seen_by(Path(self.start), ids)

@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from vqbank.pipelines.experiments.experiment import Experiment
+from vqbank.pipelines.experiments.fits import Cell
+from vqbank.pipelines.experiments.rated import RatedVideos
+from vqbank.pipelines.recipe import Protocol
 from vqbank.regressors.card import read_card
 from vqbank.regressors.layers import Frozen, linear
 from vqbank.regressors.losses import plcc_loss
@@ -180,3 +184,15 @@ def test_prompts_of_a_text_bank_are_known_in_its_order(store):
     assert place.tokens(["good"]).tolist() == [[1, 5, 8, 0]]
     with pytest.raises(MissingFeatureError, match="no tower 'audio'; it has image, text"):
         place.tower_sha256("audio")
+
+
+def test_a_cell_of_an_experiment_is_known_by_what_its_head_stands_on(tmp_path):
+    """Another tail, or another text bank of the name, is another cell, in a bank of equal rows."""
+
+    def key(name, seed):
+        table = table_of(bank_at(tmp_path / name, seed=seed))
+        rated = RatedVideos(table, np.random.default_rng(1).normal(size=24))
+        cell = Cell("on-tail", OnTail(), ("tokens",))
+        return Experiment("t", rated, [cell], Protocol(splits="random2")).key(cell)
+
+    assert key("one", 0) == key("two", 0) != key("three", 1)

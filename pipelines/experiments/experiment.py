@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vqbank.pipelines.experiments.fits import Cell, Fits, SplitResult
 from vqbank.pipelines.experiments.fitting import Fitted, Telling
@@ -251,6 +251,7 @@ class Experiment:
         head, parameters = cell.head, cell.head.get_params()
         # On a GPU sums go in another order; of several of a kind it makes no difference which.
         device = str(parameters.get("device", "cpu")).partition(":")[0]
+        stands_on = self._stands_on(cell)
         content = {
             "head": head.name,
             "parameters": as_json({n: v for n, v in parameters.items() if n not in head.unkept}),
@@ -260,7 +261,19 @@ class Experiment:
             "software": software(),
             **head.depends_on(),
         } | ({} if device == "cpu" else {"device": device})
+        content |= {"stands_on": stands_on} if stands_on else {}
         return sha256(content)[:32]
+
+    def _stands_on(self, cell: Cell) -> Mapping[str, Any]:
+        """What a cell's head takes of the bank beside rows, read once."""
+        known, place = self._known, f"{cell.head!r} {cell.roles}"
+        if place not in known:
+            known[place] = cell.head.stands_on(self.rated.table.select(cell.roles))
+        return known[place]
+
+    @cached_property
+    def _known(self) -> dict[str, Mapping[str, Any]]:
+        return {}
 
     @cached_property
     def _shared(self) -> str:
