@@ -20,7 +20,7 @@ from rich.table import Table
 
 from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.experiments.fits import all_cores
-from vqbank.pipelines.recipe import Protocol, Recipe
+from vqbank.pipelines.recipe import Protocol, RatedFile, Recipe
 from vqbank.pipelines.results.compare import compare
 from vqbank.pipelines.results.record import Record
 from vqbank.pipelines.sources import labelled_videos
@@ -140,6 +140,36 @@ def scenes_or_not(data: Path, jobs: int, console: Console) -> bool:
     return False
 
 
+def across_sets(data: Path, jobs: int, console: Console) -> bool:
+    """VIDEVAL's features of each set whole to the other; whether files are absent."""
+    names = "KONVID_1K", "LIVE_VQC"
+    features = [data / "features" / f"{name}_VIDEVAL_feats.mat" for name in names]
+    labels = {name: data / "labels" / f"{name}_metadata.csv" for name in names}
+    if absent(console, *features, *labels.values()):
+        return True
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore.create(Path(folder) / "bank")
+        for matrix, file in zip(features, labels.values(), strict=True):
+            ids = [video.id for video in labelled_videos(file)]
+            import_feats_mat(matrix, store, name="videval", ids=ids)
+        for source, target in (names, names[::-1]):
+            recipe = Recipe(
+                labels=labels[source],
+                bank=store.path,
+                features={"videval": "videval"},
+                heads={head: {} for head in ("ridge", "svr", "gaussian", BEST)},
+                test={target: RatedFile(file=labels[target])},
+                protocol=Protocol(splits="all"),
+            )
+            record = evaluate(Experiment.of(recipe, title=source), jobs=jobs)
+            for row in record.rows:
+                console.print(
+                    f"VIDEVAL, {source} whole to {target}, {row.head.name}: "
+                    f"SRCC {row.number('srcc'):.4f}, PLCC {row.number('plcc'):.4f}"
+                )
+    return False
+
+
 def absent(console: Console, *paths: Path) -> bool:
     """Whether any of the files is, which is then printed."""
     names = [path.name for path in paths if not path.exists()]
@@ -159,6 +189,7 @@ def main() -> None:
         published_rows(given.data, given.splits, given.jobs, console),
         against_svr(given.data, given.splits, given.jobs, console),
         scenes_or_not(given.data, given.jobs, console),
+        across_sets(given.data, given.jobs, console),
     ]
     sys.exit(any(missed))
 
