@@ -27,6 +27,7 @@ EXTRACTORS: "Registry[Extractor]" = Registry(
         "qalign": "vqbank.extractors.qalign:QAlign",
         "quality": "vqbank.extractors.quality:Quality",
         "residual": "vqbank.extractors.residual:Residual",
+        "tiers": "vqbank.extractors.tiers:Tiers",
         "semantic": "vqbank.extractors.semantic:Semantic",
         "slowfast": "vqbank.extractors.slowfast:SlowFast",
         "swin": "vqbank.extractors.swin:Swin",

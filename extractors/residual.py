@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vqbank.extractors.base import IMPLIED, ClipFn, Output, WeightedExtractor
+from vqbank.extractors.base import IMPLIED, ClipFn, Output
 from vqbank.extractors.clip_towers import OPENAI_B32
 from vqbank.extractors.fragments import Fragments
+from vqbank.extractors.restoration import SCALE, RestoringExtractor, cropped, restored
 from vqbank.extractors.sampling import Clips, ContinuousClips, Timeline
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, View, normalise
-from vqbank.extractors.weights import RANDOM, TINY, WeightFile, find_weights, weights_identity
+from vqbank.extractors.weights import RANDOM, find_weights, weights_identity
 from vqbank.store.errors import InvalidFeatureError
 from vqbank.store.schema import SideSpec
 
@@ -30,9 +31,6 @@ _FRAMES = 32  # of a clip
 _GRID = 7
 _FRAGMENT = 32  # pixels
 _SIDE = _GRID * _FRAGMENT
-_SCALE = 4
-_PREFIX = "generator_ema."  # of the averaged weights, with which the official code tests
-_CONSTANTS = ("basicvsr.spynet.mean", "basicvsr.spynet.std")  # ImageNet's, in every file
 _EMBEDDING = "visual.conv1.weight"
 _TOKENS = ("fragment-tokens", "residual-tokens")
 
@@ -54,14 +52,14 @@ class FramesWithOffsets:
         Raises:
             InvalidFeatureError: if frames have less than four rows or columns.
         """
-        height, width = (_cropped(side) for side in (timeline.height, timeline.width))
+        height, width = (cropped(side) for side in (timeline.height, timeline.width))
         if min(height, width) == 0:
             raise InvalidFeatureError(
                 f"frames of {timeline.width} x {timeline.height} are too small for residual: "
-                f"it needs {_SCALE} x {_SCALE}"
+                f"it needs {SCALE} x {SCALE}"
             )
-        cropped = replace(timeline, height=height, width=width)
-        return self.fragments.offsets(cropped, clip).astype("<i2")
+        kept = replace(timeline, height=height, width=width)
+        return self.fragments.offsets(kept, clip).astype("<i2")
 
     def of_clip(self, timeline: Timeline, clip: int) -> View:
         """uint8 [k, 3, h + rows of the note, w], h and w multiples of four."""
@@ -79,24 +77,20 @@ class FramesWithOffsets:
 def _with_note(frames: Tensor, note: NDArray[np.int16]) -> Tensor:
     import torch
 
-    height, width = (_cropped(side) for side in frames.shape[-2:])
+    height, width = (cropped(side) for side in frames.shape[-2:])
     content = np.frombuffer(note.tobytes(), np.uint8)
     below = frames.new_zeros(3, _note_rows(len(content), width), width)
     below.view(-1)[: len(content)] = torch.from_numpy(content.copy()).to(frames.device)
-    cropped = frames[..., :height, :width]
-    return torch.cat([cropped, below.expand(len(frames), *below.shape)], dim=-2)
+    kept = frames[..., :height, :width]
+    return torch.cat([kept, below.expand(len(frames), *below.shape)], dim=-2)
 
 
 def _note_rows(length: int, width: int) -> int:
     return -(-length // (3 * width))
 
 
-def _cropped(side: int) -> int:
-    return side // _SCALE * _SCALE
-
-
 @dataclass(frozen=True, kw_only=True)
-class Residual(WeightedExtractor):
+class Residual(RestoringExtractor):
     """One row per clip of 32 consecutive frames: what RAM-VQA's technical branch starts from.
 
     The video V is reduced to a quarter of its height and width (bicubic, antialiased), enlarged
@@ -128,20 +122,6 @@ class Residual(WeightedExtractor):
 
     name = "residual"
     version = 1
-    batch_clips = 1  # a clip of full frames is large
-    has_tiny = True
-    files = (
-        WeightFile(
-            choice="reds",
-            url="https://download.openmmlab.com/mmediting/restorers/real_basicvsr/realbasicvsr_c64b20_1x30x8_lr5e-5_150k_reds_20211104-52f77c2c.pth",
-            save_as="realbasicvsr_c64b20_1x30x8_lr5e-5_150k_reds_20211104-52f77c2c.pth",
-            publisher="OpenMMLab, MMagic (formerly MMEditing)",
-            licence="Apache-2.0",
-            trained_on=("REDS",),
-            entry="state_dict",
-            sha256_begins="52f77c2c",
-        ),
-    )
 
     @property
     def offers(self) -> tuple[Output, ...]:
@@ -198,34 +178,6 @@ class Residual(WeightedExtractor):
         """
         offsets = [self.view.offsets(timeline, clip) for clip in range(len(clips.frames))]
         return {"frames": clips.frames[:, None], "offsets": np.stack(offsets)[:, None]}
-
-    def load(self) -> RealBasicVsr:
-        """The super-resolution network, ready to compute, on the CPU.
-
-        Raises:
-            WeightsError: if the file is missing, unsafe or of another network.
-        """
-        from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
-        from vqbank.extractors.networks.real_basic_vsr import Architecture, RealBasicVsr
-
-        tiny = Architecture(width=4, cleaning_blocks=1, propagation_blocks=1, flow_widths=(4,))
-        with random_weights():
-            network = RealBasicVsr(tiny if self.tiny else Architecture())
-        if self.weights not in (RANDOM, TINY):
-            path = find_weights(self.weights, *self.files, extractor=self.name, has_tiny=True)
-            state = {
-                key.removeprefix(_PREFIX): value.float()
-                for key, value in stream_state_dict(path, self.file)
-                if key.startswith(_PREFIX) and not key.endswith(_CONSTANTS)
-            }
-            check_keys(network.state_dict(), state, path)
-            network.load_state_dict(state)
-        return network.eval().requires_grad_(False)
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The network that restores frames."""
-        return ("vqbank.extractors.networks.real_basic_vsr",)
 
     def build(self, device: torch.device) -> ClipFn:
         """The network, and the patch embedding where tokens are asked for.
@@ -288,21 +240,8 @@ def residuals(network: RealBasicVsr, frames: Tensor) -> Iterator[Tensor]:
         frames: uint8 [f, 3, h, w], h and w multiples of four; all of them, because a frame's result
             depends on those before and after it.
     """
-    import torch
-
-    small = torch.cat([reduced(frame[None] / 255) for frame in frames])
-    for frame, enlarged in zip(frames, network.upscaled(small), strict=True):
-        yield enlarged.clamp(0, 1) - frame / 255
-
-
-def reduced(pixels: Tensor) -> Tensor:
-    """[b, 3, h, w] to [b, 3, h / 4, w / 4], bicubic with antialiasing; may overshoot 0 ... 1."""
-    from torch.nn import functional
-
-    size = [side // _SCALE for side in pixels.shape[-2:]]
-    return functional.interpolate(
-        pixels, size=size, mode="bicubic", align_corners=False, antialias=True
-    )
+    for frame, again in zip(frames, restored(network, frames), strict=True):
+        yield again - frame / 255
 
 
 def statistics(values: Tensor) -> Tensor:

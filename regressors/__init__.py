@@ -27,6 +27,7 @@ HEADS: "Registry[Head]" = Registry(
         "mapnet": "vqbank.regressors.mapnet:MapNet",
         "dvlta": "vqbank.regressors.dvlta:Dvlta",
         "qclip": "vqbank.regressors.qclip:QClip",
+        "ram-prompts": "vqbank.regressors.ram_prompts:RamPrompts",
     },
 )
 

@@ -18,6 +18,7 @@ from vqbank.regressors.progress import Watch
 from vqbank.store.errors import HeadError, in_words
 from vqbank.store.schema import FeatureSpec, Video
 from vqbank.store.table import FeatureTable
+from vqbank.store.text import TextBank
 from vqbank.store.words import html_table
 
 MOST_MODEL_BYTES = 2**31
@@ -55,6 +56,8 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
 
     Such heads hold rows out (`held_out`), or take those that a protocol sets aside; write a
     checkpoint while they are fitted; and tell every epoch to `watch`."""
+    needs_scores: ClassVar[bool] = True
+    """Whether it learns from scores; without them every score of a fit may be NaN."""
     unkept: ClassVar[frozenset[str]] = frozenset()
     """Parameters that belong to a machine, not to the head: its card does not hold them."""
 
@@ -361,6 +364,14 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
             raise HeadError(f"{self.name}: roles names none; leave it out for all")
         if self.roles is not None and len(set(self.roles)) < len(self.roles):
             raise HeadError(f"{self.name}: roles names one twice: {', '.join(self.roles)}")
+
+    def texts(self, table: FeatureTable) -> Sequence[tuple[FeatureSpec, TextBank]]:
+        """Text banks that it has learnt, for other heads to name; none of most heads.
+
+        Args:
+            table: of the features that it was fitted on, from their bank.
+        """
+        return ()
 
     def _chosen(self, table: FeatureTable) -> FeatureTable:
         """What the head takes of a table."""

@@ -234,7 +234,7 @@ def test_a_tail_that_is_not_whole_is_named(tmp_path):
         ({"anchor": 3}, "has 3 levels of width 8; features have 8, and the anchor is level 3"),
         ({"prompts": "other.text"}, "other.text"),
         ({"clip_frames": 8}, "clips of 4 frames are banked; lower clip_frames"),
-        ({"width": 32}, "cannot start from this CLIP: conv1.weight"),
+        ({"width": 32}, "cannot start from this CLIP: class_embedding"),
         ({"roles": ["aesthetic", "fragments"]}, "takes the roles aesthetic, fragments, residuals"),
     ],
 )

@@ -58,6 +58,7 @@ OWN_FEATURES: dict[str, str] = {
     "dvlta": "test_dvlta.py",
     "qclip": "test_qclip.py",
     "ram": "test_ram_head.py",
+    "ram-prompts": "test_ram_prompts.py",
 }
 """Heads of particular features, and the file that has their contract."""
 

@@ -10,7 +10,8 @@ from vqbank.extractors import video as decoding
 from vqbank.extractors.fragments import Fragments
 from vqbank.extractors.loading import random_weights
 from vqbank.extractors.networks.real_basic_vsr import Architecture, RealBasicVsr, warped
-from vqbank.extractors.residual import reduced, residuals
+from vqbank.extractors.residual import residuals
+from vqbank.extractors.restoration import reduced
 from vqbank.extractors.sampling import Timeline
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
 from vqbank.pipelines.extraction.extract import Extraction

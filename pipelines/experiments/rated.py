@@ -13,6 +13,7 @@ from vqbank.pipelines.labels.videos import videos_of
 from vqbank.pipelines.manifest import is_manifest, read_videos, scores
 from vqbank.pipelines.recipe import Recipe, required
 from vqbank.pipelines.splits.file import same_videos
+from vqbank.regressors import HEADS
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import ManifestError, MissingFeatureError, RecipeError
 from vqbank.store.layout import VideoFacts
@@ -90,7 +91,7 @@ class RatedVideos:
         files = {spec.key: _files(store, spec, videos) for spec in specs}
         return cls(
             table=table,
-            mos=np.array(scores(videos)),
+            mos=_scores(recipe, videos),
             score_name=recipe.score_name,
             labels=labels,
             filled=_filled(store, specs, videos),
@@ -108,6 +109,18 @@ class RatedVideos:
         if self.in_table is None:
             return []
         return [video.id for video, has in zip(self.stated, self.in_table, strict=True) if not has]
+
+
+def _scores(recipe: Recipe, videos: Sequence[Video]) -> NDArray[np.float64]:
+    """[n]; NaN where no video has one, and no head of the recipe learns from scores.
+
+    Raises:
+        ManifestError: if a video has none otherwise.
+    """
+    heads = [HEADS[recipe.head(label)[0]] for label in recipe.heads]
+    if all(video.mos is None for video in videos) and not any(one.needs_scores for one in heads):
+        return np.full(len(videos), np.nan)
+    return np.array(scores(videos))
 
 
 def _stated(

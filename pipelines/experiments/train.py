@@ -32,6 +32,7 @@ from vqbank.regressors.pooling import PooledTable, pooled
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import RecipeError
 from vqbank.store.table import FeatureTable
+from vqbank.store.text import write_text
 
 PERCENTILES = np.linspace(0, 1, 101)
 """Of the training scores, which a card keeps: by these a score is placed among them."""
@@ -83,16 +84,30 @@ def train(
                 head.checkpoint = checkpoint_of(folder)
             fitted = head.fit(rated.table, rated.mos)
             fitted.watch = fitted.checkpoint = None
+    rates = bool(np.isfinite(rated.mos).all())
     seen = {
         "videos": len(rated.table),
-        "lowest": float(rated.mos.min()),
-        "highest": float(rated.mos.max()),
-        "percentiles": np.quantile(rated.mos, PERCENTILES).tolist(),
+        "lowest": float(rated.mos.min()) if rates else None,
+        "highest": float(rated.mos.max()) if rates else None,
+        "percentiles": np.quantile(rated.mos, PERCENTILES).tolist() if rates else None,
         "ids": marks_of([video.id for video in rated.table.videos]),
     }
     card = {"score_name": rated.score_name, "trained_on": seen}
     _save(fitted, folder, recipe, card if held_out is None else {**card, "held_out": held_out})
+    _keep_texts(fitted, rated.table)
     return fitted
+
+
+def _keep_texts(head: Head, table: FeatureTable) -> None:
+    """Write texts that a head has learnt into the bank of its features, where others name them.
+
+    Raises:
+        BankError: if the bank cannot be written.
+    """
+    bank = table.bank(table.roles[0])
+    for spec, text in head.texts(table):
+        assert bank is not None, "an experiment's table is of a bank"
+        write_text(FeatureStore(bank), spec, text, provenance={"head": head.name})
 
 
 def check_plan(heads: Sequence[str], folder: Path) -> None:

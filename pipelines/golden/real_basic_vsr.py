@@ -48,7 +48,8 @@ def _calm(fixture: Fixture) -> Iterator[Check]:
     yield close("lr_flow_backward", spynet(clean[:-1], clean[1:])[..., ::8, ::8])
     yield close("lr_flow_forward", spynet(clean[1:], clean[:-1])[..., ::8, ::8])
 
-    from vqbank.extractors.residual import reduced, residuals
+    from vqbank.extractors.residual import residuals
+    from vqbank.extractors.restoration import reduced
 
     video = _frames(fixture, "hr")
     residual = torch.stack(list(residuals(network, video)))

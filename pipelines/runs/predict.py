@@ -181,6 +181,8 @@ class PredictPlan:
         standing = Standing.of(self.scorer.card)
         moments = self.scorer.moments(banked, self.store, device=self.device) if over_time else []
         seen = self.scorer.card.get("trained_on")  # not of published weights
+        if seen is not None and seen["lowest"] is None:  # by a head that learnt from no scores
+            seen = None
         for (video, _), score in zip(done, scores, strict=True):
             if seen is not None and not seen["lowest"] <= score <= seen["highest"]:
                 log.warning(
