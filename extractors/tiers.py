@@ -117,7 +117,7 @@ class Tiers(RestoringExtractor):
 
     @property
     def _squares(self) -> Squash:
-        size = self.configuration["vision_cfg"]["image_size"]
+        size = TINY_TOWERS["vision_cfg"]["image_size"] if self.tiny else 224
         return Squash(size, size, "bicubic")
 
     @property

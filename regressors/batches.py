@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqbank.regressors.alignment import Alignment, Placement
+from vqbank.regressors.banked import BankedRows
 from vqbank.regressors.companions import Companions
 from vqbank.regressors.tensors import tensor_of
 from vqbank.store.errors import HeadError
@@ -103,8 +104,8 @@ class Window:
 
     rows: NDArray[np.int64]
     """[w], of the table."""
-    flat: Mapping[str, Tensor]
-    """By role, [sum of t, d], as banked."""
+    flat: Mapping[str, Any]
+    """By role, [sum of t, d], as banked: a Tensor, or BankedRows where rows are read in part."""
     spans: Mapping[int, tuple[int, int]]
     """By row of the table: where its first aligned row lies, and where its last one ends."""
     shapes: Mapping[str, tuple[int, ...]]
@@ -201,6 +202,7 @@ class Series:
         average: bool,
         budget_bytes: int,
         device: torch.device,
+        in_part: bool = False,
     ) -> None:
         """Look at lengths only; values are read by `windows`.
 
@@ -210,6 +212,8 @@ class Series:
             average: one row per video, the mean over its aligned rows in float32, in place of all.
             budget_bytes: what rows may take in memory.
             device: where batches are made.
+            in_part: whether steps see some rows of a video, as they are banked: these are then read
+                as steps come, where memory has no room for all.
 
         Raises:
             HeadError: if the alignment is not of these roles, or a role has rows without values.
@@ -228,6 +232,8 @@ class Series:
         self.own = () if average else tuple(own)
         # Kept, as a packed series has no videos in its table.
         self._own_lengths = {role: table.lengths(role) for role in self.own}
+        as_banked = not average and alignment.slots is None and not alignment.on_grid(table.roles)
+        self.in_part = in_part and as_banked
         for role, spec in table.specs.items():
             if np.prod(spec.shape, dtype=np.int64) == 0:
                 raise HeadError(f"{role} = {spec.key} has rows without values")
@@ -322,6 +328,9 @@ class Series:
         if self._held is not None and self._holds(rows):
             yield self._held
             return
+        if self.in_part:
+            yield self._unread(rows)
+            return
         key = rows.tobytes()
         if key not in self._subsets:
             self._subsets[key] = self.table.subset(rows)
@@ -331,6 +340,17 @@ class Series:
             self._counts[key, at_least] = counts
         for places, window in chosen.windows(videos=self._counts[key, at_least], rng=rng):
             yield self._aligned(rows[places], window)
+
+    def _unread(self, rows: NDArray[np.int64]) -> Window:
+        """All these videos in one window, of which a batch reads the rows that it has."""
+        empty = self._window(rows, {})
+        flat = {
+            role: BankedRows(
+                self.table, role, empty.spans_of(role), self.device, self._refuse_not_finite_rows
+            )
+            for role in self.table.roles
+        }
+        return replace(empty, flat=flat)
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -427,6 +447,16 @@ class Series:
     def _is_mean(self, role: str) -> bool:
         others = self.alignment.on_grid(self.table.roles)
         return role in others and self.alignment.rule(role) == "mean"
+
+    def _refuse_not_finite_rows(
+        self, role: str, row: int, rows: NDArray[np.int64], values: Tensor
+    ) -> None:
+        if values.is_floating_point() and not values.isfinite().all():
+            (bad, *_) = (~torch.isfinite(values)).any(dim=1).nonzero()[:, 0].tolist()
+            raise HeadError(
+                f"{role} of {self.table.videos[row].id} is not finite in row {rows[bad]}; "
+                "bank it again, or leave the video out"
+            )
 
     def _refuse_not_finite(
         self, role: str, rows: NDArray[np.int64], values: NDArray[Any], offsets: NDArray[np.int64]

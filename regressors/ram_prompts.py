@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AfterValidator, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -56,6 +56,7 @@ class RamPrompts(SequenceHead):
         words: of the levels, the best one first; in another order prompts learn to be reversed.
         context: what of a prompt is learnt.
         scale: what cosines are multiplied by, to give logits; 1 as printed, 100 as in CLIP.
+        text: name of the text bank that is left, where a bank has several.
     """
 
     name: ClassVar[str] = "ram-prompts"
@@ -66,6 +67,7 @@ class RamPrompts(SequenceHead):
     words: Annotated[list[str], AfterValidator(_levels)] | None = None
     context: Context = "words"
     scale: Positive = 100.0
+    text: Annotated[str, Field(pattern=r"^[\w-]+\.[\w-]+$")] = "ram-prompts.text"
     align: Align = "repeat"
     epochs: PositiveInt = 10
     patience: PositiveInt = 10
@@ -146,7 +148,7 @@ class RamPrompts(SequenceHead):
             "from": table.specs[role].key,
         }
         values = rows.numpy()
-        spec = text_spec(f"{self.name}.text", self.levels, values.shape[1], identity)
+        spec = text_spec(self.text, self.levels, values.shape[1], identity)
         return [(spec, TextBank(tuple(self.levels), values, self.scale))]
 
     def _fitted_network(self, table: FeatureTable) -> "OfTiers":

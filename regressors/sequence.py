@@ -445,6 +445,7 @@ class SequenceHead(NetworkParameters):
             average=self._average,
             budget_bytes=self._budget_bytes,
             device=_usable(self.device),
+            in_part=bool(self._choices(table.roles)) and not self.standardise,
         )
 
     def _folds(

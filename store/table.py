@@ -220,6 +220,27 @@ class FeatureTable:
             at += count
         return out[:at], offsets
 
+    def some_rows(self, role: str, row: int, wanted: NDArray[np.int64]) -> NDArray[Any]:
+        """Some rows [n, *shape] of one video, copied: their bytes and no others are read.
+
+        Args:
+            role: which feature.
+            row: of the table.
+            wanted: [n], rows of the video.
+
+        Raises:
+            DamagedShardError: on the video's first read, which is of all its rows, if its bytes
+                have changed.
+        """
+        column = self._column(role)
+        if not column.is_checked(np.array([row])):
+            return self.read(role, [row], mapped=False)[0][wanted]
+        source, start, _ = column.spans[row].tolist()
+        out = np.empty((len(wanted), *column.spec.shape), _dtype(column.spec))
+        for place, one in enumerate(wanted.tolist()):
+            column.sources[source].copy_rows(start + one, out[place : place + 1], mapped=False)
+        return out
+
     def prefetch(self, role: str, rows: Sequence[int] | NDArray[np.int64]) -> None:
         """Have some videos loaded from disk in the background, all at once.
 

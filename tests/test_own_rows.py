@@ -14,8 +14,9 @@ from torch.nn.functional import mse_loss
 from vqbank.regressors.alignment import Align
 from vqbank.regressors.layers import linear
 from vqbank.regressors.sequence import SequenceHead
-from vqbank.store.errors import HeadError
-from vqbank.store.schema import Video
+from vqbank.store.bank import FeatureStore
+from vqbank.store.errors import DamagedShardError, HeadError
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 from vqbank.store.table import FeatureTable
 
 CLIPS = 7
@@ -164,3 +165,72 @@ def test_rows_that_stand_as_they_are_cannot_be_aligned():
     head.align = {"first": "mean"}
     with pytest.raises(HeadError, match="first, whose rows this head takes as they are"):
         head.fit(table, mos)
+
+
+# --- rows that are read as steps come
+
+
+def banked_at(folder, *, n=24, side=64, stored=("uint8", "int16")):
+    """As `table_of`, on disk, with larger clips."""
+    store = FeatureStore.create(folder)
+    rng = np.random.default_rng(0)
+    clip = (side, side)
+    shapes = {"frames": ((3,), "float32"), "first": (clip, stored[0]), "second": (clip, stored[1])}
+    mos = rng.uniform(0, 1, n)
+    for role, (shape, dtype) in shapes.items():
+        spec = FeatureSpec(f"demo.{role}", shape, dtype, {})
+        with store.writer(spec, provenance={}, durable=False) as writer:
+            for number in range(n):
+                count = 2 + number % 3 if role == "frames" else CLIPS
+                values = rng.uniform(0, 9, (count, *shape)) + 90 * mos[number]
+                feature = Feature(values.astype(dtype), np.arange(float(count)), np.arange(count))
+                printed = Fingerprint(1, f"{number:064}")
+                writer.add(f"{number}", feature, fingerprint=printed, probe={})
+    videos = [Video(f"{number}", Path("x"), scene=f"{number}") for number in range(n)]
+    return store.table(videos, {role: f"demo.{role}" for role in shapes}), mos
+
+
+CHOICE = {"first": first_or_drawn, "second": first_or_drawn}
+
+
+def test_rows_that_are_read_as_steps_come_teach_what_held_ones_teach(tmp_path):
+    table, mos = banked_at(tmp_path / "bank")
+    held = head_of(CHOICE).fit(table, mos)
+    head = head_of(CHOICE, memory_gib=1e-4)
+    assert not head._series(table).fits(np.arange(len(table)))
+    head.fit(table, mos)
+
+    for name, value in held.ensemble_.state.items():
+        assert torch.equal(head.ensemble_.state[name], value)
+    np.testing.assert_allclose(head.predict(table), held.predict(table), atol=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the kernel counts no bytes here")
+def test_a_step_reads_the_clip_that_it_sees_and_no_other(tmp_path):
+    """Of compressed rows whole chunks are read, which are rows of half a MiB and more: pixels."""
+    table, mos = banked_at(tmp_path / "bank", stored=("float16", "float16"))
+
+    def bytes_read(epochs):
+        head = head_of(CHOICE, memory_gib=1e-4, selection="fixed", epochs=epochs)
+        table.trust()  # else the first read of a video is of all its rows
+        before = read_bytes()
+        head.fit(table, mos)
+        return read_bytes() - before
+
+    def read_bytes():
+        return int(Path("/proc/self/io").read_text().split("rchar:")[1].split()[0])
+
+    of_clips = len(table) * 64 * 64 * (2 + 2)
+    of_frames = int(table.lengths("frames").sum()) * 3 * 4
+    per_epoch = (bytes_read(5) - bytes_read(1)) / 4
+    assert of_clips + of_frames <= per_epoch <= 1.2 * (of_clips + of_frames)
+
+
+def test_what_is_not_finite_or_has_changed_is_noticed_as_it_is_read(tmp_path):
+    table, mos = banked_at(tmp_path / "bank")
+    (file,) = (tmp_path / "bank").glob("demo.second@*/shards/*/values/c/*/*/*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DamagedShardError):
+        head_of(CHOICE, memory_gib=1e-4).fit(table, mos)

@@ -13,6 +13,7 @@ from vqbank.regressors import load_head, make_head
 from vqbank.regressors.card import read_card
 from vqbank.regressors.drawing import drawn
 from vqbank.regressors.member import Seen
+from vqbank.regressors.metrics import srcc
 from vqbank.regressors.ram import TESTED, clips_of
 from vqbank.regressors.ram_network import (
     AestheticBranch,
@@ -346,3 +347,39 @@ def test_banked_embeddings_of_fragments_say_what_pixels_say():
     assert gradients.keys() == of_cached.keys()
     for name, value in gradients.items():
         assert (of_cached[name] - value).abs().max() <= 1e-4 * value.abs().max() + 1e-7
+
+
+# --- learning
+
+
+def of_residuals(n=150):
+    """Quality that only the residual holds: how far its tokens lie along one direction."""
+    rng = np.random.default_rng(0)
+    mos = rng.uniform(0, 1, n)
+    direction = np.random.default_rng(1).normal(size=WIDTH)
+    videos = [Video(f"{row}", Path("x"), scene=f"{row}") for row in range(n)]
+    clip = (5, FRAMES, 6, WIDTH)
+    noise = lambda: rng.normal(0, 0.5, clip)  # noqa: E731
+    rows = {
+        "aesthetic": [rng.normal(size=(2, 16)).astype(np.float32) for _ in mos],
+        "fragments": [noise().astype(np.float16) for _ in mos],
+        "residuals": [(noise() + 6 * (one - 0.5) * direction).astype(np.float16) for one in mos],
+    }
+    return FeatureTable.from_arrays(videos, rows), mos
+
+
+def test_quality_that_only_the_residual_holds_is_learnt_with_cross_attention_and_not_without():
+    """The lowest and the highest fifth (figure 5) are looked at apart, too."""
+    table, mos = of_residuals()
+    fit, test = np.arange(100), np.arange(100, 150)
+    given = {**QUICK, "prompts": None, "from_clip": False, "epochs": 25, "selection": "fixed",
+             "learning_rate": 4e-3, "weight_decay": 0.0}  # fmt: skip
+    predicted = {}
+    for usage in ("cross", "none"):
+        head = make_head("ram", **given, usage=usage).fit(table.subset(fit), mos[fit])
+        predicted[usage] = head.predict(table.subset(test))
+    assert srcc(mos[test], predicted["cross"]) > 0.8
+    assert abs(srcc(mos[test], predicted["none"])) < 0.5
+    low, high = np.quantile(mos[test], [0.2, 0.8])
+    extreme = (mos[test] <= low) | (mos[test] >= high)
+    assert np.corrcoef(mos[test][extreme], predicted["cross"][extreme])[0, 1] > 0.8

@@ -28,7 +28,11 @@ ROW_BYTES = 2**18
 """What no head of a recipe reads is not banked, as far as its rows are larger than this."""
 PAPER = "preset: paper"
 """In a recipe: heads of the size of their paper, which want a GPU."""
-BANKED_TOGETHER = ("a2inet", "dvlta", "rqvqa", "qclip")
+LARGE = tuple(n for n in shipped_recipes() if n.startswith("ramvqa-") and n != "ramvqa-prompts")
+"""These bank clips of pixels, 15 MB each: they are tried by `make soak`, on embeddings of clips where
+they want no pixels, after the prompts that they name."""
+PAPERS = [n for n in shipped_recipes() if PAPER in shipped_recipe(n) and n not in LARGE]
+BANKED_TOGETHER = ("a2inet", "dvlta", "rqvqa", "qclip", "ramvqa-t")
 """Recipes whose names begin alike have one bank: their extractors are the same."""
 SMALLER = {
     "timm:vit_base_patch16_224.augreg2_in21k_ft_in1k": "timm:test_vit.r160_in1k",
@@ -38,6 +42,13 @@ SMALLER = {
     "runs: 10": "runs: 2",
     "frames: consecutive }": "frames: consecutive, count: 3 }",
     "head: dvlta,": "head: dvlta, stem: 2,",
+    "train_clips: 4": "train_clips: 1",
+}
+EMBEDDED = {
+    "outputs: [fragments, residuals]": "outputs: [fragment-tokens, residual-tokens]",
+    "residual.fragments": "residual.fragment-tokens",
+    "residual.residuals": "residual.residual-tokens",
+    "residual: { ": "residual: { patch_embedding: random, ",
 }
 """What stands in the place of what, so that a recipe is tried in seconds."""
 
@@ -122,7 +133,8 @@ def does_the_main_job(folder, tmp_path, name, *, paper):
     """
     recipe = tmp_path / f"{name}.yaml"
     text = shipped_recipe(name).replace(PAPER, paper)
-    for large, small in SMALLER.items():
+    smaller = SMALLER | EMBEDDED if name in LARGE and "direct" not in text else SMALLER
+    for large, small in smaller.items():
         text = text.replace(large, small)
     recipe.write_text(text)
     heads = read_recipe(recipe).heads
@@ -132,6 +144,9 @@ def does_the_main_job(folder, tmp_path, name, *, paper):
     vqbank("extract", recipe, "--videos", folder / "set.csv", *of_bank)
     assert list(verify(FeatureStore(bank))) == []
     manifest = grown(folder, bank)
+    levels = {head["prompts"] for head in heads.values() if head.get("prompts")}
+    for level in levels | {"ram-prompts.text"} if name in LARGE else ():
+        prompts(folder, tmp_path, bank, level)
     tried = ("--videos", manifest, "--splits", "official", "--jobs", 1)
     vqbank("evaluate", recipe, *tried, *of_bank, "--json", tmp_path / "run.json")
     (record,) = read_records(tmp_path / "run.json")
@@ -139,7 +154,8 @@ def does_the_main_job(folder, tmp_path, name, *, paper):
     assert record.random_weights == (name != "demo")
 
     shipped = ("--head", list(heads)[-1], "-o", tmp_path / "head")
-    vqbank("train", recipe, "--videos", manifest, *of_bank, *shipped)
+    packed = ("--pack",) if name in LARGE else ()
+    vqbank("train", recipe, "--videos", manifest, *of_bank, *shipped, *packed)
     known = scores(vqbank("predict", tmp_path / "head", folder / "set.csv", "--bank", bank))
     assert len(known) == 3
     assert np.isfinite(list(known.values())).all()
@@ -149,14 +165,31 @@ def does_the_main_job(folder, tmp_path, name, *, paper):
         assert np.isfinite(scores(fresh)[new])
 
 
-@pytest.mark.parametrize("name", shipped_recipes())
+def prompts(folder, tmp_path, bank, text):
+    """Leave a text bank of this name in the bank, as the first stage of RAM-VQA does."""
+    of_bank = ("--bank", bank, "--weights", "all=random-tiny")
+    vqbank("extract", "ramvqa-prompts", "--videos", folder / "set.csv", *of_bank)
+    named = ("--set", f"ram-prompts.text={text}", "--set", "ram-prompts.epochs=1")
+    pristine = grown(folder, bank)
+    output = ("-o", tmp_path / text)
+    vqbank("train", "ramvqa-prompts", "--videos", pristine, *of_bank, *named, *output)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", LARGE)
+def test_a_recipe_of_large_rows_does_the_main_job(folder, tmp_path, name):
+    small = "layers: 1, width: 16, attentions: 2, clip_frames: 4, part: 2, from_clip: false"
+    does_the_main_job(folder, tmp_path, name, paper=f"{PAPER}, {small}, epochs: 2")
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_recipes() if n not in LARGE])
 def test_a_shipped_recipe_does_the_main_job(folder, tmp_path, name):
     narrow = ", width: 4" if name.startswith(("a2inet", "rqvqa")) else ""
     does_the_main_job(folder, tmp_path, name, paper=f"{PAPER}{narrow}, epochs: 2")
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", [n for n in shipped_recipes() if PAPER in shipped_recipe(n)])
+@pytest.mark.parametrize("name", PAPERS)
 def test_heads_of_the_size_of_their_paper_do_the_main_job(folder, tmp_path, name):
     does_the_main_job(folder, tmp_path, name, paper=f"{PAPER}, epochs: 1")
 
