@@ -173,16 +173,16 @@ class Tiers(RestoringExtractor):
         return rows
 
     @property
-    def cut_output(self) -> str:
+    def cut_outputs(self) -> tuple[str, ...]:
         """The embeddings, with which texts are compared."""
-        return "embedding"
+        return ("embedding",)
 
     @property
     def tail_prompts(self) -> tuple[str, ...]:
         """The prompts."""
         return self.prompts
 
-    def tail(self) -> Tail:
+    def tail(self, output: str) -> Tail:
         """The text tower, and the prompts' tokens.
 
         Raises:

@@ -29,8 +29,8 @@ ROW_BYTES = 2**18
 PAPER = "preset: paper"
 """In a recipe: heads of the size of their paper, which want a GPU."""
 LARGE = tuple(n for n in shipped_recipes() if n.startswith("ramvqa-") and n != "ramvqa-prompts")
-"""These bank clips of pixels, 15 MB each: they are tried by `make soak`, on embeddings of clips where
-they want no pixels, after the prompts that they name."""
+"""These bank clips of pixels, 15 MB each: `make soak` tries them, after the prompts that they name,
+and on embeddings of clips where they want no pixels."""
 PAPERS = [n for n in shipped_recipes() if PAPER in shipped_recipe(n) and n not in LARGE]
 BANKED_TOGETHER = ("a2inet", "dvlta", "rqvqa", "qclip", "ramvqa-t")
 """Recipes whose names begin alike have one bank: their extractors are the same."""

@@ -75,8 +75,8 @@ def test_frames_without_four_rows_are_refused():
 
 def test_the_text_tower_lies_beside_the_embeddings_with_every_prompt(tmp_path):
     store = FeatureStore.create(tmp_path / "bank")
-    spec = TINY.specs(decoder="pyav")[TINY.cut_output]
-    write_tail(store, spec, TINY.tail())
+    spec = TINY.specs(decoder="pyav")["embedding"]
+    write_tail(store, spec, TINY.tail("embedding"))
     folder = store.path / spec.key / "tail"
     text = load_text_tail(folder)
     tokens = torch.from_numpy(read_tokens(folder, PROMPTS))
