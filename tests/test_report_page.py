@@ -30,12 +30,12 @@ from vqbank.pipelines.report.page import Page, joined_pictures, packed, pictured
 from vqbank.pipelines.report.tried import Drawn, against_best, best_of, tried_heads
 from vqbank.pipelines.results.records import write_record
 from vqbank.pipelines.results.statistics import shown
-from vqbank.pipelines.runs.report import check_bokeh
+from vqbank.pipelines.runs.report import check_bokeh, write_report_page
 from vqbank.regressors import make_head
 from vqbank.regressors.card import marks_of
 from vqbank.regressors.metrics import MosMapping
 from vqbank.store.bank import FeatureStore
-from vqbank.store.errors import RecipeError, VqbankError
+from vqbank.store.errors import ManifestError, RecipeError, VqbankError
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 from vqbank.store.table import FeatureTable
 
@@ -547,6 +547,14 @@ def test_a_shipped_heads_seconds_stand_on_the_time_lines(bank, videos, record, t
     assert "trained on 30 of these 40 videos" in " ".join(elements.text)
     with pytest.raises(RecipeError, match="--bank"):
         Page.of([record], head=tmp_path / "head")
+
+
+def test_a_manifest_that_is_not_there_is_refused(bank, record, tmp_path):
+    pytest.importorskip("bokeh", reason="Bokeh is not installed: `make install`")
+    with pytest.raises(ManifestError, match=r"gone\.csv"):
+        write_report_page(
+            [record], tmp_path / "p.html", bank=bank.path, videos=tmp_path / "gone.csv"
+        )
 
 
 def test_without_bokeh_the_command_says_what_to_install(monkeypatch):

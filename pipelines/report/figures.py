@@ -24,6 +24,8 @@ HEIGHT = 380
 MANY = 3_000
 """Points from which markers are small and faint, so that they show where many lie."""
 
+MOST_TOOLTIPS = 3
+"""Of points that lie on each other; each has a picture."""
 TOOLTIP = """<div style="max-width: 15rem; font: 13px system-ui, sans-serif">
 <img src="@row{custom}" alt="" style="max-width: 12rem; display: block">
 <b>@id</b><br>@y_name @mos{0.00}, predicted @mapped{0.00}</div>"""
@@ -147,7 +149,7 @@ def _points(
     tooltip = TOOLTIP.replace("@y_name", _escaped(points.score_name))
     plot.add_tools(
         HoverTool(
-            renderers=[drawn], tooltips=tooltip, formatters={"@row": picture}, point_policy="none"
+            renderers=[drawn], tooltips=tooltip, formatters={"@row": picture}, limit=MOST_TOOLTIPS
         )
     )
     return drawn

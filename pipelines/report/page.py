@@ -147,7 +147,9 @@ class Page:
             shown=shown,
             no_interval=NO_INTERVAL,
             counted=counted,
-            bokeh="\n".join(Resources(mode="inline", components=["bokeh"]).js_raw),
+            bokeh="\n".join(
+                Resources(mode="inline", components=["bokeh"], log_level="error").js_raw
+            ),
             script=script,
             elements=elements,
             data=as_script(self._data(lengths, facts, groups)),

@@ -9,6 +9,7 @@ from vqbank.store.errors import VqbankError
 
 if TYPE_CHECKING:
     from vqbank.pipelines.results.record import Record
+    from vqbank.store.schema import Video
 
 
 def write_report_page(
@@ -37,10 +38,9 @@ def write_report_page(
             head cannot be read.
     """
     check_bokeh()
-    from vqbank.pipelines.manifest import is_manifest, read_videos
     from vqbank.pipelines.report.page import Page, write_page
 
-    known = read_videos(videos) if videos is not None and is_manifest(videos) else []
+    known = _described(videos)
     page = Page.of(records, bank=bank, videos=known, map_kind=map_kind, head=head, test=test)
     if page.why_no_table and bank is not None:
         log.warning("no map of features: %s", page.why_no_table)
@@ -67,13 +67,25 @@ def write_report_table(
     Raises:
         VqbankError: if pyarrow is not installed, or as `write_report_page`, but for Bokeh.
     """
-    from vqbank.pipelines.manifest import is_manifest, read_videos
     from vqbank.pipelines.report.page import Page
     from vqbank.pipelines.report.parquet import write_parquet
 
-    known = read_videos(videos) if videos is not None and is_manifest(videos) else []
+    known = _described(videos)
     page = Page.of(records, bank=bank, videos=known, map_kind=map_kind, every_picture=True)
     return write_parquet(page, output)
+
+
+def _described(videos: Path | None) -> "list[Video]":
+    """The videos of a manifest; of a folder or a video, which describe nothing, none.
+
+    Raises:
+        ManifestError: if it is not there, or cannot be read.
+    """
+    from vqbank.pipelines.manifest import is_manifest, read_videos
+
+    if videos is None or (videos.exists() and not is_manifest(videos)):
+        return []
+    return read_videos(videos)
 
 
 def is_page(report: Path) -> bool:
