@@ -53,6 +53,11 @@ class MapPooling(nn.Module):
         clips = inner.mean(dim=3) * real.unsqueeze(2)
         return self.out(clips.sum(dim=1) / real.sum(dim=1, keepdim=True))
 
+    def places(self, maps: Tensor) -> Tensor:
+        """[b, t, p]: what every place of maps [b, t, c, p] says alone, of networks of one output."""
+        inner = gelu(self.hidden.weight @ maps + self.hidden.bias[:, None])
+        return self.out(inner.transpose(2, 3))[..., 0]
+
 
 def channels_first(maps: Tensor) -> Tensor:
     """[b, t, c, p] float32 of [b, t, c, ...]."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import PositiveInt
@@ -108,3 +108,17 @@ class MapScores(nn.Module):
             for part, role in zip(self.parts, self.roles, strict=True)
         ]
         return torch.stack(scores).sum(dim=0)[:, 0]
+
+    def local(self, batch: PaddedBatch) -> Tensor:
+        """[b, g, g]: the score of every place of maps [..., g, g], the mean over clips and time."""
+        total: Tensor | float = 0.0
+        for part, role in zip(self.parts, self.roles, strict=True):
+            maps = batch.values[role]
+            if maps.ndim < 5:
+                raise HeadError(f"rows of {role} are no maps of places: {list(maps.shape[2:])}")
+            scores = cast(MapPooling, part).places(channels_first(maps))
+            by_place = scores.reshape(*maps.shape[:2], -1, *maps.shape[-2:]).mean(dim=2)
+            real = batch.mask[:, :, None, None]
+            total = total + (by_place * real).sum(dim=1) / real.sum(dim=1)
+        assert isinstance(total, Tensor)
+        return total

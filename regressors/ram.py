@@ -19,6 +19,7 @@ from vqbank.regressors.losses import plcc_rank_loss
 from vqbank.regressors.network_parameters import AtLeastTwo, NotNegative, Positive
 from vqbank.regressors.plan import RowChoice, Schedule
 from vqbank.regressors.ram_network import (
+    GRID,
     STREAMS,
     AestheticBranch,
     Fusion,
@@ -295,6 +296,13 @@ class OfBatch(nn.Module):
     def forward(self, batch: PaddedBatch) -> Tensor:
         """[b]."""
         return self.network(*self.seen(batch))
+
+    def local(self, batch: PaddedBatch) -> Tensor:
+        """[b, g, g]: the score of every fragment, the mean over clips."""
+        if self.network.technical is None:
+            raise HeadError("this network has no technical branch, and sees no fragments")
+        scores = self.network.local(*self.seen(batch)).mean(dim=1)
+        return scores.unflatten(1, (GRID, -1))
 
     def seen(self, batch: PaddedBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What the network takes of a batch."""
