@@ -54,7 +54,7 @@ class MapPooling(nn.Module):
         return self.out(clips.sum(dim=1) / real.sum(dim=1, keepdim=True))
 
     def places(self, maps: Tensor) -> Tensor:
-        """[b, t, p]: what every place of maps [b, t, c, p] says alone, of networks of one output."""
+        """[b, t, p]: what each place of maps [b, t, c, p] says, of networks of one output."""
         inner = gelu(self.hidden.weight @ maps + self.hidden.bias[:, None])
         return self.out(inner.transpose(2, 3))[..., 0]
 
