@@ -125,8 +125,13 @@ class Dvlta(SequenceHead):
         return ROLES
 
     def check_parameters(self) -> None:
-        """As every head; prompts are two."""
+        """As every head; prompts are two, and rows are taken as they were banked."""
         super().check_parameters()
+        if self.standardise:
+            raise HeadError(
+                f"{self.name}: pixels and what is compared with a text cannot be standardised; "
+                "leave standardise out"
+            )
         if self.prompts is not None and len(self.prompts) != 2:
             raise HeadError(
                 f"{self.name}: prompts are a positive and a negative one; got {len(self.prompts)}"

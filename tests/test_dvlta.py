@@ -398,6 +398,8 @@ def test_what_the_head_does_not_take_is_refused(bank):
         make_head("dvlta").fit(no_pixels, mos)
     with pytest.raises(HeadError, match="a positive and a negative one; got 1"):
         make_head("dvlta", prompts=["good"])
+    with pytest.raises(HeadError, match="cannot be standardised"):
+        make_head("dvlta", standardise=True)
     others = make_head("dvlta", prompts=["good", "fine"])
     with pytest.raises(HeadError, match=r"text has no prompt 'fine'; it has 'good', 'bad'"):
         others.fit(table_of(store), mos)
