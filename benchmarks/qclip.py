@@ -188,7 +188,7 @@ def laptop_seconds() -> tuple[float, float]:
         table = store.table(videos, {"pooled": spec.key})
         rated = RatedVideos(table, mos)
         cell = Cell("qclip", make_head("qclip"), ("pooled",))
-        experiment = Experiment("laptop", [cell], rated, Protocol(splits="random10"))
+        experiment = Experiment("laptop", rated, [cell], Protocol(splits="random10"))
         begun = time.perf_counter()
         (record,) = experiment.run(jobs=2)
         return time.perf_counter() - begun, record.rows[0].number("srcc")

@@ -124,12 +124,12 @@ class Scma(nn.Module):
             scale = scale[number - self.first]
         return leaving + scale * adapter["ln"](adapter["up_proj"](core(adapter["down_proj"](seen))))
 
-    def project(self, tower: str, projected: Tensor, pooled: Tensor) -> Tensor:
-        """[..., e]: the feature `projected` [..., e] of what was `pooled` [..., d], adapted."""
+    def added(self, tower: str, pooled: Tensor) -> Tensor:
+        """[..., e]: what P-SCMA adds to the feature of what was `pooled` [..., d], or 0."""
         if tower not in self.towers:
-            return projected
+            return pooled.new_zeros(())
         adapter = self.proj_adapters[tower] if self.sharing == "none" else self.proj_adapter
-        return projected + getattr(self, f"{tower}_proj_adapter_weight") * adapter(pooled)
+        return getattr(self, f"{tower}_proj_adapter_weight") * adapter(pooled)
 
     def load_official(self, state: Mapping[str, Tensor]) -> None:
         """Take weights from a checkpoint of the official code; see `of_official`.
@@ -264,11 +264,8 @@ class QClipNetwork(nn.Module):
     def frame(self, state: Tensor) -> Tensor:
         """[b, e], not scaled to unit length, of the state [b, l, d] after the last block."""
         assert self.image is not None
-        return self.feature(self.image.pool(state))
-
-    def feature(self, pooled: Tensor) -> Tensor:
-        """[..., e], not scaled to unit length, of frames after pooling, [..., d]."""
-        return self.scma.project("image", pooled @ self.projection, pooled)
+        pooled = self.image.pool(state)
+        return pooled @ self.projection + self.scma.added("image", pooled)
 
     def video(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """[n, e] of length 1: the mean over the frames [n, f, e].
@@ -277,16 +274,22 @@ class QClipNetwork(nn.Module):
             frames: of n videos.
             mask: [n, f], true for those that count; None for all.
         """
-        if mask is None:
-            return normalize(frames.mean(dim=1), dim=1)
-        weights = mask / mask.sum(dim=1, keepdim=True)
-        return normalize((weights[..., None] * frames).sum(dim=1), dim=1)
+        return normalize(_mean(frames, mask), dim=1)
+
+    def pooled_video(self, pooled: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[n, e] of length 1 of frames after pooling, [n, f, d]; as `video` of their features.
+
+        The mean goes through the frozen projection, in place of all of what it is the mean of.
+        """
+        added = self.scma.added("image", pooled)
+        mean = _mean(pooled, mask) @ self.projection
+        return normalize(mean + (_mean(added, mask) if added.ndim else added), dim=1)
 
     def levels(self) -> Tensor:
         """[p, e] of length 1: the prompts with what was learnt in them."""
         pooled = self.pooled_text if self.text is None else self._pooled_levels()
-        projected = pooled @ self.text_projection
-        return normalize(self.scma.project("text", projected, pooled), dim=1)
+        feature = pooled @ self.text_projection + self.scma.added("text", pooled)
+        return normalize(feature, dim=1)
 
     def _pooled_levels(self) -> Tensor:
         assert self.text is not None
@@ -309,12 +312,20 @@ class QClipNetwork(nn.Module):
             mask: [n, f], true for those that count; None for all.
         """
         if self.image is None:
-            features = self.feature(frames)
+            videos = self.pooled_video(frames, mask)
         else:
             *_, last = self.states(frames.flatten(0, 1))
-            features = self.frame(last).unflatten(0, frames.shape[:2])
-        similarity = self.video(features, mask) @ self.levels().T  # [n, p]
+            videos = self.video(self.frame(last).unflatten(0, frames.shape[:2]), mask)
+        similarity = videos @ self.levels().T  # [n, p]
         return (similarity @ self.scma.score_proj).squeeze(1)
+
+
+def _mean(frames: Tensor, mask: Tensor | None) -> Tensor:
+    """[n, d] of [n, f, d], over those frames that the mask [n, f] counts."""
+    if mask is None:
+        return frames.mean(dim=1)
+    weights = mask / mask.sum(dim=1, keepdim=True)
+    return (weights[..., None] * frames).sum(dim=1)
 
 
 class FixedPrompts(NamedTuple):

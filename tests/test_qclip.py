@@ -453,6 +453,17 @@ def test_of_several_choices_of_frames_training_takes_any_and_tests_take_the_firs
             assert all((one == first).flatten(1).all(1).any() for one in rows)
 
 
+def test_the_mean_of_frames_goes_through_the_projection_as_their_features_do():
+    image, text = towers()
+    network = network_of(image.proj.detach(), text, adapted=0).eval()
+    pooled = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[True] * 4, [True, True, True, False], [True, False, False, False]])
+
+    features = pooled @ image.proj + network.scma.added("image", pooled)
+
+    torch.testing.assert_close(network.pooled_video(pooled, mask), network.video(features, mask))
+
+
 # Official weights.
 
 
