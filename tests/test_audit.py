@@ -1,13 +1,31 @@
-"""An audit finds what stands on both sides of a split."""
+"""An audit finds what makes numbers too good, and finds nothing in what was published honestly."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
+from scipy.io import savemat
+from typer.testing import CliRunner
 
-from vqbank.pipelines.audit import near_pairs, shared_scenes
+from vqbank.pipelines.audit.audit import audit
+from vqbank.pipelines.audit.sides import near_pairs, shared_scenes
+from vqbank.pipelines.commands.cli import app
+from vqbank.pipelines.experiments.experiment import Experiment
+from vqbank.pipelines.experiments.further import FurtherSet
+from vqbank.pipelines.experiments.rated import RatedVideos
+from vqbank.pipelines.recipe import Protocol
+from vqbank.pipelines.sources import labelled_videos
 from vqbank.pipelines.splits.schemes import named_splits
 from vqbank.pipelines.splits.split import Split
+from vqbank.regressors.pooling import pooled
+from vqbank.store.bank import FeatureStore
+from vqbank.store.column import Column
+from vqbank.store.exchange.feats_mat import import_feats_mat
 from vqbank.store.schema import Video
+from vqbank.store.table import FeatureTable
 
 
 def videos(scenes):
@@ -70,3 +88,197 @@ def test_features_that_are_all_the_same_are_all_near():
     half = split([0, 1], [2])
 
     assert len(near_pairs([half], videos([None] * 3), np.ones((3, 4)), below=0.05)) == 2
+
+
+# Steps, copies and scaling, on features with the structure of published ones.
+
+
+def cache(shared_data, data_set="KONVID_1K", feature="VIDEVAL", labels=None):
+    """Features [n, d] and scores [n] as published."""
+    labels = shared_data / "data" / "labels" / (labels or f"{data_set}_metadata.csv")
+    rows = labelled_videos(labels)
+    path = shared_data / "data" / "features" / f"{data_set}_{feature}.mat"
+    with TemporaryDirectory() as folder:
+        store = FeatureStore.create(Path(folder) / "bank")
+        import_feats_mat(path, store, name="cache", ids=[video.id for video in rows])
+        table = store.table(rows, {"cache": "cache"}).in_memory(budget_bytes=2**30)
+    return table, np.array([video.mos for video in rows])
+
+
+def audited(videos, mos, splits, **features):
+    """Findings by check and verdict, of features [n, d] by role."""
+    table = FeatureTable.from_arrays(videos, {r: list(x[:, None]) for r, x in features.items()})
+    made = Experiment("t", RatedVideos(table, mos), (), Protocol(splits=splits))
+    return {(one.check, one.verdict): one for one in audit(made)}
+
+
+def leaks(found):
+    return sorted(check for check, verdict in found if verdict == "leak")
+
+
+HONEST = [
+    ("KONVID_1K", "VIDEVAL_feats", None),
+    ("KONVID_1K", "BRISQUE_feats", None),
+    ("LIVE_VQC", "VIDEVAL_feats", None),
+    ("LIVE_VQC", "BRISQUE_feats", None),
+    ("CVD2014", "ResNet-50_feature", "vsfa_CVD2014info.mat"),
+]
+
+
+@pytest.mark.parametrize("published", HONEST, ids=lambda one: f"{one[0]}-{one[1]}")
+def test_an_honest_published_cache_raises_no_alarm(published, shared_data):
+    table, mos = cache(shared_data, *published)
+    splits = "random5" if published[2] is None else "kfold5"
+    made = Experiment("t", RatedVideos(table, mos), (), Protocol(splits=splits))
+
+    assert [one for one in audit(made) if one.verdict in ("leak", "note")] == []
+
+
+@pytest.fixture(scope="module")
+def konvid(shared_data):
+    """1000 videos of KoNViD-1k: their features by VIDEVAL [1000, 60], and scores."""
+    table, mos = cache(shared_data, "KONVID_1K", "VIDEVAL_feats")
+    return pooled(table)[:1000, :60], mos[:1000], list(table.videos[:1000])
+
+
+def test_a_feature_with_the_score_in_words_is_found(konvid):
+    features, mos, rows = konvid
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        words = rng.normal(size=(5, 64))  # the embedding of bad, poor, fair, good, excellent
+        level = np.digitize(mos, [1.8, 2.6, 3.4, 4.2])
+        caption = words[level] + rng.normal(size=(1000, 64))  # and of what else the caption says
+        found = audited(rows, mos, "random5", quality=features, caption=caption)
+
+        assert leaks(found) == ["steps at a score"]
+        step = found["steps at a score", "leak"]
+        assert step.feature.startswith("memory.caption")
+        assert min(abs(float(step.text.split("below ")[1].split()[0]) - np.array([2.6, 3.4]))) < 0.1
+    assert leaks(audited(rows, mos, "random5", quality=features)) == []
+
+
+def test_a_copy_of_the_scores_is_found_whatever_map_and_sign_it_has(konvid):
+    features, mos, rows = konvid
+    features = features.copy()
+    features[:, 7] = -np.exp(mos) + 0.1
+    found = audited(rows, mos, "random5", quality=features)
+
+    assert "columns that copy the scores" in leaks(found)
+    assert "column 7" in found["columns that copy the scores", "leak"].text
+
+
+def test_scaling_by_the_test_part_is_found_and_by_the_training_part_is_not(konvid):
+    features, mos, rows = konvid
+    (split, *_) = named_splits("random5", rows)
+
+    def by(scaled, own):
+        low, high = features[own].min(axis=0), features[own].max(axis=0)
+        return (features[scaled] - low) / np.where(high > low, high - low, 1)
+
+    each = np.empty_like(features)
+    for side in (split.train, split.test):
+        each[side] = by(side, side)
+    standard = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-12)
+
+    check = "scaling by tested videos"
+    assert leaks(audited(rows, mos, "random5", quality=each)) == [check]
+    assert leaks(audited(rows, mos, "random5", quality=by(slice(None), slice(None)))) == [check]
+    assert leaks(audited(rows, mos, "random5", quality=standard)) == [check]
+    assert leaks(audited(rows, mos, "random5", quality=by(slice(None), split.train))) == []
+
+
+def test_scaling_of_one_test_part_alone_is_found(konvid):
+    features, mos, rows = konvid
+    (split, *_) = named_splits("random5", rows)
+    own = features[split.test]
+    features = features.copy() * 3
+    features[split.test] = (own - own.min(axis=0)) / np.maximum(np.ptp(own, axis=0), 1e-12)
+    found = audited(rows, mos, "random5", quality=features)
+
+    assert "over the test part of split 0" in found["scaling by tested videos", "leak"].text
+
+
+def test_a_set_that_stands_there_again_under_other_names_is_found(konvid):
+    features, mos, rows = konvid
+    rng = np.random.default_rng(0)
+    again = features[:200] + 0.02 * features.std(axis=0) * rng.normal(size=(200, 60))
+    twice = [*rows[:800], *(replace(rows[n], id=f"other/{n:05}.mp4") for n in range(200))]
+    of_both = np.concatenate([features[:800], again])
+    scores = np.concatenate([mos[:800], mos[:200]])
+    found = audited(twice, scores, "random5", quality=of_both)
+
+    assert leaks(found) == ["near-duplicates on both sides"]
+    assert found["near-duplicates on both sides", "leak"].number > 150
+    assert all("other/" in line for line in found["near-duplicates on both sides", "leak"].look[:5])
+
+
+def test_splits_of_kvq_by_video_are_found_with_what_a_lookup_comes_to(shared_data):
+    rows = labelled_videos(shared_data / "data" / "labels" / "kvq_train.csv")
+    mos = np.array([video.mos for video in rows])
+    made = RatedVideos(FeatureTable(rows, {}), mos)
+    by_video, by_scene = (
+        next(audit(Experiment("t", made, (), Protocol(splits=splits))))
+        for splits in ("random21", "scene21")
+    )
+
+    assert by_video.verdict == "leak"
+    assert abs(by_video.number - 0.635) < 0.02  # as CAMP-VQA's 21 splits by video come to
+    assert by_scene.verdict == "clear"
+
+
+def test_what_needs_no_picture_stands_beside_the_head(tmp_path):
+    rng = np.random.default_rng(0)
+    heights = rng.choice([240, 480, 720, 1080], 200)
+    lines = [f"v{n:03}.mp4,{h / 300 + rng.random()},{h}" for n, h in enumerate(heights.tolist())]
+    labels = tmp_path / "set.csv"
+    labels.write_text("\n".join(["name,mos,height", *lines]))
+    savemat(tmp_path / "f.mat", {"feats_mat": rng.normal(size=(200, 12))})
+    bank = ("--bank", tmp_path / "bank")
+    run("import", "feats-mat", tmp_path / "f.mat", "--labels", labels, *bank, "--name", "x")
+    code, told = run("audit", "--labels", labels, *bank, "--splits", "random5")
+
+    assert code == 0
+    (line,) = [line for line in told.splitlines() if "metadata alone" in line]
+    assert line.startswith("note  metadata alone: height come")
+    assert float(line.split("median SRCC of ")[1].split(";")[0]) > 0.8
+    assert "; ridge on imported.x has" in line
+
+
+def test_weights_that_saw_the_tested_set_and_sets_that_are_trained_on_are_found():
+    rng = np.random.default_rng(0)
+    rows = [Video(f"KoNViD-1k/{n}.mp4", Path("x")) for n in range(60)]
+    series = list(rng.normal(size=(60, 1, 12)).astype(np.float32))
+    mos = rng.normal(size=60)
+    (column,) = FeatureTable.from_arrays(rows, {"x": series})._columns.values()
+    spec = replace(column.spec, trained_on=("konvid_1k",), identity={"weights": "a" * 64})
+    rated = RatedVideos(FeatureTable(rows, {"x": Column(spec, column.places)}), mos)
+    other = [replace(video, id=f"other/{n}.mp4") for n, video in enumerate(rows[:20])]
+    copied = FeatureTable.from_arrays(other, {"x": series[:20]})
+    further = FurtherSet("copied", RatedVideos(copied, mos[:20]))
+    made = Experiment("t", rated, (), Protocol(splits="all"), [further])
+    found = {(one.check, one.verdict): one for one in audit(made)}
+
+    assert leaks(found) == ["test set copied"]
+    assert found["test set copied", "leak"].number == 20
+    tested = replace(made, protocol=Protocol(splits="random5"), sets=())
+    assert "KoNViD-1k (memory.x)" in next(
+        one.text for one in audit(tested) if one.check == "weights that saw tested videos"
+    )
+
+
+def test_the_command_exits_with_1_and_prints_json(tmp_path, shared_data):
+    labels = shared_data / "data" / "labels" / "kvq_train.csv"
+    code, told = run("audit", "--labels", labels, "--splits", "random3")
+    assert code == 1
+    assert told.startswith("LEAK  scenes on both sides: in 3 of 3 splits")
+    code, told = run("audit", "--labels", labels, "--splits", "random3", "--json")
+    assert code == 1
+    assert [one["verdict"] for one in json.loads(told)].count("leak") == 1
+    assert run("audit", "--labels", labels, "--splits", "scene3")[0] == 0
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output

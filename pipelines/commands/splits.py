@@ -89,7 +89,7 @@ def audit(
     score: Score = None,
 ) -> None:
     """Find scenes and near-duplicates on both sides of splits; exit 1 if there are any."""
-    from vqbank.pipelines.audit import near_pairs, shared_scenes
+    from vqbank.pipelines.audit.sides import near_pairs, shared_scenes
     from vqbank.pipelines.runs.asked import roles_of
     from vqbank.pipelines.sources import split_videos
     from vqbank.pipelines.splits.schemes import named_splits

@@ -27,8 +27,7 @@ def read_labels(path: Path, *, score: str | None = None) -> Labels:
         ManifestError: if the file fits no layout or two, or is damaged; names what was seen, and
             line and column.
     """
-    content = file_bytes(path, ManifestError, most_bytes=LARGEST_BYTES)
-    labels = with_kind(_read(path, content, score))
+    labels = with_kind(_only_one(path, read_sheets(path), score))
     pattern = likely_pattern(labels.names) if labels.named and not labels.scene_rule else None
     if pattern is None:
         return labels
@@ -47,21 +46,27 @@ def score_columns(path: Path) -> list[str]:
     return list(dict.fromkeys([labels.score, *others]))
 
 
-def _read(path: Path, content: bytes, score: str | None) -> Labels:
+def read_sheets(path: Path) -> list[Sheet]:
+    """Every way in which a file is a table, before anybody says what its columns mean: usually one.
+
+    Raises:
+        ManifestError: if it is none, or damaged.
+    """
+    content = file_bytes(path, ManifestError, most_bytes=LARGEST_BYTES)
     if matlab.is_matlab(content):
-        return interpret(matlab.sheet(path, content), score=score)
+        return [matlab.sheet(path, content)]
     if content.startswith(b"\x80"):
         raise ManifestError(f"{path} is a pickle; opening one would run it, so export text from it")
     if content.startswith(b"PK\x03\x04"):
         raise ManifestError(f"{path} is a zip archive or a spreadsheet; export it as CSV")
     decoded = text.decode(path, content)
     if vmaf.is_vmaf(decoded):
-        return interpret(vmaf.sheet(path, decoded), score=score)
-    return _only_one(path, text.sheets(path, decoded), score)
+        return [vmaf.sheet(path, decoded)]
+    return text.sheets(path, decoded)
 
 
 def _only_one(path: Path, sheets: list[Sheet], score: str | None) -> Labels:
-    """Where a text is a table in two ways, one must fit a layout and the other none."""
+    """Where a file is a table in two ways, one must fit a layout and the other none."""
     found, failed = [], []
     for sheet in sheets:
         try:

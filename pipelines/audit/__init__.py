@@ -1,0 +1,1 @@
+"""Which number can be believed: what splits mix, and what features saw that they should not."""
