@@ -90,7 +90,7 @@ def curve(title: str, own: Moments, score_name: str) -> bytes:
         panel = figure.subplots()
         edges: NDArray[np.float64] = np.append(own.starts, own.starts[-1] + 1)
         panel.stairs(own.scores, edges, baseline=None, color=LINE, linewidth=1.8)
-        panel.axhline(own.pooled, color=INK, linewidth=1.0, linestyle="--")
+        panel.hlines(own.pooled, 0, edges[-1], color=INK, linewidth=1.0, linestyle="--")
         panel.text(edges[-1], own.pooled, f" {own.pooled:.1f}, whole video", va="center", color=INK)
         for place in own.worst:
             at, score = own.starts[place] + 0.5, own.scores[place]

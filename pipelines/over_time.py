@@ -39,12 +39,17 @@ class Moments:
 
     @property
     def worst(self) -> list[int]:
-        """Up to WORST numbers of moments, the lowest score first, no two of them neighbours."""
+        """Numbers of the worst moments, the lowest score first, no two of them neighbours.
+
+        WORST at most, and no more than a third of all: of three seconds the second worst is the
+        second best.
+        """
         chosen: list[int] = []
+        most = max(1, min(WORST, len(self.scores) // 3))
         for place in np.argsort(self.scores, kind="stable").tolist():
             if all(abs(place - other) > 1 for other in chosen):
                 chosen.append(place)
-            if len(chosen) == WORST:
+            if len(chosen) == most:
                 break
         return chosen
 

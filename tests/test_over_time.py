@@ -154,8 +154,11 @@ def test_a_mean_over_rows_is_the_mean_of_its_moments(table):
 
 
 def test_worst_moments_are_no_neighbours():
-    own = Moments(np.arange(8.0), np.array([5, 1, 1.5, 5, 5, 2, 5, 3.0]), 3.0, "second", 1)
+    scores = np.array([5, 1, 1.5, 5, 5, 2, 5, 3.0, 5, 5])
+    own = Moments(np.arange(10.0), scores, 3.0, "second", 1)
     assert own.worst == [1, 5, 7]
+    assert Moments(np.arange(3.0), scores[:3], 3.0, "second", 1).worst == [1]
+    assert Moments(np.arange(1.0), scores[:1], 3.0, "second", 1).worst == [0]
 
 
 def test_heads_without_scores_of_rows_say_so(table):
