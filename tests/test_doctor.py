@@ -1,6 +1,10 @@
 """What a machine has and lacks, and lists as JSON documents."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -83,6 +87,15 @@ def test_the_command_ends_with_1_where_something_is_to_mend(wanted):
     assert "packages, base: 0 of 1, without numpy" in run.stdout
     assert "problem: missing: numpy >=999" in run.stderr
     assert len(listed("doctor", code=1)["problems"]) == 1
+
+
+def test_a_shell_completes_the_names_of_commands():
+    program = Path(sys.executable).with_name("vqbank")
+    told = {"_VQBANK_COMPLETE": "complete_bash", "COMP_WORDS": "vqbank ex", "COMP_CWORD": "1"}
+    run = subprocess.run(
+        [program], env={**os.environ, **told}, capture_output=True, text=True, check=True
+    )
+    assert set(run.stdout.split()) == {"extract", "extractors", "export"}
 
 
 def test_lists_are_json_documents_where_asked(tmp_path):

@@ -70,7 +70,7 @@ class Commands(typer.core.TyperGroup):
             raise
 
 
-app = program(cls=Commands, no_args_is_help=True)
+app = program(cls=Commands, no_args_is_help=True, add_completion=True)
 for command in (
     demo, extract, names.recipe, status, evaluate, results, compare, audit, ensemble, challenge,
     report, train, cost, names.heads, names.extractors, predict, ls, show, golden, diff, verify,

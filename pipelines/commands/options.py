@@ -100,9 +100,8 @@ def program(**options: Any) -> typer.Typer:
     Args:
         **options: of Typer, beside those that every group has.
     """
-    return typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **options
-    )
+    options.setdefault("add_completion", False)  # the whole program alone has it
+    return typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, **options)
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, str]:
