@@ -53,11 +53,20 @@ class Ensemble:
             raw: [runs, n], what the networks say of the training rows.
             mos: [n].
             combine: how runs become one.
+
+        Raises:
+            HeadError: if they say the same of all, which no line brings to any unit.
         """
         told = self
         if combine != "mean":
             told = replace(self, reference=torch.from_numpy(np.sort(raw, axis=1)))
-        slope, intercept = fit_line(mos, told.combined(raw, combine))
+        combined = told.combined(raw, combine)
+        if np.ptp(combined) == 0:
+            raise HeadError(
+                f"predictions stayed constant: all {len(mos)} training videos get "
+                f"{combined[0]:g}; raise the learning rate, or look whether their rows differ"
+            )
+        slope, intercept = fit_line(mos, combined)
         return replace(told, line=(float(slope), float(intercept)))
 
     def combined(self, raw: NDArray[np.float64], combine: Combine) -> NDArray[np.float64]:

@@ -532,6 +532,14 @@ def test_a_refit_that_was_stopped_in_its_second_training_does_not_repeat_the_fir
     assert [path.name for path in tmp_path.iterdir()] == ["it.yaml"]
 
 
+def test_a_head_that_says_the_same_of_every_video_is_not_kept():
+    values, targets = some(n=30)
+    alike = table_of({"x": [values[0]] * 30})
+    head = make_head("mlp", selection="fixed", epochs=2, width=4)
+    with pytest.raises(HeadError, match="predictions stayed constant: all 30 training videos get"):
+        head.fit(alike, targets)
+
+
 def test_a_refit_trains_on_everything_for_the_epochs_that_held_out_rows_chose():
     values, targets = some(n=30)
     table = table_of({"x": list(values)})
