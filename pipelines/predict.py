@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vqbank.extractors import EXTRACTORS, make_extractor, specs_of, weights_for
 from vqbank.extractors.base import RGB, Extractor
+from vqbank.pipelines.extraction.banking import fingerprint
 from vqbank.pipelines.extraction.extract import Extraction
 from vqbank.pipelines.over_time import Moments, over_time
 from vqbank.regressors import load_head
@@ -24,7 +25,7 @@ from vqbank.regressors.card import read_card
 from vqbank.regressors.sequence import SequenceHead
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import HeadError, UnknownNameError, WeightsError, unknown_name
-from vqbank.store.schema import FeatureSpec, Fingerprint, Video
+from vqbank.store.schema import FeatureSpec, Video
 from vqbank.store.table import FeatureTable
 
 
@@ -136,17 +137,9 @@ def score_table(
     return text.getvalue()
 
 
-def _content(video: Video) -> Fingerprint | None:
-    """None where its file is not at hand."""
-    try:
-        return Fingerprint.of(video.path)
-    except (OSError, ValueError):  # for the extraction to tell; ValueError: a path with a NUL
-        return None
-
-
 def _check_file(video: Video, store: FeatureStore, specs: Sequence[FeatureSpec]) -> None:
-    content = _content(video)
-    if content is None:
+    content = fingerprint(video.path)
+    if content is None:  # for the extraction to tell
         return
     for spec in specs:
         imported = spec.identity.get("provenance") == "unknown"  # nobody has seen the video
@@ -156,7 +149,7 @@ def _check_file(video: Video, store: FeatureStore, specs: Sequence[FeatureSpec])
 
 def _as_banked(video: Video, store: FeatureStore, specs: Sequence[FeatureSpec]) -> Video:
     lacking = [spec for spec in specs if store.missing(spec, [video])]
-    content = _content(video) if lacking else None
+    content = fingerprint(video.path) if lacking else None
     if content is None:
         return video
     others = {store.ids_by_content(spec).get(content, video.id) for spec in lacking}

@@ -72,6 +72,8 @@ def _pyav(path: Path, probe: Probe, wanted: NDArray[np.int64], threads: int) -> 
 
 
 def _refuse_other_pixels(path: Path, decoder: str, probe: Probe) -> None:
+    if path.is_dir():
+        raise decode_error(path, f"{decoder} reads no folders of pictures; take pyav")
     even = probe.width % 2 == 0 and probe.height % 2 == 0
     same = probe.pixel_format in _SAME_AT_ANY_SIZE
     same |= probe.pixel_format in _SAME_AT_EVEN_SIZES and even

@@ -11,6 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from vqbank.extractors.video.numbered import sequence
 from vqbank.store.errors import DecodeError
 from vqbank.store.ordinary import open_ordinary
 
@@ -25,12 +26,7 @@ def decode_error(path: Path, message: str) -> DecodeError:
 def opened(path: Path, *, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     """The container and the video stream of FFmpeg's own choice, were there no cover pictures."""
     try:
-        open_ordinary(path).close()
-        if path.stat().st_size == 0:
-            raise decode_error(path, "the file is empty (0 bytes); fetch it again")
-        # "file:" keeps a colon in a name from being read as a protocol; titles and comments that
-        # are not UTF-8 say nothing of the picture.
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        container = _container(path)
     except OSError as error:
         raise decode_error(path, f"cannot be read: {error.strerror}") from error
     except av.FFmpegError as error:  # some of them are a ValueError as well
@@ -55,6 +51,22 @@ def opened(path: Path, *, threads: int = 1) -> Iterator[tuple[Any, Any]]:
         context.thread_type = "AUTO"
         context.thread_count = threads
         yield container, stream
+
+
+def _container(path: Path) -> Any:
+    """Of a file, or of a folder of numbered pictures."""
+    if path.is_dir():
+        pictures = sequence(path)
+        for picture in pictures.files:
+            open_ordinary(picture).close()
+        options = {"framerate": str(pictures.rate), "start_number": str(pictures.first)}
+        return av.open(f"file:{pictures.pattern}", format="image2", options=options)
+    open_ordinary(path).close()
+    if path.stat().st_size == 0:
+        raise decode_error(path, "the file is empty (0 bytes); fetch it again")
+    # "file:" keeps a colon in a name from being read as a protocol; titles and comments that are
+    # not UTF-8 say nothing of the picture.
+    return av.open(f"file:{path}", metadata_errors="replace")
 
 
 def video_streams(container: Any) -> list[Any]:

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vqbank.extractors.video.numbered import fingerprint_of
 from vqbank.pipelines.extraction.assembly import Assembly, OpenVideo
 from vqbank.pipelines.extraction.refusals import is_refusal, one_line
 from vqbank.pipelines.extraction.threads import InWork
 from vqbank.store.bank import FeatureStore, writing
-from vqbank.store.errors import InvalidFeatureError
+from vqbank.store.errors import DecodeError, InvalidFeatureError
 from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 from vqbank.store.shard_writer import ShardWriter
 
@@ -152,8 +153,12 @@ def _is_due(writer: ShardWriter) -> bool:
 
 
 def fingerprint(path: Path) -> Fingerprint | None:
-    """Of a video's file; None where it is not there, or cannot be read."""
+    """Of a video's file, or folder of numbered pictures; None where it cannot be read."""
     try:
+        if path.is_dir():
+            return fingerprint_of(path)
         return Fingerprint.of(path)
+    except DecodeError:
+        return None  # what is wrong with the folder is told where it is opened
     except (OSError, ValueError):  # ValueError: a path with a NUL
         return None
