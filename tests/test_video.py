@@ -748,7 +748,7 @@ def test_files_that_are_no_video_are_named_with_the_reason(tmp_path: Path) -> No
         "missing.mp4": "cannot be read: No such file",
         "empty.mp4": "the file is empty",
         "page.mp4": "is no video that FFmpeg can open",
-        "folder.mp4": "cannot be read: Is a directory",
+        "folder.mp4": "the folder has no numbered pictures",
         "sound.m4a": "has no video stream",
         "album.m4a": "has no video stream",
     }
