@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from vqbank.regressors import make_head
+from vqbank.regressors import load_head, make_head
 from vqbank.regressors.batches import PaddedBatch
 from vqbank.regressors.cbam import Cbam
 from vqbank.regressors.dvlta import DvltaNet, Sizes, pair_score
@@ -374,6 +374,31 @@ def test_streams_processes_and_parts_of_batches_are_trained_on():
     np.testing.assert_allclose(apart.fit(table, mos).predict(table), found, atol=1e-5)
     parts = make_head("dvlta", stem=2, epochs=2, batch_size=16, forward_videos=8)
     assert np.isfinite(parts.fit(table, mos).predict(table)).all()
+
+
+@pytest.mark.parametrize("temporal", ["tadaconv", "r(2+1)d"])
+def test_mixed_precision_stays_near(temporal):
+    store, seen = small_bank(30, 3)
+    table, mos = table_of(store, n=30), seen["clip"]
+    given = {**SMALL, "stem": 2, "epochs": 1, "selection": "fixed", "temporal": temporal}
+    exact, rough = (
+        make_head("dvlta", **given, precision=precision).fit(table, mos).predict(table)
+        for precision in ("float32", "bfloat16")
+    )
+    assert not np.array_equal(exact, rough)
+    np.testing.assert_allclose(rough, exact, atol=0.1 * np.ptp(mos))
+
+
+def test_a_packed_head_has_its_text_with_it(tmp_path):
+    store, seen = bank_at(tmp_path / "bank", n=12)
+    table = table_of(store, n=12)
+    fitted = make_head("dvlta", **{**SMALL, "stem": 2}, epochs=1).fit(table, seen["clip"])
+    fitted.save(tmp_path / "head")
+    fitted.pack(tmp_path / "head", table)
+    expected = fitted.predict(table)
+    (store.path / "text").rename(tmp_path / "away")
+    bare = table_of(FeatureStore(store.path), n=12)
+    assert load_head(tmp_path / "head").predict(bare).tobytes() == expected.tobytes()
 
 
 def test_averaged_weights_are_what_the_paper_form_keeps():
