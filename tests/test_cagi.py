@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional
 
-from vqbank.extractors import make_extractor
+from vqbank.extractors import make_extractors
 from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.experiments.train import train
 from vqbank.pipelines.recipe import read_recipe
@@ -412,33 +412,43 @@ def shipped(request, tmp_path):
 def test_the_tables_of_the_paper_are_recipes(shipped):
     number, recipe = shipped
     heads = [make_head(name, **own) for name, own in map(recipe.head, recipe.heads)]
+    networks = [head for head in heads if head.name == "cagi"]
     wirings = {
         4: 6 * ["concat"],
-        5: 2 * ["concat", "concat-mlp", "without-catm"],
+        5: 4 * ["concat", "concat-mlp", "without-catm"],
         6: 2 * ["adain-s-to-q", "adain-q-to-s", "fgin-s-to-q", "fgin-q-to-s", "full"],
         7: 2 * ["concat", "without-catm", "full"],
     }
-    assert [head.wiring for head in heads] == wirings[number]
-    assert {head.width for head in heads} == {1024}
-    chosen = [tuple(head.roles) for head in heads]
+    assert [head.wiring for head in networks] == wirings[number]
+    assert {head.width for head in networks} == {1024}
+    chosen = [tuple(head.roles) for head in networks]
     if number == 4:
         assert len(set(chosen)) == 6
     else:
-        half = len(chosen) // 2
-        assert set(chosen[:half]) == {("quality", "semantic")}
-        assert set(chosen[half:]) == {("quality", "motion")}
-    assert {role for own in chosen for role in own} == recipe.features.keys()
+        partners = [["semantic"], ["vit"], ["motion"], ["video-swin"]] if number == 5 else [
+            ["semantic"], ["motion"]
+        ]  # fmt: skip
+        each = len(chosen) // len(partners)
+        for place, partner in enumerate(partners):
+            assert set(chosen[each * place : each * (place + 1)]) == {("quality", *partner)}
+    assert [head.name for head in heads if head.name != "cagi"] == ["gru"] * (number == 7)
+    assert {role for head in heads for role in head.roles} == recipe.features.keys()
 
 
 def test_their_features_are_those_that_extractors_bank(shipped):
     _, recipe = shipped
+    made = make_extractors(recipe.extractors, weights={"all": "random"})
     offered = {
-        spec.name: spec.shape
-        for name, own in recipe.extractors.items()
-        for spec in make_extractor(name, weights="random", **own).specs(decoder="pyav").values()
+        f"{entry}.{output}": spec.shape
+        for entry, extractor in zip(recipe.extractors, made, strict=True)
+        for output, spec in extractor.specs(decoder="pyav").items()
     }
+    known = {
+        "quality": (1920,), "semantic": (7680,), "motion": (512,), "last": (4096,),
+        "vit": (768,), "video-swin": (768,),
+    }  # fmt: skip
     widths = {role: offered[feature] for role, feature in recipe.features.items()}
-    assert widths == {"quality": (1920,), "semantic": (7680,), "motion": (512,)}
+    assert widths == {role: known[role] for role in widths}
 
 
 def test_variants_of_a_recipe_are_tried_side_by_side_and_one_is_shipped(tmp_path):
