@@ -231,7 +231,8 @@ class QClipNetwork(nn.Module):
             if learns_context:  # the same words stand in every prompt
                 context = embedded[:1, 1 : 1 + CONTEXT]
         else:
-            self.register_buffer("pooled_text", text.pooled)
+            # Made of frozen weights, with other last bits on another processor: no such weight.
+            self.register_buffer("pooled_text", text.pooled, persistent=False)
             self.register_buffer("text_projection", text.projection)
         self.text = text if isinstance(text, TextTail) else None
         self.scma = Scma(

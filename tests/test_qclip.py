@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from vqbank.extractors.pe import LEVELS, Pe
+from vqbank.pipelines.commands.cli import app
 from vqbank.pipelines.experiments.experiment import Experiment
 from vqbank.pipelines.experiments.fits import Cell
 from vqbank.pipelines.experiments.further import FurtherSet
 from vqbank.pipelines.experiments.rated import RatedVideos
-from vqbank.pipelines.recipe import Protocol
+from vqbank.pipelines.recipe import Protocol, read_recipe
 from vqbank.regressors import HEADS, load_head, make_head
 from vqbank.regressors.losses import plcc_rank_loss
 from vqbank.regressors.metrics import srcc
-from vqbank.regressors.qclip import QClip
-from vqbank.regressors.scma import QClipNetwork, Scma
+from vqbank.regressors.qclip import QClip, _fixed_prompts_of
+from vqbank.regressors.scma import FixedPrompts, QClipNetwork, Scma
 from vqbank.regressors.tail import ImageTail, TextTail, image_tail, text_tail
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import HeadError
@@ -225,7 +227,7 @@ def bank_of(tails, tmp_path_factory):
                 for row, own in enumerate(values.numpy()):
                     own = own.astype(spec.storage_dtype)
                     times = Feature(own, np.arange(float(rows)), np.arange(rows))
-                    printed = Fingerprint(1, "0" * 64)
+                    printed = Fingerprint(1, f"{row:064x}")
                     writer.add(f"set/{row}.mp4", times, fingerprint=printed, probe={})
             write_tail(store, spec, tails[output])
         return store, mos
@@ -376,6 +378,51 @@ def test_a_head_takes_what_it_stands_on_along(bank_of, tmp_path):
     assert set(loaded.record_["companions"]["tokens"]) == {"tail/image", "tail/text", "tokens"}
     assert loaded.predict(table).tobytes() == head.predict(table).tobytes()
     assert sum(path.stat().st_size for path in tmp_path.glob("model-*")) < 100_000
+
+
+def test_train_packs_where_it_is_told_to(bank_of, tmp_path):
+    store, mos = bank_of(30)
+    rows = [f"set/{row}.mp4,{row}.mp4,{score}" for row, score in enumerate(mos)]
+    (tmp_path / "set.csv").write_text("\n".join(["id,path,mos", *rows]) + "\n")
+    line = ["train", "--videos", tmp_path / "set.csv", "--bank", store.path, "--head", "qclip",
+            "--features", "pooled=pe.pooled", "--set", "qclip.epochs=1", "--set",
+            "qclip.warmup_epochs=0", "-o", tmp_path / "head", "--pack"]  # fmt: skip
+
+    done = CliRunner().invoke(app, [str(word) for word in line], catch_exceptions=False)
+
+    assert done.exit_code == 0, done.output
+    assert list((tmp_path / "head" / "companions").glob("pe.pooled@*/tail/*.safetensors"))
+
+
+def test_a_head_predicts_on_a_processor_that_rounds_otherwise(bank_of, tmp_path, monkeypatch):
+    """Fixed prompts go through the text tower where they are used, and come to other last bits."""
+    store, mos = bank_of(30)
+    table = table_in(store, 30, "pooled")
+    head = make_head("qclip", epochs=2).fit(table, mos)
+    head.save(tmp_path)
+    here = FixedPrompts.of
+
+    def elsewhere(text, tokens):
+        found = here(text, tokens)
+        return found._replace(pooled=found.pooled * (1 + 2**-22))
+
+    monkeypatch.setattr(FixedPrompts, "of", elsewhere)
+    _fixed_prompts_of.cache_clear()
+    try:
+        predicted = load_head(tmp_path).predict(table)
+    finally:
+        _fixed_prompts_of.cache_clear()
+
+    np.testing.assert_allclose(predicted, head.predict(table), atol=1e-4)
+
+
+def test_recipes_decay_weights_as_the_official_code_does():
+    large = ("table1", "table3", "table4", "figure5", "adapter-size")
+    for name, decay in {**dict.fromkeys(large, 1e-4), "table2": 5e-2}.items():
+        recipe = read_recipe(Path(f"qclip-{name}"))
+        for label in recipe.heads:
+            kind, parameters = recipe.head(label)
+            assert make_head(kind, **parameters).weight_decay == decay, (name, label)
 
 
 def test_kept_heads_on_towers_are_tested_on_a_set_that_is_named_later(

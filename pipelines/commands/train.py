@@ -100,6 +100,7 @@ def train(
             published=published,
             tensorboard=tensorboard,
             record=record,
+            pack=pack,
         )
         for one, folder in zip(every, folders, strict=True)
     ]
