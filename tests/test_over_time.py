@@ -280,6 +280,21 @@ def test_a_record_of_another_head_has_no_errors_of_this_one(project, record, cha
         held_out_errors([record], experiment_of(recipe, title="t"))
 
 
+def test_a_record_of_a_head_that_started_elsewhere_has_no_errors_of_this_one(project, record):
+    recipe = Recipe(**options(project, "mlp"))
+    experiment = experiment_of(recipe, title="t")
+    (cell,) = experiment.cells
+    drawn = record.head("ridge").model_copy(
+        update={"name": "mlp", "parameters": cell.head.get_params()}
+    )
+    known = record.model_copy(update={"heads": [drawn]})
+    held_out_errors([known], experiment)
+
+    cell.head.set_params(start="lsvq-head")
+    with pytest.raises(RecipeError, match="no head with the parameters"):
+        held_out_errors([known], experiment)
+
+
 def test_a_record_of_other_scores_or_few_errors_is_refused(project, record):
     experiment = experiment_of(Recipe(**options(project, "ridge")), title="t")
     other = record.model_copy(update={"mos": [m + 1 for m in record.mos]})

@@ -266,7 +266,9 @@ class Experiment:
 
     def _stands_on(self, cell: Cell) -> Mapping[str, Any]:
         """What a cell's head takes of the bank beside rows, read once."""
-        known, place = self._known, f"{cell.head!r} {cell.roles}"
+        known = self._known
+        # scikit-learn leaves out the middle of a long repr of a head.
+        place = f"{cell.head.name} {cell.head.get_params()} {cell.roles}"
         if place not in known:
             known[place] = cell.head.stands_on(self.rated.table.select(cell.roles))
         return known[place]

@@ -51,9 +51,10 @@ def held_out_errors(records: Sequence[Record], experiment: Experiment) -> dict[s
 
 def _same_head(record: Record, cell: Cell) -> HeadRecord | None:
     parameters = json.loads(json.dumps(cell.head.get_params()))  # as records have them
-    kept = {n: v for n, v in parameters.items() if n not in cell.head.unkept}
+    alike = cell.head.unkept - {"start"}  # from where training goes on makes another head
+    kept = {n: v for n, v in parameters.items() if n not in alike}
     for head in record.heads:
-        own = {n: v for n, v in head.parameters.items() if n not in cell.head.unkept}
+        own = {n: v for n, v in head.parameters.items() if n not in alike}
         if head.name == cell.label and own == kept:
             return head
     return None
