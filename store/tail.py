@@ -125,7 +125,10 @@ def write_tail(store: FeatureStore, spec: FeatureSpec, tail: Tail) -> None:
         if towers:
             digest = hashlib.sha256(canonical_json(towers).encode()).hexdigest()
             index = f"towers-{digest[:12]}.json" if known else _INDEX
-            create_exclusively(folder / index, seal({"version": _VERSION, "towers": towers}))
+            made = create_exclusively(folder / index, seal({"version": _VERSION, "towers": towers}))
+            if not made and not known:  # another writer's, which may lack towers
+                write_tail(store, spec, tail)
+                return
         new = {prompt: list(tail.tokens[prompt]) for prompt in tail.tokens.keys() - _tokens(folder)}
         if new:
             digest = hashlib.sha256(canonical_json(new).encode()).hexdigest()

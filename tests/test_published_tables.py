@@ -8,6 +8,7 @@ import pytest
 from vqbank.pipelines.console import console
 from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.experiments.fits import Cell
+from vqbank.pipelines.experiments.further import FurtherSet
 from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.paper import Paper
 from vqbank.pipelines.recipe import Protocol, read_recipe, shipped_recipes
@@ -38,15 +39,21 @@ def paper(tmp_path):
     return read_recipe(path).paper
 
 
-def record_of(data, heads=("ridge", "score")):
-    """Of thirty videos of a data set, on two splits."""
+def rated_of(data):
+    """Thirty videos of a data set."""
     rng = np.random.default_rng(0)
     videos = [Video(f"{data}/{row}.mp4", Path(f"{row}.mp4"), scene=str(row)) for row in range(30)]
     values = rng.normal(size=(30, 1, 4)).astype(np.float32)
     table = FeatureTable.from_arrays(videos, {"quality": list(values)})
-    rated = RatedVideos(table, values[:, 0].sum(axis=1) + rng.normal(size=30))
-    cells = [Cell(name, make_head(name), table.roles) for name in heads]
-    return evaluate(Experiment("trial", rated, cells, Protocol(count=2)))
+    return RatedVideos(table, values[:, 0].sum(axis=1) + rng.normal(size=30))
+
+
+def record_of(data, heads=("ridge", "score"), sets=()):
+    """Of a data set, on two splits, and of further ones by their names."""
+    rated = rated_of(data)
+    cells = [Cell(name, make_head(name), rated.table.roles) for name in heads]
+    further = [FurtherSet(name, rated_of(f"{data}-{name}")) for name in sets]
+    return evaluate(Experiment("trial", rated, cells, Protocol(count=2), further))
 
 
 def printed(record, paper):
@@ -98,6 +105,16 @@ def test_where_no_id_names_a_data_set_all_columns_are_shown_and_it_is_said(paper
     shown = printed(record_of("mine"), paper)
     assert "which column is theirs is not known" in " ".join(shown.split())
     assert "0.7400" in shown
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_the_further_part_of_lsvq_is_called_as_manifests_call_it(name):
+    """A part `test-1080p` is the test set `1080p`, beside which the paper's numbers stand."""
+    paper = read_recipe(Path(name)).paper
+    if paper is None or not any("1080p" in data for data in paper.data):
+        return
+    record = record_of("LSVQ", heads=("ridge",), sets=["1080p"])
+    assert data_of(record, paper)[:2] == ["LSVQ", "1080p"]
 
 
 def test_a_table_of_costs_has_nothing_beside_a_record():

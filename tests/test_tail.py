@@ -15,6 +15,7 @@ from vqbank.extractors.tail import open_clip_image
 from vqbank.extractors.views import CLIP_MEAN, CLIP_STD, normalise
 from vqbank.pipelines.commands.bank import verify as verify_command
 from vqbank.regressors.tail import ImageTail, load_tail, load_text_tail
+from vqbank.store import tail as tail_file
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import DamagedShardError, MissingFeatureError
 from vqbank.store.merge import merge
@@ -143,6 +144,22 @@ def test_towers_that_are_asked_for_later_are_added_and_found_damaged_alone(store
     assert not has_tail(store, SPEC, (), ["early"])
     write_tail(store, SPEC, whole)
     assert has_tail(store, SPEC, (), ["early"])
+
+
+def test_a_tower_is_not_lost_where_another_writer_without_it_comes_first(store, monkeypatch):
+    whole = Tail({**SMALL.towers, "early": Tower({"cut": 1}, {"c": np.zeros(2, np.float32)})}, {})
+    create = tail_file.create_exclusively
+
+    def first(path, content):
+        monkeypatch.undo()
+        write_tail(store, SPEC, SMALL)
+        return create(path, content)
+
+    monkeypatch.setattr(tail_file, "create_exclusively", first)
+
+    write_tail(store, SPEC, whole)
+
+    assert has_tail(store, SPEC, ["a b"], ["image", "early"])
 
 
 def test_a_changed_byte_is_never_used(store):
