@@ -11,6 +11,7 @@ import typer
 import typer.core
 
 from vqbank.pipelines.commands import names
+from vqbank.pipelines.commands.ablate import ablate
 from vqbank.pipelines.commands.audit import audit
 from vqbank.pipelines.commands.bank import compact, diff, merge, prune, verify
 from vqbank.pipelines.commands.contents import ls, show, status
@@ -72,9 +73,9 @@ class Commands(typer.core.TyperGroup):
 
 app = program(cls=Commands, no_args_is_help=True, add_completion=True)
 for command in (
-    demo, extract, names.recipe, status, evaluate, results, compare, audit, ensemble, challenge,
-    report, train, cost, names.heads, names.extractors, predict, ls, show, golden, diff, verify,
-    compact, merge, prune, selection, export, pack, doctor,
+    demo, extract, names.recipe, status, evaluate, results, compare, ablate, audit, ensemble,
+    challenge, report, train, cost, names.heads, names.extractors, predict, ls, show, golden, diff,
+    verify, compact, merge, prune, selection, export, pack, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(import_app, name="import")

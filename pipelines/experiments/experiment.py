@@ -53,6 +53,8 @@ class Experiment:
     """What every fitted head predicts beside the test parts of the splits."""
     overlap: Literal["stop", "mark"] = "stop"
     """Whether videos of a test set may be trained on; its lines are marked then."""
+    given: SharedSplits | None = None
+    """Splits in place of those that the protocol makes, such as smaller training parts of them."""
 
     @classmethod
     def of(
@@ -80,8 +82,8 @@ class Experiment:
 
     @cached_property
     def splits(self) -> SharedSplits:
-        """Made or read once, for all cells."""
-        return SharedSplits.of(self.protocol, self.rated)
+        """Made or read once, for all cells; or as given."""
+        return self.given or SharedSplits.of(self.protocol, self.rated)
 
     def run(
         self, *, jobs: int = 1, watch: Telling | None = None, keep: Path | None = None

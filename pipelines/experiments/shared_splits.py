@@ -42,6 +42,8 @@ class SharedSplits:
     """Those that are fitted or tested."""
     stated: int
     """How many videos there were before those that lack a feature were dropped."""
+    changed: str = ""
+    """What was done to what the protocol makes, in a sentence; empty where it was nothing."""
 
     @classmethod
     def of(cls, protocol: Protocol, rated: RatedVideos) -> "SharedSplits":
@@ -90,6 +92,10 @@ class SharedSplits:
     @property
     def text(self) -> str:
         """How the splits are made, in a sentence or more."""
+        return f"{self._made} {self.changed}" if self.changed else self._made
+
+    @property
+    def _made(self) -> str:
         protocol, made = self.protocol, len(self)
         alone = sum(video.scene is None for video in self.videos)
         dropped = ""

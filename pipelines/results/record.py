@@ -250,6 +250,11 @@ class Record(BaseModel):
         return [*self._of_all_heads, *(line for line in some if place in some[line])]
 
     @property
+    def cautions_of_numbers(self) -> list[str]:
+        """Those that speak of predictions and how they were chosen, and not of features."""
+        return list(self._of_some_rows)
+
+    @property
     def _of_all_heads(self) -> list[str]:
         lines = []
         if self.random_weights:

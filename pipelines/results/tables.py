@@ -106,38 +106,14 @@ def to_markdown(records: Sequence[Record]) -> str:
 
     A number at a row is that of a note below; random weights are never the best or the second.
     """
-    form = Form(
-        escape=_markdown,
-        row=lambda cells: f"| {' | '.join(cells)} |",
-        rule=f"|{' --- |' * (2 + len(SHOWN))}",
-        note="- ",
-        best="**{}**",
-        second="<u>{}</u>",
-        mark="<sup>{}</sup>",
-        up="↑",
-        down="↓",
-        plus_minus="±",
-    )
-    return "\n".join([*_table(records, form), "", *_notes(records, form)]) + "\n"
+    return "\n".join([*_table(records, MARKDOWN), "", *_notes(records, MARKDOWN)]) + "\n"
 
 
 def to_latex(records: Sequence[Record]) -> str:
     """A `tabular` for booktabs; the best of equal splits is bold, the second underlined."""
-    form = Form(
-        escape=_latex,
-        row=lambda cells: f"{' & '.join(cells)} \\\\",
-        rule="\\midrule",
-        note="% ",
-        best="\\textbf{{{}}}",
-        second="\\underline{{{}}}",
-        mark="\\textsuperscript{{{}}}",
-        up="$\\uparrow$",
-        down="$\\downarrow$",
-        plus_minus="$\\pm$",
-    )
     start = [f"\\begin{{tabular}}{{ll{'c' * len(SHOWN)}}}", "\\toprule"]
     end = ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join([*start, *_table(records, form), *end, *_notes(records, form)]) + "\n"
+    return "\n".join([*start, *_table(records, LATEX), *end, *_notes(records, LATEX)]) + "\n"
 
 
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -156,6 +132,32 @@ def _latex(text: str) -> str:
 
 def _markdown(text: str) -> str:
     return "".join(_MARKDOWN.get(character, character) for character in plain(text))
+
+
+MARKDOWN = Form(
+    escape=_markdown,
+    row=lambda cells: f"| {' | '.join(cells)} |",
+    rule=f"|{' --- |' * (2 + len(SHOWN))}",
+    note="- ",
+    best="**{}**",
+    second="<u>{}</u>",
+    mark="<sup>{}</sup>",
+    up="↑",
+    down="↓",
+    plus_minus="±",
+)
+LATEX = Form(
+    escape=_latex,
+    row=lambda cells: f"{' & '.join(cells)} \\\\",
+    rule="\\midrule",
+    note="% ",
+    best="\\textbf{{{}}}",
+    second="\\underline{{{}}}",
+    mark="\\textsuperscript{{{}}}",
+    up="$\\uparrow$",
+    down="$\\downarrow$",
+    plus_minus="$\\pm$",
+)
 
 
 def _rows(records: Sequence[Record]) -> list[tuple[Record, Row]]:
