@@ -164,6 +164,14 @@ class Head(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no typ
         """
         return []
 
+    def knows_what_was_seen(self) -> bool:
+        """Whether `seen_before` can tell: a head that it starts from may not say.
+
+        Raises:
+            HeadError: if the head that it starts from cannot be read.
+        """
+        return True
+
     def held_out(self, videos: Sequence[Video]) -> list[NDArray[np.bool_]]:
         """What a fit on these videos holds out of them to choose an epoch by.
 

@@ -8,7 +8,7 @@ and no more of it is read than such files have.
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,21 +164,38 @@ def marks_of(ids: Sequence[str]) -> str:
     return "".join(sorted({_mark(one) for one in ids}))
 
 
-def seen_by(folder: Path, ids: Sequence[str]) -> list[str]:
-    """Those of some videos that a head was trained on, or any head that it was started from.
+def seen_is_known(folder: Path) -> bool:
+    """Whether a head and all that it was started from say which videos they were trained on.
 
-    Of heads whose cards were written before they kept marks, nothing is known.
+    Published weights do not, nor do cards that were written before they kept marks.
 
     Raises:
         HeadError: if there is no head in the folder.
     """
-    card: Mapping[str, Any] | None = read_card(folder)
+    return all((card.get("trained_on") or {}).get("ids") for card in _chain(folder))
+
+
+def seen_by(folder: Path, ids: Sequence[str]) -> list[str]:
+    """Those of some videos that a head was trained on, or any head that it was started from.
+
+    Of some heads nothing is known: see `seen_is_known`.
+
+    Raises:
+        HeadError: if there is no head in the folder.
+    """
     seen: set[str] = set()
-    while card is not None:
+    for card in _chain(folder):
         marks = (card.get("trained_on") or {}).get("ids", "")
         seen |= {marks[at : at + MARK] for at in range(0, len(marks), MARK)}
-        card = (card.get("record") or {}).get("started_from")
     return [one for one in ids if _mark(one) in seen]
+
+
+def _chain(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """The card of a head, and what it tells of the one before, and so on."""
+    card: Mapping[str, Any] | None = read_card(folder)
+    while card is not None:
+        yield card
+        card = (card.get("record") or {}).get("started_from")
 
 
 def _mark(video_id: str) -> str:

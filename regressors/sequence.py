@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vqbank.regressors.alignment import Alignment
 from vqbank.regressors.base import MOST_MODEL_BYTES
 from vqbank.regressors.batches import Input, Series, inputs_of, taken_of
-from vqbank.regressors.card import CARD, model_of, refuse_link, seen_by
+from vqbank.regressors.card import CARD, model_of, refuse_link, seen_by, seen_is_known
 from vqbank.regressors.checkpoint import SECOND, remove
 from vqbank.regressors.companions import FOLDER, Companions
 from vqbank.regressors.ensemble import Ensemble, most_bytes
@@ -416,6 +416,10 @@ class SequenceHead(NetworkParameters):
     def seen_before(self, ids: Sequence[str]) -> list[str]:
         """Those that the head in `start` was trained on, or any that it was started from itself."""
         return [] if self.start is None else seen_by(Path(self.start), ids)
+
+    def knows_what_was_seen(self) -> bool:
+        """Unless a head in the chain of `start` is of published weights, or of long ago."""
+        return self.start is None or seen_is_known(Path(self.start))
 
     def held_out(self, videos: Sequence[Video]) -> list[NDArray[np.bool_]]:
         """Whole scenes, `validation_fraction` of them, drawn by the seed of each run.

@@ -29,6 +29,7 @@ from vqbank.pipelines.results.tables import (
 )
 from vqbank.pipelines.sources import labelled_videos
 from vqbank.regressors import make_head
+from vqbank.regressors.card import seen_is_known
 from vqbank.regressors.metrics import quality_metrics
 from vqbank.regressors.ridge import Ridge
 from vqbank.store.bank import FeatureStore
@@ -612,6 +613,21 @@ def test_a_start_that_was_trained_on_a_set_is_refused(place, tmp_path):
         match=rf"gru starts from .* trained on {OTHER} of the {OTHER} .* in test set other: other/",
     ):
         vqbank.evaluate(**asked(place, heads=heads))
+
+
+def test_a_start_that_does_not_say_what_it_was_trained_on_is_warned_of(place, tmp_path, caplog):
+    """As cards of published weights, which name no videos."""
+    gru = {"gru": {"epochs": 1}}
+    known = vqbank.train(bank=place / "bank", features="a.f", videos=place / "other.csv", head=gru,
+                         output=tmp_path / "known")  # fmt: skip
+    known.save(tmp_path / "unknown", {"trained_on": None})
+    further = known.set_params(start=str(tmp_path / "unknown"))
+
+    assert seen_is_known(tmp_path / "known")
+    assert not further.knows_what_was_seen()
+    with caplog.at_level(logging.WARNING, "vqbank"):
+        vqbank.evaluate(**asked(place, heads={"gru": {"epochs": 1, "start": further.start}}))
+    assert "gru starts from a head of which nobody knows what it was trained on" in caplog.text
 
 
 # --- records
