@@ -266,6 +266,29 @@ def test_weights_that_saw_the_tested_set_and_sets_that_are_trained_on_are_found(
     )
 
 
+def test_texts_that_name_a_level_for_every_video_are_found_and_shared_prompts_are_not():
+    rng = np.random.default_rng(0)
+    rows = videos([None] * 60)
+    series = {"x": list(rng.normal(size=(60, 1, 12)).astype(np.float32))}
+    (column,) = FeatureTable.from_arrays(rows, series)._columns.values()
+
+    def found(prompts):
+        spec = replace(column.spec, identity={"text": {"prompts": prompts}})
+        table = FeatureTable(rows, {"x": Column(spec, column.places)})
+        made = Experiment(
+            "t", RatedVideos(table, rng.normal(size=60)), (), Protocol(splits="random3")
+        )
+        return next(one for one in audit(made) if one.check == "prompts that name quality")
+
+    levels = ["bad", "poor", "fair", "good", "excellent"]
+    shared = found([f"a video of {level} quality" for level in levels])
+    assert (shared.verdict, shared.number) == ("clear", 5)
+    told = found([f"video {n} is {levels[n % 5]}" for n in range(60)])
+    assert (told.verdict, told.number) == ("leak", 60)
+    assert "video 3 is good" in told.look
+    assert found(["a goodbye", "fairground"]).number == 0
+
+
 def test_the_command_exits_with_1_and_prints_json(tmp_path, shared_data):
     labels = shared_data / "data" / "labels" / "kvq_train.csv"
     code, told = run("audit", "--labels", labels, "--splits", "random3")

@@ -10,6 +10,7 @@ from vqbank.pipelines.audit import label_seen, sides
 from vqbank.pipelines.audit.finding import Finding
 from vqbank.pipelines.audit.label_seen import clearest_step, nearest_copy
 from vqbank.pipelines.audit.metadata import inputs_of
+from vqbank.pipelines.audit.prompts import prompts_with_levels
 from vqbank.pipelines.audit.scaling import scaled
 from vqbank.pipelines.experiments.experiment import Experiment, evaluate
 from vqbank.pipelines.experiments.fits import Cell
@@ -37,6 +38,7 @@ def audit(
     *,
     record: Record | None = None,
     metadata: Mapping[str, NDArray[np.float64]] | None = None,
+    paper_chose: str = "",
 ) -> Iterator[Finding]:
     """Look at splits, features and scores for what makes numbers too good.
 
@@ -44,6 +46,7 @@ def audit(
         experiment: whose splits and features; of a table without roles, splits and scores alone.
         record: of the same experiment, whose first head stands beside what needs no picture.
         metadata: [n] by what it is: what is known of the videos without looking at them.
+        paper_chose: by which rows the paper's epochs were chosen whose numbers stand beside.
 
     Yields:
         A finding for each check, in a fixed order; what cannot be looked at is told as unknown.
@@ -60,6 +63,9 @@ def audit(
         yield _steps(spec, features, experiment)
         yield _scaling(spec, features, experiment)
         yield _weights(spec, experiment)
+        yield _prompts(spec, len(table))
+    if record is not None:
+        yield _choice(record, paper_chose)
     yield _metadata(experiment, metadata or {}, record, head)
 
 
@@ -283,6 +289,35 @@ def _weights(spec: FeatureSpec, experiment: Experiment) -> Finding:
         text = "it was imported, and nobody knows which weights made it"
         return Finding(check, "unknown", None, text, (), spec.key)
     return Finding(check, "clear", 0.0, "they are not known to have", (), spec.key)
+
+
+def _prompts(spec: FeatureSpec, videos: int) -> Finding:
+    check, found = "prompts that name quality", prompts_with_levels(spec)
+    if not found:
+        text = "no text of its identity names a level of quality"
+        return Finding(check, "clear", 0.0, text, (), spec.key)
+    if len(found) < videos / 2:
+        text = (
+            f"{counted(len(found), 'text')} of its identity name levels of quality, the same for "
+            "every video: no score is told by them"
+        )
+        return Finding(check, "clear", float(len(found)), text, tuple(found[:SHOWN]), spec.key)
+    text = (
+        f"{counted(len(found), 'text')} of its identity name levels of quality, for "
+        f"{counted(videos, 'video')}: so many tell each video's"
+    )
+    return Finding(check, "leak", float(len(found)), text, tuple(found[:SHOWN]), spec.key)
+
+
+def _choice(record: Record, paper_chose: str) -> Finding:
+    """By which rows epochs and parameters were chosen: never by tested ones, here."""
+    check, head = "choice of epochs and parameters", record.heads[0]
+    text = f"{head.name}: {head.rule}; no tested row is seen"
+    few_held_out = tuple(filter(None, (one.few_held_out for one in record.heads)))
+    if "test" in paper_chose.lower():
+        text += f"; but of the paper's own numbers: {paper_chose}"
+        return Finding(check, "note", None, text, few_held_out)
+    return Finding(check, "note" if few_held_out else "clear", None, text, few_held_out)
 
 
 def _tested(splits: Sequence[Split], videos: Sequence[Video]) -> list[str]:

@@ -52,7 +52,8 @@ def audit_of(
     table = made.rated.table
     store = None if facts is None else FeatureStore(facts)
     known = metadata_of(store, list(table.specs.values()), table.videos, made.rated.labels)
-    yield from audit(made, record=record, metadata=known)
+    chose = "" if recipe.paper is None else recipe.paper.chosen
+    yield from audit(made, record=record, metadata=known, paper_chose=chose)
 
 
 def _with_all(recipe: Recipe) -> Recipe:
