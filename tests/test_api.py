@@ -19,7 +19,7 @@ from vqbank.extractors import video as decoding
 
 EXAMPLES = (
     "read_videos", "read_recipe", "extract", "open_bank", "FeatureTable", "make_head", "evaluate",
-    "train", "load_head", "predict",
+    "ablate", "train", "load_head", "predict",
 )  # fmt: skip
 """In the order of a first session: each may use what those before it left."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vqbank.pipelines.manifest import read_videos
     from vqbank.pipelines.recipe import read_recipe
+    from vqbank.pipelines.runs.ablate import ablate
     from vqbank.pipelines.runs.bank import open_bank
     from vqbank.pipelines.runs.evaluate import evaluate
     from vqbank.pipelines.runs.extract import extract
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FeatureTable",
     "VqbankError",
+    "ablate",
     "evaluate",
     "extract",
     "load_head",
@@ -35,6 +37,7 @@ __all__ = [
 _PLACES = {
     "FeatureTable": "vqbank.store.table",
     "VqbankError": "vqbank.store.errors",
+    "ablate": "vqbank.pipelines.runs.ablate",
     "evaluate": "vqbank.pipelines.runs.evaluate",
     "extract": "vqbank.pipelines.runs.extract",
     "load_head": "vqbank.regressors",

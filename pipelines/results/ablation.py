@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from math import prod
 
 import numpy as np
@@ -11,6 +12,8 @@ from vqbank.pipelines.results.compare import Comparison, compare
 from vqbank.pipelines.results.plain_table import PlainTable
 from vqbank.pipelines.results.record import Record
 from vqbank.pipelines.results.statistics import shown
+from vqbank.pipelines.terminal import plain
+from vqbank.store.words import html_table
 
 HEADER = (
     "features", "head", "SRCC median", "mean", "95 %", "gain", "better in", "Wilcoxon p",
@@ -107,6 +110,30 @@ def _is_pareto(line: Line, lines: Sequence[Line]) -> bool:
     own = line.median, -line.row_bytes
     others = [(one.median, -one.row_bytes) for one in lines]
     return not any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in others)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What was tried, line by line; a table in notebooks."""
+
+    lines: Sequence[Line]
+
+    @property
+    def records(self) -> list[Record]:
+        """One for each line."""
+        return [line.record for line in self.lines]
+
+    def written(self, form: str) -> str:
+        """The table as "markdown", "latex" or "csv"."""
+        return ablation_table(self.lines).written(form)
+
+    def __repr__(self) -> str:
+        return f"<Ablation of {len(self.lines)} lines>"
+
+    def _repr_html_(self) -> str:
+        table = ablation_table(self.lines)
+        said = "".join(f"<p>{escape(plain(note))}</p>" for note in table.notes)
+        return html_table(repr(self), table.header, table.rows) + said
 
 
 def ablation_table(lines: Sequence[Line]) -> PlainTable:

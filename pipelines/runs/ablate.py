@@ -5,13 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqbank.pipelines.experiments.sets import check_ways
 from vqbank.pipelines.recipe import Recipe
-from vqbank.pipelines.runs.asked import of_bank
+from vqbank.pipelines.runs.asked import (
+    AskedRecipe,
+    Entries,
+    Names,
+    check_folder,
+    check_given,
+    of_bank,
+    recipe_of,
+    title_of,
+)
 from vqbank.store.documents import yaml_value
 from vqbank.store.errors import RecipeError, UnknownNameError, unknown_name
 
 if TYPE_CHECKING:
     from vqbank.pipelines.experiments.experiment import Experiment
+    from vqbank.pipelines.experiments.fitting import Telling
+    from vqbank.pipelines.results.ablation import Ablation
 
 
 def with_variants(recipe: Recipe, varied: Sequence[str]) -> Recipe:
@@ -74,6 +86,101 @@ def ablation_of(
     return replace(made, rated=rated, cells=cells, sets=sets)
 
 
+def ablate(
+    recipe: AskedRecipe = None,
+    *,
+    bank: Path | str | None = None,
+    features: Names | Mapping[str, str] | None = None,
+    videos: Path | str | None = None,
+    labels: Path | str | None = None,
+    score: str | None = None,
+    heads: Entries | None = None,
+    splits: str | None = None,
+    missing: str | None = None,
+    weights: Mapping[str, str] | None = None,
+    by: Names = "without",
+    only: Names = (),
+    groups: Names = (),
+    vary: Names = (),
+    curve: Sequence[float] = (),
+    jobs: int | None = None,
+    keep: Path | str | None = None,
+    watch: "Telling | None" = None,
+) -> "Ablation":
+    """Try heads on parts of the features, all on the same splits.
+
+    Args:
+        recipe: a `Recipe`, its file, or the name of one that comes with vqbank.  What is given
+            beside it replaces what it says.
+        bank: the folder of a bank.
+        features: names, or names by role; a key (name@hash) where the bank has several of a name.
+        videos: a manifest (.csv) with scores; or else
+        labels: a label file of any layout, whose videos are found in the bank.
+        score: the column of the label file that is the MOS, where it has several.
+        heads: names, or parameters by name.
+        splits: "scene10", "videval100", ..., or a file that `vqbank split make` wrote.
+        missing: "stop" (default) or "drop": what happens to videos that lack a feature.
+        weights: of the features' extractors, where the bank has those of several.
+        by: "alone", "without", "pairs", "greedy", or several of these.
+        only: sets of one's own, each the roles of one with commas between.
+        groups: columns that become features: "ROLE=SIZE", or "ROLE=FIRST:END,FIRST:END".
+        vary: further heads, "HEAD.PARAMETER=VALUE,VALUE" each.
+        curve: in place of sets of features, fractions of the training scenes.
+        jobs: processes that may be started (default: one per core).
+        keep: a folder of finished cells, from which the same run goes on.
+        watch: told of costs, steps and epochs as they come.
+
+    Returns:
+        Lines with the record of each, gains and paired tests against the full model of the same
+        head, and what a row of the features costs.
+
+    Raises:
+        VqbankError: as `evaluate` does; RecipeError also for sets, groups or fractions that cannot
+            be, UnknownNameError for ways that there are not.
+
+    Example:
+        >>> found = vqbank.ablate(bank="bank", features="motion.series", videos="set.csv",
+        ...                       heads="ridge", splits="kfold2", groups="motion.series=2",
+        ...                       by="alone")
+        >>> [line.features for line in found.lines]
+        ['all', 'motion.series[0:2] alone', 'motion.series[2:3] alone']
+    """
+    check_given(by=by, only=only, groups=groups, vary=vary, curve=curve, weights=weights)
+    check_given(jobs=jobs, keep=keep)
+    asked = recipe_of(
+        recipe,
+        bank=bank,
+        features=features,
+        videos=videos,
+        labels=labels,
+        score=score,
+        heads=heads,
+        splits=splits,
+        missing=missing,
+    )
+    ways = _several(by)
+    check_ways(ways)
+    folder = None if keep is None else Path(keep)
+    check_folder(folder, "--keep")
+    asked = with_variants(asked, _several(vary))
+    made = ablation_of(asked, title=title_of(recipe), groups=_several(groups), weights=weights)
+    from vqbank.pipelines.experiments import ablation
+    from vqbank.pipelines.experiments.fits import all_cores
+    from vqbank.pipelines.results.ablation import Ablation, lines_of
+
+    processes = all_cores() if jobs is None else jobs
+    if curve:
+        rows = ablation.learning_curve(made, curve, jobs=processes, watch=watch, keep=folder)
+    else:
+        own = [one.split(",") for one in _several(only)]
+        rows = ablation.ablate(made, ways=ways, own=own, jobs=processes, watch=watch, keep=folder)
+    return Ablation(lines_of([(row.head, row.features, row.record) for row in rows]))
+
+
+def _several(names: Names) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
+
+
 def across_of(
     recipe: Recipe,
     files: Mapping[str, Path],
@@ -97,7 +204,6 @@ def across_of(
         raise RecipeError(
             "--across NAME=FILE is given for each data set, and there are two or more"
         )
-    from vqbank.pipelines.runs.asked import recipe_of
     from vqbank.pipelines.runs.evaluate import experiment_of
 
     found = {}

@@ -42,6 +42,8 @@ KINDS: Mapping[str, tuple[Any, str]] = {
     **dict.fromkeys(["splits", "score", "missing", "decoder", "overlap"], _TEXT),
     "test": (TestSets | None, "a file, several, or files by name"),
     "features": _NAMES,
+    **dict.fromkeys(["by", "only", "groups", "vary"], (Names | None, "a text, or several")),
+    "curve": (Sequence[float] | None, "fractions"),
     "weights": (Mapping[str, str] | None, "choices by the name of an extractor"),
     "jobs": (PositiveInt | None, "a number of processes, 1 or more"),
 }
