@@ -28,6 +28,7 @@ from vqbank.regressors.scma import (
     of_official,
 )
 from vqbank.regressors.sequence import SequenceHead
+from vqbank.regressors.tensors import torch_threads
 from vqbank.store.errors import HeadError
 from vqbank.store.table import FeatureTable
 
@@ -204,5 +205,5 @@ def _fixed_prompts(beside: Companions, prompts: tuple[str, ...]) -> FixedPrompts
 
 @lru_cache(maxsize=8)
 def _fixed_prompts_of(beside: Companions, prompts: tuple[str, ...], sha256: str) -> FixedPrompts:
-    with torch.device("cpu"):
+    with torch.device("cpu"), torch_threads(1):  # the same bits whoever asks first
         return FixedPrompts.of(beside.text_tail(), beside.tokens(prompts))

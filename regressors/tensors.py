@@ -1,5 +1,7 @@
-"""From banked rows to torch, without a copy."""
+"""From banked rows to torch, without a copy; how many threads it may take."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,3 +21,19 @@ def tensor_of(rows: NDArray[Any]) -> torch.Tensor:
     borrowed = rows.view()
     borrowed.flags.writeable = True
     return torch.from_numpy(borrowed)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """In here PyTorch takes so many threads.
+
+    Small networks gain nothing from threads, and beside other work lose twentyfold.
+
+    Besides, another number of threads would give other bits.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,6 @@
 """The one training loop of networks, and their predictions."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from vqbank.regressors.plan import Fold, Method, Plan, RowChoice, Trained
 from vqbank.regressors.progress import Watch
 from vqbank.regressors.stack import Stack, of_one_size, stacked_scores
 from vqbank.regressors.standardisation import scalings_of
+from vqbank.regressors.tensors import torch_threads
 from vqbank.store.errors import HeadError
 
 PREDICTED = 64
@@ -61,7 +61,7 @@ def train(
         raise HeadError(f"{len(folds)} networks are trained at once only from memory")
     series.hold(every)
     plan = method.plan
-    with _threads(plan.threads):
+    with torch_threads(plan.threads):
         members = [
             Member(number, fold, method.network(generator), plan, generator, series.device)
             for number, fold in enumerate(folds, start=first)
@@ -113,7 +113,7 @@ def scores(
     """
     members = list(range(len(scalings)))
     groups = [members] if stacked else [[member] for member in members]
-    with _threads(plan.threads), torch.inference_mode():
+    with torch_threads(plan.threads), torch.inference_mode():
         series.hold(rows)
         out = np.empty((len(scalings), len(rows)))
         chosen = Seen(choose) if choose else None
@@ -137,20 +137,6 @@ def scores(
                     )
                     out[np.ix_(own, columns)] = predicted.double().cpu().numpy()
     return out
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Small networks gain nothing from threads, and beside other work lose twentyfold.
-
-    Besides, another number of threads would give other bits.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _epoch(series: Series, stack: Stack) -> None:

@@ -27,6 +27,7 @@ from vqbank.pipelines.results.tables import (
     to_markdown,
     to_ntire,
 )
+from vqbank.pipelines.runs.asked import recipe_of
 from vqbank.pipelines.sources import labelled_videos
 from vqbank.regressors import make_head
 from vqbank.regressors.card import seen_is_known
@@ -766,3 +767,13 @@ def test_videval_across_the_public_sets(shared_data, tmp_path):
 
     assert found["KONVID_1K"] > 0.6
     assert found["LIVE_VQC"] > 0.5
+
+
+def test_a_test_set_may_lie_in_a_file_whose_name_has_an_equals_sign(tmp_path):
+    file = tmp_path / "rate=30.csv"
+    file.write_text("path,mos\n")
+
+    found = recipe_of(None, test=[str(file)]).test, recipe_of(None, test=[f"set={file}"]).test
+
+    assert [list(one) for one in found] == [["rate=30"], ["set"]]
+    assert [one.file for (one,) in (own.values() for own in found)] == [file, file]

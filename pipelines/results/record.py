@@ -320,7 +320,7 @@ class Record(BaseModel):
             self.splits,
             f"SRCC and KRCC of raw predictions; PLCC and RMSE after {mapping}.",
             *(f"{head.name}: {head.rule}." for head in self.heads),
-            *(f"{h.name} reads {' and '.join(h.roles)} alone." for h in self.heads if h.roles),
+            *(f"{h.name} reads {', '.join(h.roles)} alone." for h in self.heads if h.roles),
             *self._of_sets,
             "Nothing was chosen on test rows.",
         ]

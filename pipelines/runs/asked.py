@@ -144,7 +144,9 @@ def _test_sets(given: TestSets) -> dict[str, RatedFile]:
     else:
         named = []
         for text in [given] if isinstance(given, str | Path) else given:
-            name, _, file = ("", "", text) if isinstance(text, Path) else text.rpartition("=")
+            name, _, file = str(text).partition("=")
+            if isinstance(text, Path) or Path(text).exists() or "=" not in text:
+                name, file = "", str(text)
             if not str(file):
                 raise RecipeError(f"--test {text!r} names no file; it is of the form [NAME=]FILE")
             named.append((name or Path(file).stem, file))
