@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vqbank.regressors.batches import Input
+from vqbank.regressors.batches import Input, taken_of
 from vqbank.regressors.card import read_card
 from vqbank.regressors.plan import Start
 from vqbank.store.errors import HeadError
@@ -68,6 +68,7 @@ def begin(
             f"the networks of {folder} are of another form: {name} has shape "
             f"{theirs.get(name, 'none')}, not {ours.get(name, 'any')}"
         )
+    _check_stands_on_the_same(folder, other, inputs)
     card = read_card(folder)
     model = card["model"]["sha256"]
     starts = []
@@ -77,6 +78,25 @@ def begin(
         starts.append(Start(state, other.ensemble_.scalings[which], model))
     told = {key: card[key] for key in KNOWN if key in card}
     return Begun(starts, {"started_from": {**told, "model": model}})
+
+
+def _check_stands_on_the_same(
+    folder: Path, other: "SequenceHead", inputs: Mapping[str, Input]
+) -> None:
+    """Compare the towers and texts of a head with those that are here, of what both take.
+
+    Raises:
+        HeadError: naming what differs.
+    """
+    here = taken_of(inputs).get("companions", {})
+    for role, taken in other.record_.get("companions", {}).items():
+        for name, sha256 in taken.items():
+            own = here.get(role, {}).get(name, sha256)
+            if own != sha256:
+                raise HeadError(
+                    f"{folder} was trained with {name} of {role} with sha256 {sha256[:12]}; here "
+                    f"it is {own[:12]}: go on in the bank that it was trained from"
+                )
 
 
 def _named(specs: Mapping[str, FeatureSpec]) -> str:

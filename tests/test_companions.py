@@ -133,6 +133,16 @@ def test_another_tail_or_text_under_the_same_key_is_refused(fitted, tmp_path):
         fitted.predict(table_of(other))
 
 
+def test_training_goes_on_in_the_bank_that_it_began_in(fitted, store, tmp_path):
+    mos = np.random.default_rng(1).normal(size=24)
+    fitted.save(tmp_path / "head")
+    other = bank_at(tmp_path / "other", seed=1)
+
+    OnTail(start=str(tmp_path / "head")).fit(table_of(store), mos)
+    with pytest.raises(HeadError, match=r"was trained with tail/image of tokens with sha256"):
+        OnTail(start=str(tmp_path / "head")).fit(table_of(other), mos)
+
+
 def test_without_a_tail_a_head_says_what_it_needs_and_where_it_comes_from(tmp_path):
     store = bank_at(tmp_path / "bare", tail=False)
     mos = np.random.default_rng(1).normal(size=24)
