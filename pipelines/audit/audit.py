@@ -340,7 +340,8 @@ def _metadata(
     table = FeatureTable.from_arrays(videos, {"metadata": list(inputs[:, None])})
     cell = Cell("metadata", make_head(METADATA_HEAD), ("metadata",))
     rated = replace(experiment.rated, table=table, files={})
-    alone = evaluate(replace(experiment, rated=rated, cells=[cell], sets=())).heads[0]
+    made = replace(experiment, rated=rated, cells=[cell], sets=(), given=experiment.splits)
+    alone = evaluate(made).heads[0]
     srcc = alone.statistics["srcc"].median
     text = f"{', '.join(metadata)} come to a median SRCC of {srcc:.3f}{head}"
     if record is not None and srcc >= record.heads[0].statistics["srcc"].median:
