@@ -28,6 +28,9 @@ def drawn(make: Callable[[], Network], generator: torch.Generator) -> Network:
         for name, parameter in list(part.named_parameters(recurse=False)):
             start = _start(part, name, torch.empty(parameter.shape), generator)
             part.register_parameter(name, nn.Parameter(start))
+    for part in network.modules():
+        if isinstance(part, nn.MultiheadAttention):
+            nn.init.zeros_(part.out_proj.bias)
     return network
 
 

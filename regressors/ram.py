@@ -221,8 +221,8 @@ class Ram(SequenceHead):
         """Of what is seen of a clip.
 
         Raises:
-            HeadError: if both streams are not alike, frames are too few, or restored fragments are
-                asked for and there are no pixels.
+            HeadError: if both streams are not alike, frames are too few, features of frames are
+                to ask each other, or restored fragments are asked for and there are no pixels.
         """
         shapes = {role: inputs[role].shape for role in self._streams}
         shape = shapes[self._streams[0]]
@@ -235,6 +235,12 @@ class Ram(SequenceHead):
             raise HeadError(
                 f"{self.name}: clips of {shape[0]} frames are banked; lower clip_frames, which is "
                 f"{self.clip_frames}"
+            )
+        if self.usage == "cross" and len(shape) == 2:
+            raise HeadError(
+                f"{self.name}: usage 'cross' asks the tokens of a frame, and features of frames "
+                f"{list(shape)} have one, which answers the same whatever asks; take usage "
+                "'residual-concat', or residual.fragment-tokens and residual.residual-tokens"
             )
         if "restored" in STREAMS[self.usage] and len(shape) != 4:
             raise HeadError(
@@ -301,6 +307,12 @@ class OfBatch(nn.Module):
         """[b, g, g]: the score of every fragment, the mean over clips."""
         if self.network.technical is None:
             raise HeadError("this network has no technical branch, and sees no fragments")
+        embeddings = self.network.technical.embeddings.values()
+        if any(one.patches != GRID * GRID for one in embeddings):
+            raise HeadError(
+                f"this network sees no {GRID} x {GRID} fragments of a frame: {FRAGMENTS} are "
+                "features of whole frames, or of another grid"
+            )
         scores = self.network.local(*self.seen(batch)).mean(dim=1)
         return scores.unflatten(1, (GRID, -1))
 

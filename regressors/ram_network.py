@@ -126,6 +126,7 @@ class FragmentEmbedding(nn.Module):
         else:
             patches = 0
             self.feature = nn.Linear(shape[-1], width)
+        self.patches = patches
         if patches:
             self.class_embedding = nn.Parameter(torch.empty(width))
             self.positional_embedding = nn.Parameter(torch.empty(patches + 1, width))
@@ -210,8 +211,9 @@ class TechnicalBranch(nn.Module):
             video, residual = (one.flatten(0, 1) for one in embedded)
             crossed, _ = self.mhca(residual, video, video, need_weights=False)
             state = crossed.unflatten(0, embedded[0].shape[:2])
-        else:  # the class token once
-            state = torch.cat([embedded[0], *(one[:, :, 1:] for one in embedded[1:])], dim=2)
+        else:  # the class token once, where it is not all
+            others = (one[:, :, 1:] if one.shape[2] > 1 else one for one in embedded[1:])
+            state = torch.cat([embedded[0], *others], dim=2)
         return self.tim(state)
 
     def integrated(self, tokens: Tensor) -> Tensor:

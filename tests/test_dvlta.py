@@ -404,12 +404,19 @@ def test_a_packed_head_has_its_text_with_it(tmp_path):
 def test_averaged_weights_are_what_the_paper_form_keeps():
     made = make_head("dvlta", preset="paper")
     assert (made.averaging, made.selection, made.epochs, made.batch_size) == (
-        0.999,
+        0.99,
         "fixed",
         20,
         16,
     )
     assert (made.learning_rate, made.adapted, made.loss) == (1e-3, 0.4, "1-plcc")
+
+
+def test_of_the_start_nothing_is_left_in_averaged_weights_after_the_steps_of_a_small_set():
+    """LIVE-VQC's, the smallest of the paper: 468 of 585 videos are fitted."""
+    made = make_head("dvlta", preset="paper")
+    steps = 468 // made.batch_size * made.epochs
+    assert made.averaging**steps < 0.01
 
 
 def test_what_the_head_does_not_take_is_refused(bank):
@@ -425,6 +432,10 @@ def test_what_the_head_does_not_take_is_refused(bank):
         make_head("dvlta", prompts=["good"])
     with pytest.raises(HeadError, match="cannot be standardised"):
         make_head("dvlta", standardise=True)
+    alone = text_spec("alone.text", PROMPTS[:1], EMBEDDING, {})
+    write_text(store, alone, TextBank(PROMPTS[:1], np.eye(1, EMBEDDING), 1.0), provenance={})
+    with pytest.raises(HeadError, match=r"alone\.text has 'good' alone; bank a positive and"):
+        make_head("dvlta", text_bank="alone.text").fit(table_of(store), mos)
     others = make_head("dvlta", prompts=["good", "fine"])
     with pytest.raises(HeadError, match=r"text has no prompt 'fine'; it has 'good', 'bad'"):
         others.fit(table_of(store), mos)

@@ -66,6 +66,12 @@ def test_every_fragment_of_ram_has_a_score_and_a_head_of_whole_videos_none():
     assert found.shape == (2, 7, 7)
     assert len(np.unique(found[0])) == 49
     np.testing.assert_allclose(local_quality(head, table.subset([5]))[0], found[1], atol=1e-5)
+    frames = table_of({**rows, **{
+        role: [one.mean(axis=2) for one in rows[role]] for role in ("fragments", "residuals")
+    }})  # fmt: skip
+    whole = make_head("ram", **given, epochs=1, usage="residual-concat", width=8)
+    with pytest.raises(HeadError, match="sees no 7 x 7 fragments of a frame"):
+        local_quality(whole.fit(frames, mos), frames)
     alone = make_head("ram", **given, epochs=1, technical=False).fit(table, mos)
     with pytest.raises(HeadError, match="no technical branch"):
         local_quality(alone, table)

@@ -29,6 +29,9 @@ def folder_at(path, names, *, rate="25", seed=0):
     [
         [f"im{n}.png" for n in range(1, 12)],
         [f"{n:03}.png" for n in range(98, 103)],
+        [f"{n}.png" for n in range(12)],
+        [f"f{n:02}.png" for n in range(98, 102)],
+        [f"{n:02}.png" for n in range(9, 102)],
         [f"a 10% {n:05}.png" for n in range(7)],
     ],
 )

@@ -168,12 +168,19 @@ def test_the_anchor_is_the_level_whose_share_is_the_score():
     torch.testing.assert_close(sum(shares), torch.ones(2))
 
 
-@pytest.mark.parametrize("shape", [(8, 49, WIDTH), (8, 24)])
-def test_embeddings_that_are_banked_take_the_place_of_pixels(shape):
-    made = network(shape=shape)
+@pytest.mark.parametrize(
+    ("shape", "usage"),
+    [((8, 49, WIDTH), "cross"), ((8, 49, WIDTH), "residual-concat"), ((8, 24), "residual-concat")],
+)
+def test_embeddings_that_are_banked_take_the_place_of_pixels_in_both_streams(shape, usage):
+    made = network(shape=shape, usage=usage)
     state, real, clips = some(shape=shape)
     banked = {role: values.half() / 255 for role, values in clips.items()}
-    assert made(state, real, banked).shape == (2,)
+    scores = made(state, real, banked)
+    assert scores.shape == (2,)
+    for role in banked:
+        moved = {**banked, role: banked[role].roll(1, dims=0)}
+        assert bool((made(state, real, moved) != scores).all())
 
 
 def test_shifted_layers_carry_what_a_frame_tells_beyond_its_pair():
@@ -224,6 +231,16 @@ def test_a_network_is_drawn_from_its_generator_alone():
     for first, second in zip(*(part.parameters() for part in made), strict=True):
         assert torch.equal(first, second)
     assert all(bool(value.isfinite().all()) for value in one.parameters())
+
+
+def test_attention_starts_as_pytorchs_whose_last_bias_is_zero():
+    made = drawn(lambda: nn.MultiheadAttention(WIDTH, 2), torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    for (name, own), other in zip(
+        made.named_parameters(), nn.MultiheadAttention(WIDTH, 2).parameters(), strict=True
+    ):
+        assert bool(own.any()) == bool(other.any()), name
+        assert own.detach().std().item() == pytest.approx(other.detach().std().item(), rel=0.1)
 
 
 def test_every_fragment_has_a_score_of_its_own():

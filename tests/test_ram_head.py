@@ -258,6 +258,27 @@ def test_impossible_parameters_are_refused_before_anything_is_read(given, messag
         make_head("ram", **{**QUICK, **given})
 
 
+def test_features_of_frames_whose_residual_no_attention_could_see_are_refused():
+    """Of a frame that is one token: it answers the same, whatever asks."""
+    table, mos = of_residuals(n=12)
+    frames = {
+        role: [clips.mean(axis=2) for clips in table.arrays(role)]
+        for role in ("fragments", "residuals")
+    }
+    seen = FeatureTable.from_arrays(
+        table.videos, {"aesthetic": table.arrays("aesthetic"), **frames}
+    )
+    given = {**QUICK, "prompts": None, "from_clip": False}
+    with pytest.raises(HeadError, match="usage 'cross' asks the tokens of a frame"):
+        make_head("ram", **given).fit(seen, mos)
+    head = make_head("ram", **given, usage="residual-concat").fit(seen, mos)
+    turned = {**frames, "residuals": frames["residuals"][::-1]}
+    other = FeatureTable.from_arrays(
+        table.videos, {"aesthetic": table.arrays("aesthetic"), **turned}
+    )
+    assert (head.predict(other) != head.predict(seen)).all()
+
+
 def test_roles_that_a_wiring_does_not_look_at_are_not_read(banked):
     store, mos = banked
     table = table_of(store)

@@ -64,11 +64,11 @@ def sequence(folder: Path) -> Sequence:
 def _of_one_width(
     named: dict[tuple[str, str, int], dict[int, Path]],
 ) -> dict[tuple[str, str, int], dict[int, Path]]:
-    """001.png ... 099.png, 100.png: numbers without a zero in front are of the same width."""
+    """0.png ... 10.png, 001.png ... 1000.png: numbers without a zero are as wide, or wider."""
     joined = dict(named)
     for (before, suffix, width), numbered in named.items():
         plain = joined.get((before, suffix, 0), {})
-        alike = {n: p for n, p in plain.items() if len(str(n)) == width}
+        alike = {n: p for n, p in plain.items() if len(str(n)) >= width}
         if width and alike and len(alike) == len(plain):
             joined[before, suffix, width] = {**numbered, **alike}
             del joined[before, suffix, 0]
