@@ -1,7 +1,16 @@
-"""Maps of local quality laid over frames."""
+"""Maps of local quality laid over frames, and their files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from vqbank.pipelines.log import log
+from vqbank.store.errors import DecodeError, naming
+from vqbank.store.schema import Video
 
 
 def on_frame(quality: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
@@ -44,3 +53,57 @@ def overlay(
     colour = np.stack([1 - level, level, np.zeros_like(level)], axis=-1) * 255
     mixed = (1 - opacity) * frame + opacity * colour
     return mixed.round().astype(np.uint8)
+
+
+def write_places(
+    folder: Path,
+    videos: Sequence[Video],
+    places: NDArray[np.float64],
+    *,
+    score_name: str,
+    lowest: float,
+    highest: float,
+) -> None:
+    """Write `places.json`, and `NUMBER.png`, the middle frame under its map, per video at hand.
+
+    Args:
+        folder: made if need be.
+        videos: n.
+        places: [n, g, g], as `local_quality` of heads gives them.
+        score_name: what a score is.
+        lowest: what is wholly red.
+        highest: what is wholly green; where it is no higher, the ends of `places` are taken.
+    """
+    if not lowest < highest:
+        lowest, highest = float(places.min()), float(max(places.max(), places.min() + 1e-9))
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    told = []
+    for number, (video, quality) in enumerate(zip(videos, places, strict=True), 1):
+        picture = None
+        frame = _middle_frame(video)
+        if frame is not None:
+            picture = f"{number:04}.png"
+            with naming(folder / picture):
+                shown = overlay(frame, quality, lowest=lowest, highest=highest)
+                Image.fromarray(shown).save(folder / picture)
+        document = {"id": video.id, "path": str(video.path), "places": quality.tolist()}
+        told.append({**document, "picture": picture})
+    ends = {"score_name": score_name, "red": lowest, "green": highest}
+    with naming(folder / "places.json"):
+        text = json.dumps({**ends, "videos": told}, indent=1)
+        (folder / "places.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def _middle_frame(video: Video) -> NDArray[np.uint8] | None:
+    """RGB [h, w, 3]; None, and told, where the file cannot be read: what is banked needs none."""
+    from vqbank.extractors.video import decode, probe
+
+    try:
+        found = probe(video.path)
+        ((_, frames),) = decode(video.path, found, [len(found.pts_seconds) // 2])
+    except DecodeError as error:
+        log.warning("no picture of %s: %s", video.id, error)
+        return None
+    frame: NDArray[np.uint8] = frames[0]
+    return frame

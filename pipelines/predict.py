@@ -22,11 +22,15 @@ from vqbank.pipelines.extraction.extract import Extraction
 from vqbank.pipelines.over_time import Moments, over_time
 from vqbank.regressors import load_head
 from vqbank.regressors.card import read_card
+from vqbank.regressors.local_quality import local_quality
 from vqbank.regressors.sequence import SequenceHead
 from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import HeadError, UnknownNameError, WeightsError, unknown_name
 from vqbank.store.schema import FeatureSpec, Video
 from vqbank.store.table import FeatureTable
+
+WITH_PLACES = ("ram", "mapnet")
+"""Heads that look at places of a frame."""
 
 
 class Scorer:
@@ -105,6 +109,25 @@ class Scorer:
     ) -> list[Moments]:
         """The scores of the seconds of banked videos, as `over_time` gives them."""
         return over_time(self.head, self._table(videos, store, device))
+
+    def places(
+        self, videos: Sequence[Video], store: FeatureStore, *, device: torch.device
+    ) -> NDArray[np.float64]:
+        """[n, g, g]: the scores of the places of banked videos, as `local_quality` gives them."""
+        self.check_places()
+        assert isinstance(self.head, SequenceHead)
+        return local_quality(self.head, self._table(videos, store, device))
+
+    def check_places(self) -> None:
+        """Refuse a head that looks at no places, before anything is extracted.
+
+        Raises:
+            HeadError: naming those that do.
+        """
+        if self.head.name not in WITH_PLACES:
+            raise HeadError(
+                f"{self.head.name} scores no places of a frame; {' and '.join(WITH_PLACES)} do"
+            )
 
     def _table(
         self, videos: Sequence[Video], store: FeatureStore, device: torch.device

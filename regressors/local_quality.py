@@ -33,7 +33,7 @@ def local_quality(head: SequenceHead, table: FeatureTable) -> NDArray[np.float64
     table = head._chosen(table)
     series = head._series(table)
     seen = Seen(head._choices(table.roles))
-    networks = list(_networks(head, table))
+    networks = [network.to(series.device) for network in _networks(head, table)]
     found = []
     with torch.inference_mode():
         for row in range(len(table)):

@@ -1,15 +1,22 @@
 """Local quality: what fragments and places of maps say alone, and where it lies on a frame."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+import vqbank
+from vqbank.extractors.video.numbered import fingerprint_of
+from vqbank.pipelines.commands.cli import app
 from vqbank.pipelines.local_quality import on_frame, overlay
 from vqbank.regressors import make_head
 from vqbank.regressors.local_quality import local_quality
+from vqbank.store.bank import FeatureStore
 from vqbank.store.errors import HeadError
-from vqbank.store.schema import Video
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint, Video
 from vqbank.store.table import FeatureTable
 
 
@@ -99,3 +106,69 @@ def test_low_quality_is_red_and_high_quality_green():
     assert shown[0, 19].tolist() == [50, 178, 50]
     assert shown[19, 19].tolist() == shown[0, 19].tolist()  # beyond is as high
     assert np.array_equal(overlay(frame, np.zeros((2, 2)), lowest=0, highest=1, opacity=0), frame)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A bank of maps of twelve videos, of which one is at hand, and a head on them."""
+    rng = np.random.default_rng(0)
+    store = FeatureStore.create(tmp_path / "bank")
+    spec = FeatureSpec("theirs.map", (5, 3, 4, 4), "float16", {"provenance": "unknown"})
+    lines = ["id,path,mos,scene"]
+    with store.writer(spec, provenance={}, durable=False) as writer:
+        for number in range(12):
+            values = maps([number / 11], rng)[0]
+            feature = Feature(values, np.arange(2.0), np.arange(2))
+            printed = Fingerprint(number + 1, f"{number:064x}")
+            if number == 0:
+                (tmp_path / "0").mkdir()
+                (tmp_path / "0" / "rate.txt").write_text("25")
+                for frame, level in enumerate((9, 200, 9)):
+                    picture = np.full((40, 60, 3), level, np.uint8)
+                    Image.fromarray(picture).save(tmp_path / "0" / f"{frame}.png")
+                printed = fingerprint_of(tmp_path / "0")
+            writer.add(f"set/{number}", feature, fingerprint=printed, probe={})
+            lines.append(f"set/{number},{number},{number},{number}")
+    (tmp_path / "set.csv").write_text("\n".join(lines))
+    for name, parameters in (("mapnet", {"epochs": 5, "hidden": 4}), ("ridge", {})):
+        vqbank.train(
+            bank=tmp_path / "bank",
+            features={"map": "theirs.map"},
+            videos=tmp_path / "set.csv",
+            head={name: parameters},
+            output=tmp_path / name,
+        )
+    return tmp_path
+
+
+def test_the_command_keeps_places_and_lays_them_over_the_middle_frame(project):
+    given = ["set.csv", "--bank", "bank", "--places"]
+
+    def run(head, *, to):
+        line = ["predict", project / head, *(project / one if "-" not in one else one
+                for one in given), project / to]  # fmt: skip
+        return CliRunner().invoke(app, [str(word) for word in line])
+
+    done = run("mapnet", to="places")
+    assert done.exit_code == 0, done.output
+    document = json.loads((project / "places" / "places.json").read_text())
+    predicted = vqbank.predict(
+        project / "mapnet", project / "set.csv", bank=project / "bank", places=True
+    )
+    told = [one["places"] for one in document["videos"]]
+    np.testing.assert_array_equal(told, predicted.places)
+    np.testing.assert_allclose(predicted.places.mean(axis=(1, 2)), predicted.scores, atol=1e-4)
+    assert (document["red"], document["green"]) == (0, 11)
+    assert [one["picture"] for one in document["videos"]] == ["0001.png"] + 11 * [None]
+    shown = np.asarray(Image.open(project / "places" / "0001.png"))
+    frame = np.full((40, 60, 3), 200, np.uint8)
+    expected = overlay(frame, predicted.places[0], lowest=0, highest=11)
+    np.testing.assert_array_equal(shown, expected)
+    assert "no picture of set/1" in done.stderr
+
+    refused = run("ridge", to="none")
+    assert refused.exit_code != 0
+    assert "ridge scores no places of a frame; ram and mapnet do" in str(refused.stderr) + str(
+        refused.exception
+    )
+    assert not (project / "none").exists()

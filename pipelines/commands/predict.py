@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,6 +51,15 @@ def predict(
             help="Score every second too: moments.csv, moments.json and a picture per video.",
         ),
     ] = None,
+    places: Annotated[
+        Path | None,
+        typer.Option(
+            "--places",
+            metavar="FOLDER",
+            help="Score every place of a frame too, by a head that looks at some (ram, mapnet): "
+            "places.json and the middle frame of each video under its map, red low, green high.",
+        ),
+    ] = None,
 ) -> None:
     """Score videos with a shipped head; prints `score<TAB>id<TAB>path` per video.
 
@@ -65,6 +74,7 @@ def predict(
         raise UnknownNameError(unknown_name("format", format, FORMATS))
     check_target(output, "--output")
     check_folder(over_time, "--over-time")
+    check_folder(places, "--places")
     plan = PredictPlan.of(
         head,
         videos,
@@ -73,16 +83,25 @@ def predict(
         device=device,
         score=score,
     )
+    if places is not None:
+        plan.scorer.check_places()
     from vqbank.pipelines.extraction.display import show_extraction
 
     failed = show_extraction(plan.extraction) if plan.extraction is not None else set()
-    predicted = plan.scored({video_id: {} for video_id in failed}, over_time=over_time is not None)
+    predicted = plan.scored(
+        {video_id: {} for video_id in failed},
+        over_time=over_time is not None,
+        places=places is not None,
+    )
     told: Sequence[Mapping[str, float]] = predicted.beside or [{}] * len(predicted.videos)
     for video, value, own in zip(predicted.videos, predicted.scores, told, strict=True):
         say(f"{value:.4f}", video.id, video.path, *_words(own))
     say_agreement(predicted)
+    score_name = str(plan.scorer.card.get("score_name", "score"))
     if over_time is not None and predicted.videos:
-        say_moments(predicted, over_time, str(plan.scorer.card.get("score_name", "score")))
+        say_moments(predicted, over_time, score_name)
+    if places is not None and predicted.places is not None:
+        keep_places(predicted, places, plan.scorer.card.get("trained_on"), score_name)
     written = output is not None and predicted.videos and (format == "csv" or not failed)
     if output is not None and written:
         with naming(output):
@@ -122,6 +141,33 @@ def say_moments(predicted: "Predicted", folder: Path, score_name: str) -> None:
     for line in lines[:MOST_LINES]:
         say(f"worst of {line}", err=True)
     say(f"moments.csv, moments.json and pictures: {folder}", err=True)
+
+
+def keep_places(
+    predicted: "Predicted", folder: Path, seen: Mapping[str, Any] | None, score_name: str
+) -> None:
+    """Write the scores of places, and pictures of them, and say where.
+
+    Args:
+        predicted: with places.
+        folder: made if need be.
+        seen: what the card tells of the training scores, whose range is that of the colours.
+        score_name: what a score is.
+    """
+    from vqbank.pipelines.local_quality import write_places
+
+    assert predicted.places is not None
+    ends = [None, None] if seen is None else [seen["lowest"], seen["highest"]]
+    lowest, highest = (0.0 if end is None else float(end) for end in ends)
+    write_places(
+        folder,
+        predicted.videos,
+        predicted.places,
+        score_name=score_name,
+        lowest=lowest,
+        highest=highest,
+    )
+    say(f"places.json and pictures: {folder}", err=True)
 
 
 def _words(beside: Mapping[str, float]) -> list[str]:

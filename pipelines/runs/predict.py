@@ -45,6 +45,8 @@ class Predicted:
     head's errors on videos that it had not seen."""
     moments: "tuple[Moments, ...]" = ()
     """Of each video, where they are asked for: the scores of its seconds."""
+    places: NDArray[np.float64] | None = None
+    """[n, g, g], where they are asked for: the scores of g x g places of each video."""
 
     @property
     def by_id(self) -> dict[str, float]:
@@ -158,13 +160,18 @@ class PredictPlan:
         return reasons
 
     def scored(
-        self, reasons: Mapping[str, Mapping[str, str]], *, over_time: bool = False
+        self,
+        reasons: Mapping[str, Mapping[str, str]],
+        *,
+        over_time: bool = False,
+        places: bool = False,
     ) -> Predicted:
         """The scores of what is banked now.
 
         Args:
             reasons: of which videos of the extraction failed, by their ids.
             over_time: whether seconds of every video are scored too.
+            places: whether places are.
 
         Raises:
             HeadError: if the card of the head is damaged.
@@ -180,6 +187,7 @@ class PredictPlan:
         scores = self.scorer.scores(banked, self.store, device=self.device)
         standing = Standing.of(self.scorer.card)
         moments = self.scorer.moments(banked, self.store, device=self.device) if over_time else []
+        local = self.scorer.places(banked, self.store, device=self.device) if places else None
         seen = self.scorer.card.get("trained_on")  # not of published weights
         if seen is not None and seen["lowest"] is None:  # by a head that learnt from no scores
             seen = None
@@ -191,7 +199,7 @@ class PredictPlan:
                 )  # fmt: skip
         videos = tuple(video for video, _ in done)
         beside = tuple(standing.beside(float(score)) for score in scores)
-        return Predicted(videos, scores, failed, reasons, beside, tuple(moments))
+        return Predicted(videos, scores, failed, reasons, beside, tuple(moments), local)
 
 
 def predict(
@@ -203,6 +211,7 @@ def predict(
     device: str = "cpu",
     score: str | None = None,
     over_time: bool = False,
+    places: bool = False,
     watch: "Callable[[Outcome], None] | None" = None,
 ) -> Predicted:
     """Score videos with a shipped head; banks the features that it computes.
@@ -216,13 +225,16 @@ def predict(
         device: "cpu", "cuda", "cuda:1", ...
         score: the column of a label file that is the MOS, where it has several.
         over_time: whether the seconds of every video are scored too, as `moments`.
+        places: whether the places of every video are, by a head that looks at some (`ram`,
+            `mapnet`), as `places`.
         watch: told of every video whose features are computed, when its fate is known.
 
     Returns:
         Scores by video, and which videos have none and why.
 
     Raises:
-        HeadError: if the folder holds no head, or a head that this vqbank cannot feed.
+        HeadError: if the folder holds no head, or a head that this vqbank cannot feed, or places
+            are asked of one that looks at none.
         ManifestError: if a video, folder or manifest is not there or cannot be read.
         RecipeError: if a label file, or a head on features that nobody can make anew, is given
             without a bank.
@@ -244,7 +256,9 @@ def predict(
         device=device,
         score=score,
     )
-    return plan.scored(plan.extract(watch), over_time=over_time)
+    if places:
+        plan.scorer.check_places()
+    return plan.scored(plan.extract(watch), over_time=over_time, places=places)
 
 
 def check_head(folder: Path) -> None:
