@@ -111,7 +111,8 @@ class Residual(RestoringExtractor):
     authors, of which `generator_ema.*` is used."""
     patch_embedding: str = field(default="openai", metadata=IMPLIED)
     """Weights of `fragment-tokens` and `residual-tokens`, in the key of these alone: "openai",
-    "random", or the path of a CLIP ViT-B/32 under open_clip's keys."""
+    "random", or the path of a CLIP ViT-B/32 under open_clip's keys.  Where `weights` are random,
+    "openai" means random ones too: who asks for those has none at hand."""
     train_clips: Annotated[int, Field(ge=0)] = field(default=0, metadata=IMPLIED)
     """Rows from random starts; RAM-VQA trains on clips from random starts, for which four are a
     fair number."""
@@ -154,8 +155,13 @@ class Residual(RestoringExtractor):
         )
 
     def _embedding_identity(self) -> Mapping[str, Any]:
-        file = weights_identity(self.patch_embedding, OPENAI_B32, extractor="clip")
+        file = weights_identity(self._embedding_choice, OPENAI_B32, extractor="clip")
         return {"patch_embedding": file}
+
+    @property
+    def _embedding_choice(self) -> str:
+        default = self.patch_embedding == OPENAI_B32.choice
+        return RANDOM if self.is_random and default else self.patch_embedding
 
     @property
     def sampling(self) -> ContinuousClips:
@@ -219,10 +225,10 @@ class Residual(RestoringExtractor):
 
         from vqbank.extractors.loading import check_keys, random_weights, stream_state_dict
 
-        if self.patch_embedding == RANDOM:
+        if self._embedding_choice == RANDOM:
             with random_weights():
                 return torch.nn.Conv2d(3, 768, _FRAGMENT, _FRAGMENT, bias=False).weight.detach()
-        path = find_weights(self.patch_embedding, OPENAI_B32, extractor="clip")
+        path = find_weights(self._embedding_choice, OPENAI_B32, extractor="clip")
         state = {
             key: value.float()
             for key, value in stream_state_dict(path, OPENAI_B32)

@@ -51,7 +51,6 @@ EMBEDDED = {
     "outputs: [fragments, residuals]": "outputs: [fragment-tokens, residual-tokens]",
     "residual.fragments": "residual.fragment-tokens",
     "residual.residuals": "residual.residual-tokens",
-    "residual: { ": "residual: { patch_embedding: random, ",
     "clip_frames: 8, epochs: 7": "clip_frames: 4, part: 2, epochs: 2",
 }
 """What stands in the place of what, so that a recipe is tried in seconds."""

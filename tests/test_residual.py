@@ -196,6 +196,14 @@ def test_a_clip_without_a_patch_embedding_is_refused(tmp_path):
         extractor.build(CPU)
 
 
+def test_random_weights_mean_a_random_patch_embedding_too():
+    asked = make_extractor("residual", weights="random-tiny", outputs=ALL)
+    named = make_extractor("residual", weights="random-tiny", outputs=ALL, patch_embedding="random")
+
+    keys = [{n: s.key for n, s in e.specs(decoder="pyav").items()} for e in (asked, named)]
+    assert keys[0] == keys[1]
+
+
 def test_the_patch_embedding_is_taken_from_a_whole_clip(tmp_path, frames):
     weight = torch.randn(768, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     torch.save({"visual.conv1.weight": weight, "logit_scale": torch.ones(())}, tmp_path / "clip.pt")
