@@ -1,11 +1,18 @@
 """Recipes say exactly what a run does; anything else in them is refused."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from vqbank.pipelines.recipe import Recipe, read_recipe, required
+from vqbank.pipelines.recipe import (
+    Recipe,
+    read_recipe,
+    required,
+    shipped_recipe,
+    shipped_recipes,
+)
 from vqbank.pipelines.runs.asked import with_parameters
 from vqbank.regressors import make_head
 from vqbank.store.errors import RecipeError, VqbankError
@@ -93,6 +100,15 @@ def test_every_shipped_recipe_is_read(tmp_path, shipped):
 
     assert read.features
     assert [make_head(name, **own) for name, own in map(read.head, read.heads)]
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_heads_that_the_first_lines_of_a_recipe_name_are_its_own(name):
+    """`--set LABEL.PARAMETER=VALUE` and `--head LABEL`, as they are to be typed."""
+    recipe, text = read_recipe(Path(name)), shipped_recipe(name).replace("\n# ", " ")
+    named = re.findall(r"""--set '?([^'=`]+)\.\w+=""", text)
+    named += re.findall(r"""--head "([^"]+)\"""", text)
+    assert set(named) <= recipe.heads.keys()
 
 
 def test_one_head_stands_in_several_variants_under_labels_of_their_own(tmp_path):
