@@ -94,6 +94,11 @@ class RamPrompts(SequenceHead):
 
     def _checked(self, table: FeatureTable, mos: NDArray[np.float64]) -> NDArray[np.float64]:
         if len(mos) == len(table) and np.isnan(mos).all():
+            if self.selection != "fixed":
+                raise HeadError(
+                    f"{self.name}: videos without scores choose no epoch; leave selection "
+                    f"{self.selection!r} out"
+                )
             mos = np.arange(float(len(mos)))  # no scores: nothing is learnt from these
         return super()._checked(table, mos)
 

@@ -171,6 +171,12 @@ def test_other_numbers_of_levels_are_refused(words):
         make_head("ram-prompts", words=words)
 
 
+def test_without_scores_no_epoch_is_chosen_by_them(banked):
+    head = make_head("ram-prompts", **QUICK, selection="held-out")
+    with pytest.raises(HeadError, match="without scores choose no epoch; leave selection 'held-o"):
+        head.fit(table_of(banked[0], 60), np.full(60, np.nan))
+
+
 def test_a_score_of_some_videos_alone_is_refused(banked):
     mos = banked[1].copy()
     mos[3] = np.nan
