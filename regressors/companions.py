@@ -6,11 +6,13 @@ the bank or from the head's own folder, or refuses.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqbank.regressors.tail import ImageTail, TextTail, image_tail, tensors_of, text_tail
 from vqbank.store.beside import Beside, text_sha256
@@ -19,6 +21,7 @@ from vqbank.store.errors import HeadError, MissingFeatureError, VqbankError
 FOLDER = "companions"
 """Of a packed head's folder: a bank without features, that has what its networks stand on."""
 Found = TypeVar("Found")
+Tail = TypeVar("Tail", ImageTail, TextTail)
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def _tower_sha256(place: Beside, name: str) -> str:
 
 
 def _image(place: Beside) -> ImageTail:
-    return image_tail(place.tower("image"), place.bank)
+    return _sharing(_read_image(place, place.tower_state("image")))
 
 
 def _early(place: Beside) -> dict[str, Tensor]:
@@ -140,4 +143,24 @@ def _early(place: Beside) -> dict[str, Tensor]:
 
 
 def _text(place: Beside) -> TextTail:
+    return _sharing(_read_text(place, place.tower_state("text")))
+
+
+@lru_cache(maxsize=2)
+def _read_image(place: Beside, state: tuple[str, int, int]) -> ImageTail:
+    """Read once in a process while its file stays as it is: networks are made often."""
+    return image_tail(place.tower("image"), place.bank)
+
+
+@lru_cache(maxsize=2)
+def _read_text(place: Beside, state: tuple[str, int, int]) -> TextTail:
     return text_tail(place.tower("text"), place.bank)
+
+
+def _sharing(tower: Tail) -> Tail:
+    """A tower of its own on the same memory: it can go to a device, and its weights are frozen."""
+    same: dict[int, Tensor] = {
+        id(value): nn.Parameter(value.detach(), requires_grad=False) for value in tower.parameters()
+    }
+    same |= {id(value): value.detach() for value in tower.buffers()}
+    return deepcopy(tower, same)

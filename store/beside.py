@@ -46,6 +46,17 @@ class Beside:
             )
         return hashes[name]
 
+    def tower_state(self, name: str) -> tuple[str, int, int]:
+        """What tells whether the file of a tower is still the one that was read: sha256 by the
+        index, size in bytes, time of the last change in nanoseconds."""
+        sha256 = self.tower_sha256(name)
+        path = self._tail() / f"{sha256}.safetensors"
+        try:
+            found = path.stat()
+        except OSError:  # for `tower` to tell
+            return sha256, 0, 0
+        return sha256, found.st_size, found.st_mtime_ns
+
     def tower(self, name: str) -> Tower:
         """One tower of the tail."""
         return read_tower(self._tail(), name)

@@ -13,6 +13,7 @@ from vqbank.pipelines.experiments.fits import Cell
 from vqbank.pipelines.experiments.rated import RatedVideos
 from vqbank.pipelines.recipe import Protocol
 from vqbank.regressors.card import read_card
+from vqbank.regressors.companions import Companions
 from vqbank.regressors.layers import Frozen, linear
 from vqbank.regressors.losses import plcc_loss
 from vqbank.regressors.sequence import SequenceHead
@@ -141,6 +142,20 @@ def test_training_goes_on_in_the_bank_that_it_began_in(fitted, store, tmp_path):
     OnTail(start=str(tmp_path / "head")).fit(table_of(store), mos)
     with pytest.raises(HeadError, match=r"was trained with tail/image of tokens with sha256"):
         OnTail(start=str(tmp_path / "head")).fit(table_of(other), mos)
+
+
+def test_a_tower_is_read_once_and_every_network_has_one_of_its_own_on_the_same_memory(store):
+    beside = Companions("tokens", (Beside(store.path, SPEC.key),))
+
+    one, other = beside.image_tail(), beside.image_tail()
+
+    for first, second in zip(one.parameters(), other.parameters(), strict=True):
+        assert first is not second
+        assert first.data_ptr() == second.data_ptr()
+        assert not first.requires_grad
+    other.to(torch.float64)
+    assert {value.dtype for value in one.parameters()} == {torch.float32}
+    assert {value.dtype for value in beside.image_tail().parameters()} == {torch.float32}
 
 
 def test_without_a_tail_a_head_says_what_it_needs_and_where_it_comes_from(tmp_path):

@@ -188,7 +188,7 @@ def test_a_recipe_of_large_rows_does_the_main_job(folder, tmp_path, name):
 @pytest.mark.parametrize("name", [n for n in shipped_recipes() if n not in LARGE])
 def test_a_shipped_recipe_does_the_main_job(folder, tmp_path, name):
     narrow = ", width: 4" if name.startswith(("a2inet", "rqvqa")) else ""
-    does_the_main_job(folder, tmp_path, name, paper=f"{PAPER}{narrow}, epochs: 2")
+    does_the_main_job(folder, tmp_path, name, paper=f"{PAPER}{narrow}, epochs: 1, warmup_epochs: 0")
 
 
 @pytest.mark.soak
