@@ -68,10 +68,10 @@ def test_every_set_is_tried_once_and_has_the_first_of_its_names():
 
 
 def test_a_part_of_the_features_has_the_numbers_of_a_run_of_its_own():
-    made = experiment(heads=("ridge", "gaussian"))
+    made = experiment(heads=("ridge",))
     rows = ablate(made, ways=["alone", "without"], own=[["x", "y"]])
 
-    assert len(rows) == 2 * 7
+    assert len(rows) == 7
     for row in rows:
         (cell,) = (c for c in made.cells if c.label == row.head)
         roles = tuple(row.record.features)
