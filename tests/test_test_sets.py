@@ -616,7 +616,9 @@ def test_a_start_that_was_trained_on_a_set_is_refused(place, tmp_path):
         vqbank.evaluate(**asked(place, heads=heads))
 
 
-def test_a_start_that_does_not_say_what_it_was_trained_on_is_warned_of(place, tmp_path, caplog):
+def test_a_start_that_does_not_say_what_it_was_trained_on_is_told_of_in_every_table(
+    place, tmp_path
+):
     """As cards of published weights, which name no videos."""
     gru = {"gru": {"epochs": 1}}
     known = vqbank.train(bank=place / "bank", features="a.f", videos=place / "other.csv", head=gru,
@@ -626,9 +628,11 @@ def test_a_start_that_does_not_say_what_it_was_trained_on_is_warned_of(place, tm
 
     assert seen_is_known(tmp_path / "known")
     assert not further.knows_what_was_seen()
-    with caplog.at_level(logging.WARNING, "vqbank"):
-        vqbank.evaluate(**asked(place, heads={"gru": {"epochs": 1, "start": further.start}}))
-    assert "gru starts from a head of which nobody knows what it was trained on" in caplog.text
+    record = vqbank.evaluate(**asked(place, heads={"gru": {"epochs": 1, "start": further.start}}))
+    said = "gru starts from a head of which nobody knows what it was trained on"
+    assert any(line.startswith(said) for line in record.cautions)
+    (own,) = [line for line in record.cautions_of(record.rows[0]) if line.startswith(said)]
+    assert own
 
 
 # --- records

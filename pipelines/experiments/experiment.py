@@ -240,12 +240,6 @@ class Experiment:
             for one in self.sets
         ]
         for cell in self.cells:
-            if not cell.head.knows_what_was_seen():
-                log.warning(
-                    "%s starts from a head of which nobody knows what it was trained on: if that "
-                    "was videos that are tested here, these numbers are too good",
-                    cell.label,
-                )
             for where, ids in every:
                 if seen := cell.head.seen_before(ids):
                     raise RecipeError(

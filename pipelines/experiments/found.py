@@ -45,6 +45,7 @@ def head_record(
         selection=[result.selection for result in results],
         held_out=[result.held_out for result in results if result.held_out is not None],
         seconds=[result.seconds for result in results],
+        start_unknown=not cell.head.knows_what_was_seen(),
         cell=key,
         sets=[scores(of_set, [0]) for of_set in sets],
     )

@@ -86,6 +86,8 @@ class HeadRecord(Scores):
     and not told before 4."""
     seconds: list[float] = []
     """Per split, what fitting and predicting took; not told before 4."""
+    start_unknown: bool = False
+    """Whether it goes on from a head of which nobody knows what it was trained on."""
     cell: str = ""
     """The hash of all that its fits depend on; not told before 4."""
     predictions: dict[str, float] = {}
@@ -105,6 +107,16 @@ class HeadRecord(Scores):
         """Those that it reads, where it does not read all of the run."""
         roles = self.parameters.get("roles")
         return [str(role) for role in roles] if isinstance(roles, list) else []
+
+    @property
+    def cautions(self) -> list[str]:
+        """What is to be said of its numbers alone."""
+        started = (
+            f"{self.name} starts from a head of which nobody knows what it was trained on: if that "
+            "was videos that are tested here, these numbers are too good."
+        )
+        told = [self.few_held_out, started if self.start_unknown else ""]
+        return [one for one in told if one]
 
     @property
     def few_held_out(self) -> str:

@@ -290,7 +290,7 @@ class Record(BaseModel):
                 "splits count in RMSE alone, which is that of the predictions as they are."
             ] = undefined
         for head in self.heads:
-            if caution := head.few_held_out:
+            for caution in head.cautions:
                 lines[caution] = [place for place, _ in every if place[0] == head.name]
         fits = [fit for _, scores in every for fit in scores.fits]
         for fit in dict.fromkeys(filter(None, fits)):
