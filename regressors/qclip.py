@@ -188,7 +188,9 @@ def _are_pooled(inputs: Mapping[str, Input]) -> bool:
 
 
 def _one_choice(count: int, draw: np.random.Generator | None, *, frames: int) -> NDArray[np.int64]:
-    """The rows of one of several choices of `frames` rows each."""
+    """The rows of one of several choices of `frames` rows each; all of fewer, as of a window."""
+    if count < frames:
+        return np.arange(count)
     if count % frames:
         raise HeadError(
             f"a video has {count} rows, which are no choices of {frames} frames: set `frames` to "

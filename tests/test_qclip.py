@@ -15,6 +15,7 @@ from vqbank.pipelines.experiments.experiment import Experiment
 from vqbank.pipelines.experiments.fits import Cell
 from vqbank.pipelines.experiments.further import FurtherSet
 from vqbank.pipelines.experiments.rated import RatedVideos
+from vqbank.pipelines.over_time import over_time
 from vqbank.pipelines.recipe import Protocol, read_recipe
 from vqbank.regressors import HEADS, load_head, make_head
 from vqbank.regressors.losses import plcc_rank_loss
@@ -509,6 +510,17 @@ def test_the_mean_of_frames_goes_through_the_projection_as_their_features_do():
     features = pooled @ image.proj + network.scma.added("image", pooled)
 
     torch.testing.assert_close(network.pooled_video(pooled, mask), network.video(features, mask))
+
+
+def test_seconds_of_a_video_are_scored_by_windows_of_fewer_frames(bank_of):
+    store, mos = bank_of(30)
+    table = table_in(store, 30, "pooled")
+    head = make_head("qclip", epochs=2).fit(table, mos)
+
+    found = over_time(head, table.subset([0, 1]))
+
+    assert [len(one.scores) for one in found] == [8, 8]  # a frame each second
+    assert all(np.isfinite(one.scores).all() and one.scores.std() > 0 for one in found)
 
 
 # Official weights.

@@ -232,8 +232,9 @@ def _steps(spec: FeatureSpec, features: NDArray[np.float64], experiment: Experim
         text = f"{told} are told with AUC {found.auc:.3f} at most, as of any feature of pictures"
         return Finding(check, "clear", found.auc, text, feature=spec.key)
     text = (
-        f"{told} are told with AUC {found.auc:.3f}: nobody sees that difference, so that the "
-        "feature was made from the scores, as by a prompt that names them in words"
+        f"{told} are told with AUC {found.auc:.3f}, which no picture shows where people "
+        "gave the scores: the feature was made from them, as by a prompt that names them in words, "
+        "or the scores are a rule's"
     )
     below, above = (
         [f"{videos[row].id} ({mos[row]:g})" for row in rows]

@@ -34,7 +34,7 @@ def train(
     features: Features = None,
     missing: Missing = None,
     weights: SeenWeights = None,
-    head: Annotated[str | None, typer.Option("--head", help="Which head; one.")] = None,
+    head: Annotated[list[str] | None, typer.Option("--head", help="Which head; one.")] = None,
     settings: Settings = None,
     preset: Preset = None,
     device: HeadDevice = None,
@@ -74,7 +74,7 @@ def train(
         score=score,
         bank=bank,
         features=features,
-        heads=head,
+        heads=head or None,
         missing=missing,
     )
     asked = with_parameters(asked, settings or (), preset=preset, device=device)

@@ -301,7 +301,7 @@ def conclusion(best: Tried, tried: Sequence[Tried], drawn: Drawn) -> list[str]:
     which = record.statistic
     lines = [
         f"{best.label} reaches a {which} SRCC of {shown(best.srcc)}{between} and a {which} PLCC of "
-        f"{shown(row.number('plcc'))} {on}over {splits} of {counted(record.videos, 'video')}."
+        f"{shown(row.number('plcc'))} {on}over {splits} of {counted(len(drawn.ids), 'video')}."
     ]
     same = record.splits_sha256
     alike = sum(one.record.splits_sha256 == same for one in tried)

@@ -322,17 +322,27 @@ class Record(BaseModel):
             *(f"{head.name}: {head.rule}." for head in self.heads),
             *(f"{h.name} reads {', '.join(h.roles)} alone." for h in self.heads if h.roles),
             *self._of_sets,
-            "Nothing was chosen on test rows.",
+            *self._of_choice,
         ]
+
+    @property
+    def _of_choice(self) -> list[str]:
+        if not any(one.trained_on for one in self.test_sets):
+            return ["Nothing was chosen on test rows."]
+        if not self.tests_itself:
+            return []
+        return ["Nothing was chosen on test rows of the splits."]
 
     @property
     def _of_sets(self) -> list[str]:
         if not self.test_sets:
             return []
         sets = (f"{s.name} ({counted(len(s.ids), 'video')})" for s in self.test_sets)
+        trained = any(one.trained_on for one in self.test_sets)
+        unseen = "" if trained else ", of which nothing was fitted or chosen"
         lines = [
-            f"Test sets, of which nothing was fitted or chosen: {', '.join(sets)}; each has a "
-            "logistic of its own, and RMSE in the unit of its own scores."
+            f"Test sets{unseen}: {', '.join(sets)}; each has a logistic of its own, and RMSE in "
+            "the unit of its own scores."
         ]
         if len(self.test_videos) > 1:
             lines.append(
