@@ -245,8 +245,9 @@ def test_published_weights_of_a_head_score_without_labels(project, tmp_path):
     assert card["published"]["file"] == "VSFA.pt"
     assert card["trained_on"] is None
     for further, message in [
-        (("--head", "svr"), "no official weights of svr are known"),
-        (("--head", "cagi"), "no official weights of cagi are known"),
+        (("--head", "svr"), "one head is shipped, not gru, svr"),
+        (("--set", "gru.head=svr"), "no official weights of svr are known"),
+        (("--set", "gru.head=cagi"), "no official weights of cagi are known"),
         (("--videos", project / "set.csv"), "--published fits nothing: leave --videos out"),
         (("--features", "nss.brisque"), "does not fit this head"),
     ]:
