@@ -127,11 +127,12 @@ def seconds_banked(bank: FeatureStore, names: Sequence[str]) -> float | None:
     """Seconds in the network per video, as the commits of features tell; None where none does.
 
     Outputs that share a network have the same: the longest is taken.  A bank of several keys of a
-    name tells of all of them.
+    name tells of all of them, but for those of random weights, whose networks may be tiny ones.
     """
     means = []
     for name in names:
-        shards = [shard for spec in bank.named(name) for shard in bank.winners(spec)]
+        known = [spec for spec in bank.named(name) if not spec.uses_random_weights]
+        shards = [shard for spec in known for shard in bank.winners(spec)]
         told = [s.record for s in shards if "network_seconds" in s.record["provenance"]]
         if told:
             seconds = sum(record["provenance"]["network_seconds"] for record in told)

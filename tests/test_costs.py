@@ -11,6 +11,7 @@ from vqbank.pipelines.commands.cli import app
 from vqbank.pipelines.costs import Shape, extractor_costs, head_costs, seconds_banked, summed
 from vqbank.pipelines.recipe import Recipe
 from vqbank.store.bank import FeatureStore
+from vqbank.store.schema import Feature, FeatureSpec, Fingerprint
 
 HD = Shape(1920, 1080, 8, 30)
 
@@ -188,3 +189,15 @@ def test_what_is_no_size_is_refused(size):
     run = vqbank("cost", "demo", "--size", size)
     assert isinstance(run.exception, RecipeError)
     assert f"--size {size}" in str(run.exception).replace("'", "")
+
+
+@pytest.mark.parametrize(("weights", "seconds"), [("random-tiny", None), ("0" * 64, 3.0)])
+def test_networks_of_random_weights_tell_no_seconds(tmp_path, weights, seconds):
+    """A tiny form is another network than the one whose arithmetic stands beside it."""
+    store = FeatureStore.create(tmp_path / "bank")
+    spec = FeatureSpec("demo.feature", (2,), "float32", {"extractor": "demo", "weights": weights})
+    with store.writer(spec, provenance={"network_seconds": 3.0}) as writer:
+        row = Feature(np.ones((1, 2), np.float32), np.zeros(1), np.zeros(1, np.int64))
+        writer.add("v", row, fingerprint=Fingerprint(1, "0" * 64), probe={})
+
+    assert seconds_banked(FeatureStore(store.path), ["demo.feature"]) == seconds
