@@ -6,6 +6,7 @@ import csv
 import doctest
 import inspect
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,7 +128,22 @@ def test_nothing_is_printed_and_a_logger_is_told(session, project, tmp_path, cap
     table = vqbank.open_bank(bank).table(predicted.videos, {"motion.series": "motion.series"})
     assert predicted.scores.tolist() == head.predict(table).tolist()
     assert predicted.agreement.n == 12
+    assert not predicted.random_weights
     assert "1 files left out that are no videos: 1 .txt" in caplog.text
+
+
+def test_scores_of_a_head_on_random_weights_say_so(session, project, tmp_path):
+    """A caller of Python sees no warning unless a logger is set up."""
+    shutil.copytree(project / "head", tmp_path / "head")
+    card = tmp_path / "head" / "card.yaml"
+    card.write_text(card.read_text().replace("random_weights: false", "random_weights: true"))
+
+    found = [
+        vqbank.predict(head, project / "set.csv", bank=project / "bank")
+        for head in (tmp_path / "head", project / "head")
+    ]
+
+    assert [one.random_weights for one in found] == [True, False]
 
 
 def test_what_cannot_be_decoded_is_told_and_has_no_score(session, project, tmp_path):

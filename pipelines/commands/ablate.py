@@ -9,6 +9,7 @@ from vqbank.pipelines.commands.options import (
     Bank,
     Features,
     HeadDevice,
+    Jobs,
     LabelFile,
     Missing,
     Preset,
@@ -16,6 +17,7 @@ from vqbank.pipelines.commands.options import (
     Score,
     SeenWeights,
     Settings,
+    SomeHeads,
     Splits,
     Videos,
     check_target,
@@ -39,9 +41,7 @@ def ablate(
     score: Score = None,
     missing: Missing = None,
     weights: SeenWeights = None,
-    head: Annotated[
-        list[str] | None, typer.Option("--head", help="Name; may be given several times.")
-    ] = None,
+    head: SomeHeads = None,
     settings: Settings = None,
     preset: Preset = None,
     device: HeadDevice = None,
@@ -88,9 +88,7 @@ def ablate(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="OUT.jsonl", help="Records, a line for each.")
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")
-    ] = None,
+    jobs: Jobs = None,
     keep: Annotated[
         Path | None,
         typer.Option("--keep", help="Folder of finished cells, from which the same run goes on."),

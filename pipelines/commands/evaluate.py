@@ -9,6 +9,7 @@ from vqbank.pipelines.commands.options import (
     Bank,
     Features,
     HeadDevice,
+    Jobs,
     LabelFile,
     Missing,
     Preset,
@@ -16,6 +17,7 @@ from vqbank.pipelines.commands.options import (
     Scores,
     SeenWeights,
     Settings,
+    SomeHeads,
     Splits,
     Videos,
     check_target,
@@ -37,9 +39,7 @@ def evaluate(
     score: Scores = None,
     missing: Missing = None,
     weights: SeenWeights = None,
-    head: Annotated[
-        list[str] | None, typer.Option("--head", help="Name; may be given several times.")
-    ] = None,
+    head: SomeHeads = None,
     settings: Settings = None,
     preset: Preset = None,
     device: HeadDevice = None,
@@ -67,9 +67,7 @@ def evaluate(
         Path | None,
         typer.Option("--json", metavar="OUT.json", help="Record of the run; .jsonl appends."),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")
-    ] = None,
+    jobs: Jobs = None,
     keep: Annotated[
         Path | None,
         typer.Option("--keep", help="Folder of finished heads, from which the same run goes on."),

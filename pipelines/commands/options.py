@@ -53,6 +53,10 @@ Scores = Annotated[
         help="Columns of a label file that are scores, each with heads of its own.",
     ),
 ]
+SomeHeads = Annotated[
+    list[str] | None, typer.Option("--head", help="Name; may be given several times.")
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes (default: all cores).")]
 Splits = Annotated[
     str,
     typer.Option(

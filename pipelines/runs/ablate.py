@@ -15,6 +15,7 @@ from vqbank.pipelines.runs.asked import (
     check_given,
     of_bank,
     recipe_of,
+    several,
     title_of,
 )
 from vqbank.store.documents import yaml_value
@@ -158,12 +159,12 @@ def ablate(
         splits=splits,
         missing=missing,
     )
-    ways = _several(by)
+    ways = several(by)
     check_ways(ways)
     folder = None if keep is None else Path(keep)
     check_folder(folder, "--keep")
-    asked = with_variants(asked, _several(vary))
-    made = ablation_of(asked, title=title_of(recipe), groups=_several(groups), weights=weights)
+    asked = with_variants(asked, several(vary))
+    made = ablation_of(asked, title=title_of(recipe), groups=several(groups), weights=weights)
     from vqbank.pipelines.experiments import ablation
     from vqbank.pipelines.experiments.fits import all_cores
     from vqbank.pipelines.results.ablation import Ablation, lines_of
@@ -172,13 +173,9 @@ def ablate(
     if curve:
         rows = ablation.learning_curve(made, curve, jobs=processes, watch=watch, keep=folder)
     else:
-        own = [one.split(",") for one in _several(only)]
+        own = [one.split(",") for one in several(only)]
         rows = ablation.ablate(made, ways=ways, own=own, jobs=processes, watch=watch, keep=folder)
     return Ablation(lines_of([(row.head, row.features, row.record) for row in rows]))
-
-
-def _several(names: Names) -> Sequence[str]:
-    return [names] if isinstance(names, str) else names
 
 
 def across_of(

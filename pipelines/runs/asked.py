@@ -130,10 +130,11 @@ def recipe_of(
 def _entries(given: Entries, known: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     if isinstance(given, Mapping):
         return {name: dict(parameters) for name, parameters in given.items()}
-    return {name: known.get(name, {}) for name in _several(given)}
+    return {name: known.get(name, {}) for name in several(given)}
 
 
-def _several(names: Names) -> Sequence[str]:
+def several(names: Names) -> Sequence[str]:
+    """One name or many as many."""
     return [names] if isinstance(names, str) else names
 
 
@@ -173,7 +174,7 @@ def roles_of(features: Names | Mapping[str, str]) -> dict[str, str]:
     if isinstance(features, Mapping):
         return dict(features)
     roles: dict[str, str] = {}
-    for feature in _several(features):
+    for feature in several(features):
         role, _, name = feature.rpartition("=")
         role = role or name.partition("@")[0]
         if role in roles:

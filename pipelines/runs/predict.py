@@ -47,6 +47,9 @@ class Predicted:
     """Of each video, where they are asked for: the scores of its seconds."""
     places: NDArray[np.float64] | None = None
     """[n, g, g], where they are asked for: the scores of g x g places of each video."""
+    random_weights: bool = False
+    """Whether a feature of the head comes from weights that nobody trained: then these scores say
+    nothing."""
 
     @property
     def by_id(self) -> dict[str, float]:
@@ -176,11 +179,12 @@ class PredictPlan:
         Raises:
             HeadError: if the card of the head is damaged.
         """
+        random = bool(self.scorer.card["random_weights"])
         pairs = list(zip(self.wanted, self.banked, strict=True))
         done = [(video, own) for video, own in pairs if own.id not in reasons]
         failed = tuple(video for video, own in pairs if own.id in reasons)
         if not done:
-            return Predicted((), np.empty(0), failed, reasons)
+            return Predicted((), np.empty(0), failed, reasons, random_weights=random)
         from vqbank.pipelines.standing import Standing
 
         banked = [own for _, own in done]
@@ -199,7 +203,7 @@ class PredictPlan:
                 )  # fmt: skip
         videos = tuple(video for video, _ in done)
         beside = tuple(standing.beside(float(score)) for score in scores)
-        return Predicted(videos, scores, failed, reasons, beside, tuple(moments), local)
+        return Predicted(videos, scores, failed, reasons, beside, tuple(moments), local, random)
 
 
 def predict(
